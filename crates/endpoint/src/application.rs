@@ -4,7 +4,7 @@ use fingerpost_secure::stream::Protocol;
 use fingerpost_wire::ns;
 use minidom::Element;
 
-use super::{error::Error, method::OwnOffer};
+use super::{credential::OwnOffer, error::Error};
 
 /// The application protocol (ALPN) of a raw stream between two pipes: chunks with a length, so that each direction can
 /// end without a `close_notify`.

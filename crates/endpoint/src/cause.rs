@@ -8,7 +8,7 @@ use fingerpost_wire::{ns, stanza::Condition};
 use jid::{BareJid, Jid};
 use minidom::Element;
 
-use super::{Error, hub::condition};
+use super::error::{Error, condition};
 
 /// The element that Prosody adds to the error for a component that is not connected.
 const PROSODY_COMPONENT: &str = "xmpp:prosody.im/protocol/component";

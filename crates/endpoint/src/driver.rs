@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     error::Error,
-    login::Stream,
     managed::{HandledCountTooHigh, Management, is_counted},
 };
 
@@ -120,8 +119,12 @@ pub(super) struct Driver<'a, S> {
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
-    pub(super) fn new(stream: Stream<S>, state: &'a mut StreamState, silence: Duration) -> Self {
-        let Stream { reader, writer } = stream;
+    pub(super) fn new(
+        reader: StanzaReader<ReadHalf<S>>,
+        writer: WriteHalf<S>,
+        state: &'a mut StreamState,
+        silence: Duration,
+    ) -> Self {
         Self {
             reader,
             writer,
@@ -450,7 +453,7 @@ mod tests {
         let (sender, inbound) = mpsc::channel(4);
         let task = tokio::spawn(async move {
             let mut state = StreamState::new(own, None);
-            let driver = Driver::new(Stream { reader, writer }, &mut state, SILENCE);
+            let driver = Driver::new(reader, writer, &mut state, SILENCE);
             driver.run(&mut queue, &sender, &CancellationToken::new()).await;
         });
         (server, inbound, task, outbound)

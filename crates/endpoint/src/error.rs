@@ -3,7 +3,8 @@
 use std::{error::Error as StdError, fmt, sync::Arc};
 
 use fingerpost_secure::stream::TlsError;
-use fingerpost_wire::jingle::Reason;
+use fingerpost_wire::{jingle::Reason, ns};
+use minidom::Element;
 
 /// Why there is no session, or why it ended.
 ///
@@ -171,6 +172,23 @@ impl From<String> for Detail {
 impl From<&str> for Detail {
     fn from(text: &str) -> Self {
         text.to_owned().into()
+    }
+}
+
+/// Returns the defined condition of an `<error/>`.
+pub(super) fn condition(error: &Element) -> String {
+    let find = |name: &str| {
+        error
+            .children()
+            .find(|c| c.has_ns(ns::STANZA_ERRORS) && (c.name() == "text") == (name == "text"))
+    };
+    let condition = find("").map_or("an error", Element::name).to_owned();
+    match find("text").map(Element::text) {
+        Some(text) if !text.is_empty() => {
+            let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
+            format!("{condition} ({text})")
+        }
+        _ => condition,
     }
 }
 

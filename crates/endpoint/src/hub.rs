@@ -13,6 +13,7 @@ use fingerpost_carry::{
     iq::{Answer, Requests},
 };
 use fingerpost_wire::{
+    jid::unproxied,
     jingle::{self, Action},
     ns,
     stanza::{Condition, ErrorType, Kind, Refusal, RequestKind, Stanza},
@@ -24,12 +25,11 @@ use tokio::sync::mpsc;
 
 use super::{
     application::first_content,
-    error::Error,
+    error::{Error, condition},
     keeper::{Keeper, Status},
     login::Connection,
     places::{self, Place, Places},
     policy::Policy,
-    user_behind,
 };
 
 /// How long to wait for the answer to a request.
@@ -414,21 +414,12 @@ impl Drop for Inbox {
     }
 }
 
-/// Returns the defined condition of an `<error/>`.
-pub(crate) fn condition(error: &Element) -> String {
-    let find = |name: &str| {
-        error
-            .children()
-            .find(|c| c.has_ns(ns::STANZA_ERRORS) && (c.name() == "text") == (name == "text"))
-    };
-    let condition = find("").map_or("an error", Element::name).to_owned();
-    match find("text").map(Element::text) {
-        Some(text) if !text.is_empty() => {
-            let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
-            format!("{condition} ({text})")
-        }
-        _ => condition,
-    }
+/// Returns the user behind an address: the address itself, or the user that it stands for at the component.
+pub(super) fn user_behind(address: &Jid, component: Option<&BareJid>) -> BareJid {
+    component
+        .filter(|component| component.domain() == address.domain())
+        .and_then(|component| unproxied(address, component))
+        .map_or_else(|| address.to_bare(), |user| user.to_bare())
 }
 
 #[cfg(test)]

@@ -221,7 +221,7 @@ impl<D: Dialer> KeptConnection<D> {
             }
         };
         let own = self.state.own.clone();
-        let mut driver = Driver::new(stream, &mut self.state, self.silence);
+        let mut driver = Driver::new(stream.reader, stream.writer, &mut self.state, self.silence);
         match &resumed {
             Some(resumed) => {
                 if let Err(error) = driver.resume(resumed) {

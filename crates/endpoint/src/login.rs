@@ -34,9 +34,8 @@ use super::{
     dial::dial,
     discovery::{Target, servers},
     driver::{Driver, StreamState},
-    error::{Detail, Error},
+    error::{Detail, Error, condition},
     fast::{FastStore, FastToken},
-    hub::condition,
     managed::Management,
     path::{self, Watched},
     sasl::{Channel, Exchange, LoginOffer, token_mechanism},
@@ -157,7 +156,7 @@ pub async fn login(login: &Login) -> Result<Connection, Error> {
     let (own, silence) = (jid.clone(), login.keepalive);
     let task = tokio::spawn(async move {
         let mut state = StreamState::new(own, None);
-        let mut driver = Driver::new(stream, &mut state, silence);
+        let mut driver = Driver::new(stream.reader, stream.writer, &mut state, silence);
         driver.take_early(early);
         let end = driver.run(&mut queue, &sender, &CancellationToken::new()).await;
         tracing::debug!(?end, "the connection to the XMPP server ended");

@@ -4,22 +4,14 @@
 //! password that both users know. A profile marks a method other than x509, because its name alone has meant other
 //! things (RFC 5081, RFC 5054). docs/PROTOCOL.md describes both profiles.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use fingerpost_secure::{
-    identity::Identity,
-    openpgp::{self, Certifier},
     srp,
     stream::{self as tls, Protocol, Secured},
     verify::Expected,
 };
-use fingerpost_wire::{
-    ns,
-    offer::Offer,
-    print::{HashKind, Method, Print},
-    word::Word,
-    xml,
-};
+use fingerpost_wire::{ns, offer::Offer, print::Method, word::Word};
 use jid::BareJid;
 use minidom::Element;
 use tokio::{
@@ -29,7 +21,8 @@ use tokio::{
 use tokio_rustls::TlsStream;
 
 use super::{
-    error::{Detail, Error},
+    credential::{Credential, profile},
+    error::Error,
     guesses::Guess,
     session::Session,
     transport::Leg,
@@ -39,134 +32,6 @@ use super::{
 const HANDSHAKE: Duration = Duration::from_secs(60);
 /// How long a peer may take for its guess of the password once it has its turn: two messages.
 const GUESS: Duration = Duration::from_secs(20);
-
-/// The endpoint's proof of its identity; it decides the method of all its sessions.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Credential {
-    /// `x509`: a certificate and its key.
-    X509(Arc<Identity>),
-    /// `openpgp`: an OpenPGP key, which vouches for the key of a certificate that is made for each session.
-    OpenPgp(Arc<Certifier>),
-    /// `srp`: a password that both users know. Certificates are made for each session and prove nothing.
-    Srp(srp::Password),
-}
-
-impl From<Identity> for Credential {
-    fn from(identity: Identity) -> Self {
-        Self::X509(Arc::new(identity))
-    }
-}
-
-impl From<Arc<Identity>> for Credential {
-    fn from(identity: Arc<Identity>) -> Self {
-        Self::X509(identity)
-    }
-}
-
-impl From<Certifier> for Credential {
-    fn from(certifier: Certifier) -> Self {
-        Self::OpenPgp(Arc::new(certifier))
-    }
-}
-
-impl From<srp::Password> for Credential {
-    fn from(password: srp::Password) -> Self {
-        Self::Srp(password)
-    }
-}
-
-impl Credential {
-    /// Returns the method.
-    pub fn method(&self) -> Method {
-        match self {
-            Self::X509(_) => Method::X509,
-            Self::OpenPgp(_) => Method::OpenPgp,
-            Self::Srp(_) => Method::Srp,
-        }
-    }
-
-    /// Returns the print that peers know its key by: the certificate's SHA-256, or the OpenPGP fingerprint. A password
-    /// has none.
-    pub fn print(&self) -> Option<Print> {
-        match self {
-            Self::X509(identity) => Some(identity.print()),
-            Self::OpenPgp(certifier) => Some(certifier.print().clone()),
-            Self::Srp(_) => None,
-        }
-    }
-
-    /// Returns the certificate and key of one TLS channel.
-    fn identity(&self) -> Result<Arc<Identity>, Error> {
-        match self {
-            Self::X509(identity) => Ok(Arc::clone(identity)),
-            Self::OpenPgp(certifier) => {
-                certifier.certify().map(Arc::new).map_err(|error| Error::failed(Detail::of(error)))
-            }
-            Self::Srp(_) => Identity::anonymous()
-                .map(Arc::new)
-                .map_err(|error| Error::failed(Detail::of(error))),
-        }
-    }
-}
-
-/// An offer: a method, and the print of its key.
-#[derive(Clone, Debug)]
-pub(super) struct OwnOffer {
-    method: Method,
-    print: Option<Print>,
-}
-
-impl OwnOffer {
-    pub(super) fn new(method: Method, print: Option<Print>) -> Self {
-        Self { method, print }
-    }
-
-    /// Returns it as `<description xmlns='urn:xmpp:jingle:apps:tls'/>`.
-    pub(super) fn description(&self) -> Element {
-        let mut method = self.element(ns::APPS_TLS);
-        if let Some(print) = &self.print {
-            let mut element = Element::bare("print", ns::APPS_TLS);
-            element.append_text(print.to_string());
-            method.append_child(element);
-        }
-        let mut methods = Element::bare("methods", ns::APPS_TLS);
-        methods.append_child(method);
-        let mut description = Element::bare("description", ns::APPS_TLS);
-        description.append_child(methods);
-        description
-    }
-
-    /// Returns it as `<security xmlns='urn:xmpp:jingle:security:xtls:0'/>`.
-    pub(super) fn security(&self) -> Element {
-        let mut security = Element::bare("security", ns::XTLS);
-        if let Some(print) = &self.print {
-            let algo = if print.hash() == HashKind::Sha1 { "sha-1" } else { "sha-256" };
-            let mut fingerprint = xml::element("fingerprint", ns::XTLS, &[("algo", algo)]);
-            fingerprint.append_text(print.to_string());
-            security.append_child(fingerprint);
-        }
-        security.append_child(self.element(ns::XTLS));
-        security
-    }
-
-    fn element(&self, namespace: &str) -> Element {
-        let mut method = xml::element("method", namespace, &[("name", self.method.as_str())]);
-        if let Some(profile) = profile(self.method) {
-            method.append_child(xml::element("profile", ns::HINTS, &[("name", profile)]));
-        }
-        method
-    }
-}
-
-/// Returns the profile of a method whose name alone is ambiguous.
-fn profile(method: Method) -> Option<&'static str> {
-    match method {
-        Method::X509 => None,
-        Method::OpenPgp => Some(openpgp::PROFILE),
-        Method::Srp => Some(srp::PROFILE),
-    }
-}
 
 /// Returns the requirements on the peer's certificate, from its offer for `method`.
 ///
@@ -312,7 +177,10 @@ async fn receive(tls: &mut TlsStream<Leg>, shape: srp::Shape) -> io::Result<Vec<
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_wire::print::{HashKind, Print};
+
     use super::*;
+    use crate::credential::OwnOffer;
 
     fn content(child: Element) -> Element {
         let mut content = Element::bare("content", ns::JINGLE);

@@ -23,18 +23,18 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_rustls::TlsStream;
 
 use super::{
-    Endpoint,
     application::{Application, answer, first_content},
     cause,
+    endpoint::Endpoint,
     error::{Detail, Error},
     hub::Arrival,
     method::expected,
     places::Place,
     policy::{
-        Hint, Known, Listed, Shown, Standing, by_hints, by_keys, refuse_offer, without_answer,
-        worse,
+        Hint, Known, KnownKey, Listed, Shown, Standing, by_hints, by_keys, refuse_offer,
+        without_answer, worse,
     },
-    registry::{KnownKey, RegistryAnswer},
+    registry::RegistryAnswer,
     session::{Session, payload},
     stream::{Learned, SecureStream},
     transport::Leg,

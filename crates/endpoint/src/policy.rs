@@ -18,8 +18,12 @@ use fingerpost_wire::{
 };
 use jid::BareJid;
 use minidom::Element;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{error::Error, registry::KnownKey};
+use super::error::Error;
+
+/// The most characters of a key's label that are kept.
+const LABEL: usize = 64;
 
 /// What the component's registry says of one of the peer's prints.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -501,6 +505,57 @@ impl Policy for FirstUse {
 
     fn remembers(&self, peer: &BareJid) -> bool {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner).contains_key(peer)
+    }
+}
+
+/// A key that the registry lists for a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KnownKey {
+    pub(super) id: String,
+    pub(super) method: Word<Method>,
+    /// That of its state, as of now.
+    pub(super) standing: Standing,
+    pub(super) assurance: Word<Assurance>,
+    /// The name that its owner has given it, the beginning of it.
+    pub(super) label: String,
+    pub(super) prints: Vec<Print>,
+    /// The registry's certificate of it, if it was requested and exists.
+    pub(super) material: Option<Vec<u8>>,
+}
+
+impl KnownKey {
+    /// Returns whether one of its prints has these bytes.
+    pub(super) fn has(&self, print: &Print) -> bool {
+        self.prints.iter().any(|own| own.same_bytes(print))
+    }
+
+    /// Reads a `<key/>` of the registry's answer; `now` decides whether it has expired.
+    pub(super) fn read(element: &Element, now: OffsetDateTime) -> Self {
+        let get = |name| element.attr(name).unwrap_or_default();
+        let end = OffsetDateTime::parse(get("expires"), &Rfc3339);
+        let state = match get("state") {
+            "active" if end.is_ok_and(|end| end <= now) => "expired",
+            // The registry marks a key that has only expired. A key that was replaced stays so after its date.
+            "superseded" if get("expired") == "true" => "expired",
+            state => state,
+        };
+        let prints = element
+            .children()
+            .filter(|child| child.is("print", ns::KEYS))
+            .filter_map(|print| {
+                let hash = print.attr("hash").and_then(|hash| hash.parse::<HashKind>().ok());
+                Print::parse(&print.text(), hash).ok()
+            })
+            .collect();
+        Self {
+            id: get("id").to_owned(),
+            method: Word::new(get("method")),
+            standing: Standing::of_state(state),
+            assurance: Word::new(get("assurance")),
+            label: get("label").chars().take(LABEL).collect(),
+            prints,
+            material: None,
+        }
     }
 }
 

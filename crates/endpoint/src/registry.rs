@@ -8,20 +8,18 @@ use std::time::Duration;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use fingerpost_carry::iq::Answer;
 use fingerpost_wire::{
-    key::Assurance,
     ns,
-    print::{HashKind, Method, Print},
+    print::{Method, Print},
     rsm,
     stanza::{Condition, RequestKind},
-    word::Word,
     xml,
 };
 use jid::{BareJid, Jid};
 use minidom::Element;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 use tokio::time::{sleep, timeout};
 
-use super::{Endpoint, hub::condition, policy::Standing};
+use super::{endpoint::Endpoint, error::condition, policy::KnownKey};
 
 /// How long the registry may take for all pages of its answer.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -29,61 +27,9 @@ const ANSWER: Duration = Duration::from_secs(15);
 const AGAIN: Duration = Duration::from_secs(1);
 /// The most pages of one user's keys. A longer answer is rejected.
 const PAGES: usize = 64;
-/// The most characters of a key's label that are kept.
-const LABEL: usize = 64;
 /// The most certificates that are requested for one key: the registry keeps one, and others may have been added by
 /// print.
 const CERTIFICATES: usize = 4;
-
-/// A key that the registry lists for a user.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct KnownKey {
-    pub(super) id: String,
-    pub(super) method: Word<Method>,
-    /// That of its state, as of now.
-    pub(super) standing: Standing,
-    pub(super) assurance: Word<Assurance>,
-    /// The name that its owner has given it, the beginning of it.
-    pub(super) label: String,
-    pub(super) prints: Vec<Print>,
-    /// The registry's certificate of it, if it was requested and exists.
-    pub(super) material: Option<Vec<u8>>,
-}
-
-impl KnownKey {
-    /// Returns whether one of its prints has these bytes.
-    pub(super) fn has(&self, print: &Print) -> bool {
-        self.prints.iter().any(|own| own.same_bytes(print))
-    }
-
-    fn read(element: &Element, now: OffsetDateTime) -> Self {
-        let get = |name| element.attr(name).unwrap_or_default();
-        let end = OffsetDateTime::parse(get("expires"), &Rfc3339);
-        let state = match get("state") {
-            "active" if end.is_ok_and(|end| end <= now) => "expired",
-            // The registry marks a key that has only expired. A key that was replaced stays so after its date.
-            "superseded" if get("expired") == "true" => "expired",
-            state => state,
-        };
-        let prints = element
-            .children()
-            .filter(|child| child.is("print", ns::KEYS))
-            .filter_map(|print| {
-                let hash = print.attr("hash").and_then(|hash| hash.parse::<HashKind>().ok());
-                Print::parse(&print.text(), hash).ok()
-            })
-            .collect();
-        Self {
-            id: get("id").to_owned(),
-            method: Word::new(get("method")),
-            standing: Standing::of_state(state),
-            assurance: Word::new(get("assurance")),
-            label: get("label").chars().take(LABEL).collect(),
-            prints,
-            material: None,
-        }
-    }
-}
 
 /// Returns the certificate in an answer about one key; `None` if the registry has only prints of it.
 ///
@@ -227,13 +173,16 @@ impl Endpoint {
 #[cfg(test)]
 mod tests {
     use fingerpost_secure::identity::Identity;
-    use fingerpost_wire::stanza::{Refusal, Stanza};
+    use fingerpost_wire::{
+        print::HashKind,
+        stanza::{Refusal, Stanza},
+    };
     use jid::FullJid;
     use time::macros::datetime;
     use tokio::{sync::mpsc, time::Instant};
 
     use super::*;
-    use crate::Connection;
+    use crate::{Connection, policy::Standing};
 
     const NOW: OffsetDateTime = datetime!(2026-11-24 2:00 UTC);
 

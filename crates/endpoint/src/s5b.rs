@@ -13,7 +13,11 @@ use tokio::{
 };
 
 use super::{
-    Endpoint, application::first_content, error::Error, session::Session, socks5, transport::STEP,
+    application::first_content,
+    endpoint::Endpoint,
+    error::Error,
+    session::{STEP, Session},
+    socks5,
 };
 
 /// How long a connection to a streamhost waits for preferred ones (RFC 8305, section 5).

@@ -15,14 +15,16 @@ use minidom::Element;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    Endpoint,
     cause::{AskedPeer, is_absent},
-    error::{Detail, Error},
-    hub::{Inbox, condition},
+    endpoint::Endpoint,
+    error::{Detail, Error, condition},
+    hub::Inbox,
     places::Place,
     progress::{Monitor, Progress, Waiting},
 };
 
+/// How long a step of the transport may take.
+pub(super) const STEP: Duration = Duration::from_secs(60);
 /// How long to wait for the answer to a session-terminate.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// How long nothing may arrive after the peer has ended the session, before bytes on their way are given up.

@@ -470,7 +470,7 @@ mod tests {
     #[tokio::test]
     async fn what_has_arrived_is_told_apart_from_what_was_written() {
         let (mut alice, mut bob) = pair().await;
-        let monitor = crate::Monitor(Arc::clone(&alice.progress));
+        let monitor = Monitor(Arc::clone(&alice.progress));
         alice.write_all(&[7; 300_000]).await.unwrap();
         alice.flush().await.unwrap();
         let mut got = vec![0; 300_000];

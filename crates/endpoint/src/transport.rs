@@ -1,7 +1,5 @@
 //! The transport of a session: SOCKS5 if possible, otherwise in-band bytestreams (XEP-0260, XEP-0261).
 
-use std::time::Duration;
-
 use fingerpost_carry::{iq::random_id, leg};
 use fingerpost_wire::{
     dst_addr::DstAddr, ibb_xml::IbbPayload, jingle::Action, ns, stanza::Stanza,
@@ -15,14 +13,12 @@ use super::{
     application::first_content,
     error::Error,
     s5b::{self, Candidate},
-    session::Session,
+    session::{STEP, Session},
 };
 
 /// The transport of a session: a TCP connection to the component or the peer, or an in-band bytestream.
 pub(super) type Leg = leg::Leg<TcpStream>;
 
-/// How long a step of the transport may take.
-pub(super) const STEP: Duration = Duration::from_secs(60);
 /// The in-band block size that we offer, in bytes.
 const BLOCK: u16 = 8192;
 

@@ -1,0 +1,137 @@
+//! The choices for an endpoint, before it has a connection.
+
+use std::{fmt, sync::Arc};
+
+use fingerpost_wire::{print::Print, transport_kind::TransportKind};
+use jid::BareJid;
+
+use super::{
+    credential::Credential,
+    keeper::{self, Contact},
+    policy::{Policy, Registered},
+};
+
+/// How an endpoint is to be.
+///
+/// ```
+/// use fingerpost_endpoint::{Endpoint, FirstUse, TransportKind};
+/// use fingerpost_secure::identity::Identity;
+///
+/// let identity = Identity::generate(&"alice@example.org".parse()?)?;
+/// let builder = Endpoint::builder(identity)
+///     .via("xtls.example.org".parse()?)
+///     .transport(TransportKind::Ibb)
+///     .policy(FirstUse::default());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Builder {
+    pub(super) credential: Credential,
+    pub(super) offered: Option<Print>,
+    pub(super) via: Option<BareJid>,
+    pub(super) component: Option<BareJid>,
+    pub(super) transport: Option<TransportKind>,
+    pub(super) prefer: Option<TransportKind>,
+    pub(super) raw: bool,
+    pub(super) policy: Arc<dyn Policy>,
+    pub(super) features: Vec<String>,
+    pub(super) accept_direct: bool,
+    pub(super) reconnect: Option<keeper::Listener>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("credential", &self.credential)
+            .field("via", &self.via)
+            .field("component", &self.component)
+            .field("transport", &self.transport)
+            .field("policy", &self.policy)
+            .field("features", &self.features)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    pub(super) fn new(credential: Credential) -> Self {
+        Self {
+            credential,
+            offered: None,
+            via: None,
+            component: None,
+            transport: None,
+            prefer: None,
+            raw: true,
+            policy: Arc::new(Registered),
+            features: Vec::new(),
+            accept_direct: false,
+            reconnect: None,
+        }
+    }
+
+    /// Sends sessions through this component.
+    pub fn via(self, component: BareJid) -> Self {
+        Self { via: Some(component.clone()), component: Some(component), ..self }
+    }
+
+    /// Uses this component for its proxy and its registry only; sessions do not go through it.
+    pub fn component(self, component: BareJid) -> Self {
+        Self { component: Some(component), ..self }
+    }
+
+    /// Requires this transport on this side of every session: no other is announced, offered or accepted, and if it is
+    /// not available the session ends with [`Error::Transport`](crate::Error::Transport). By default both are accepted,
+    /// SOCKS5 first.
+    pub fn transport(self, transport: TransportKind) -> Self {
+        Self { transport: Some(transport), ..self }
+    }
+
+    /// Offers this transport first in sessions that start here; the other is used if it is not available.
+    pub fn prefer(self, transport: TransportKind) -> Self {
+        Self { prefer: Some(transport), ..self }
+    }
+
+    /// Sets whether raw TLS streams ([`Application::tls`](crate::Application::tls)) are announced; by default they are.
+    /// A program that accepts only other applications sets this to `false`, because a session goes to the user's program
+    /// that announces its application.
+    pub fn raw_streams(self, announced: bool) -> Self {
+        Self { raw: announced, ..self }
+    }
+
+    /// Sets the policy that accepts keys, instead of [`Registered`].
+    pub fn policy(self, policy: impl Policy) -> Self {
+        Self { policy: Arc::new(policy), ..self }
+    }
+
+    /// Offers this print of the own key instead of the usual one.
+    pub fn offer(self, print: Print) -> Self {
+        Self { offered: Some(print), ..self }
+    }
+
+    /// Sets whether peers may start sessions without the broker, if there is one; by default they may not.
+    ///
+    /// The registry is asked about the peer's key all the same. Without [`via`](Self::via) this has no effect: all
+    /// sessions are accepted then.
+    pub fn accept_direct(self, accept_direct: bool) -> Self {
+        Self { accept_direct, ..self }
+    }
+
+    /// Announces an application by the namespace of its description, so that peers offer it.
+    pub fn feature(mut self, namespace: impl Into<String>) -> Self {
+        self.features.push(namespace.into());
+        self
+    }
+
+    /// Reconnects whenever the connection is lost, and notifies `listener` of both events.
+    ///
+    /// The session with the server is resumed if possible (XEP-0198): nothing is lost then, and nothing comes twice.
+    /// Otherwise a new one starts, at the same address if the server allows it. The pauses between attempts grow to a
+    /// minute. A refused password, or another program that takes over the address, ends the endpoint
+    /// ([`Endpoint::why_disconnected`](crate::Endpoint::why_disconnected)). Streams over SOCKS5 continue throughout.
+    ///
+    /// It works with [`login`](Self::login), not with [`over`](Self::over).
+    pub fn reconnect(self, listener: impl Fn(&Contact) + Send + Sync + 'static) -> Self {
+        Self { reconnect: Some(Arc::new(listener)), ..self }
+    }
+}

@@ -1,0 +1,79 @@
+//! Starts an endpoint.
+
+use std::sync::{Arc, Mutex};
+
+use fingerpost_wire::{ns, transport_kind::TransportKind};
+
+use super::{
+    builder::Builder,
+    endpoint::{Endpoint, EndpointShared},
+    error::Error,
+    guesses::Guesses,
+    hub::{Admission, Hub},
+    keeper::{self, Keeper},
+    login::{Connection, Login},
+    negotiate::Incoming,
+    places::Places,
+};
+
+impl Builder {
+    /// Logs in, and starts.
+    ///
+    /// # Errors
+    /// [`Error::Login`].
+    pub async fn login(self, login: &Login) -> Result<(Endpoint, Incoming), Error> {
+        let Some(listener) = &self.reconnect else {
+            return Ok(self.over(super::login::login(login).await?));
+        };
+        let listener = Arc::clone(listener);
+        let (connection, keeper) = keeper::keep(login.clone(), login.keepalive, listener).await?;
+        Ok(self.start(connection, Some(keeper)))
+    }
+
+    /// Starts over an existing connection.
+    pub fn over(self, connection: Connection) -> (Endpoint, Incoming) {
+        self.start(connection, None)
+    }
+
+    fn start(self, connection: Connection, keeper: Option<Keeper>) -> (Endpoint, Incoming) {
+        let mut features: Vec<String> = [
+            ns::DISCO_INFO,
+            ns::PING,
+            ns::JINGLE,
+            ns::JINGLE_0,
+            ns::SECURITY_OFFER,
+            ns::XTLS,
+            ns::HINTS,
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        if self.raw {
+            features.push(ns::APPS_TLS.to_owned());
+        }
+        if self.transport != Some(TransportKind::Ibb) {
+            features.push(ns::JINGLE_S5B.to_owned());
+        }
+        if self.transport != Some(TransportKind::S5b) {
+            features.extend([ns::IBB, ns::JINGLE_IBB, ns::JINGLE_IBB_0].map(str::to_owned));
+        }
+        features.extend(self.features.iter().cloned());
+        let admission = Admission {
+            component: self.component.clone(),
+            only_brokered: self.via.is_some() && !self.accept_direct,
+            policy: Arc::clone(&self.policy),
+            places: Places::default(),
+        };
+        let (hub, arrivals, task) = Hub::start(connection, keeper.clone(), features, admission);
+        let inner = EndpointShared {
+            hub,
+            builder: self,
+            guesses: Guesses::default(),
+            task: task.abort_handle(),
+            keeper,
+            appeared: Mutex::default(),
+        };
+        let endpoint = Endpoint { inner: Arc::new(inner) };
+        endpoint.appear_in_each_session();
+        (endpoint.clone(), Incoming { endpoint, arrivals })
+    }
+}
