@@ -458,12 +458,13 @@ pub fn ibb(data: &[u8]) {
             7 => {
                 // A server may say of any block, and of the peer, that it does not exist.
                 let pongs = [ibb::Pong::Alive, ibb::Pong::Absent, ibb::Pong::Unreachable];
-                a.handle_answer(u16::from(choices.byte()), ibb::Answer::Undelivered, now);
+                a.handle_answer(u16::from(choices.byte()), ibb::BlockAnswer::Undelivered, now);
                 a.handle_pong(pongs[usize::from(choices.byte()) % 3], now);
             }
             _ => {
                 honest = false;
-                let answers = [ibb::Answer::Taken, ibb::Answer::Gap, ibb::Answer::Refused];
+                let answers =
+                    [ibb::BlockAnswer::Taken, ibb::BlockAnswer::Gap, ibb::BlockAnswer::Refused];
                 let answer = answers[usize::from(choices.byte()) % 3];
                 a.handle_answer(u16::from(choices.byte()), answer, now);
             }
@@ -493,12 +494,12 @@ pub fn ibb(data: &[u8]) {
                 ibb::IbbAction::Ack { id } | ibb::IbbAction::Refuse { id, .. } if id == "x" => {}
                 ibb::IbbAction::Ack { id } => {
                     if let Some(at) = open.iter().position(|(name, _)| *name == id) {
-                        a.handle_answer(open.remove(at).1, ibb::Answer::Taken, now);
+                        a.handle_answer(open.remove(at).1, ibb::BlockAnswer::Taken, now);
                     }
                 }
                 ibb::IbbAction::Refuse { id, .. } => {
                     if let Some(at) = open.iter().position(|(name, _)| *name == id) {
-                        a.handle_answer(open.remove(at).1, ibb::Answer::Refused, now);
+                        a.handle_answer(open.remove(at).1, ibb::BlockAnswer::Refused, now);
                     }
                 }
                 ibb::IbbAction::SendClose => a.handle_close(None),

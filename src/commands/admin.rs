@@ -4,7 +4,7 @@ use fingerpost_wire::{
     jid::canonical_bare,
     key::{KeyId, State, stamp},
     print::Print,
-    rsm::{self, Request},
+    rsm::{self, PageRequest},
 };
 use jid::BareJid;
 use time::OffsetDateTime;
@@ -446,7 +446,7 @@ impl Commands {
             Err(_) => rows(i64::MAX, 0, 1).await?.first().map_or(0, |entry| entry.seq),
         };
         let count = store.audit_count(owner.as_ref(), newest).await?;
-        let request = progress.part().unwrap_or_else(|| Request::index(0)).at_most(ROWS);
+        let request = progress.part().unwrap_or_else(|| PageRequest::index(0)).at_most(ROWS);
         let mut position = None;
         if let Some(seq) = request.uid().and_then(|uid| uid.parse::<i64>().ok())
             && rows(seq, 0, 1).await?.first().is_some_and(|entry| entry.seq == seq)

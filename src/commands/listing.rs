@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use fingerpost_wire::{
-    rsm::{self, Request},
+    rsm::{self, PageRequest},
     size,
 };
 use minidom::Element;
@@ -55,10 +55,10 @@ fn after(stage: usize) -> String {
 
 impl CommandProgress {
     /// Returns the part of a table to show: the one that the user requests, or the one after the last.
-    pub(super) fn part(&self) -> Option<Request> {
+    pub(super) fn part(&self) -> Option<PageRequest> {
         let next = || match self.values.one(&after(self.stage)) {
             "" => None,
-            uid => Some(Request::after(uid)),
+            uid => Some(PageRequest::after(uid)),
         };
         self.asked.clone().or_else(next)
     }
@@ -81,7 +81,7 @@ impl CommandProgress {
     ) -> Result<CommandPage, NoPage> {
         let form = Form::result(table.title).table(table.columns, Vec::new());
         let request = self.part();
-        let uid = request.as_ref().and_then(Request::uid);
+        let uid = request.as_ref().and_then(PageRequest::uid);
         let position = uid.and_then(|uid| rows.iter().position(|(known, _)| known == uid));
         let room = self.room_for(&form, &table.text);
         let mut page = rsm::Page::new(request.as_ref(), rows.len(), position, room)?;
@@ -145,10 +145,10 @@ impl CommandProgress {
         let range = parts.get(number - 1).cloned().unwrap_or_default();
         let request = match &self.asked {
             Some(asked) => Some(asked.clone().at_most(SHOWN)),
-            None if parts.len() > 1 => Some(Request::index(range.start).at_most(range.len())),
+            None if parts.len() > 1 => Some(PageRequest::index(range.start).at_most(range.len())),
             None => None,
         };
-        let uid = request.as_ref().and_then(Request::uid);
+        let uid = request.as_ref().and_then(PageRequest::uid);
         let position = uid.and_then(|uid| options.iter().position(|(_, value)| value == uid));
         let mut page = rsm::Page::new(request.as_ref(), options.len(), position, room)?;
         while let Some(number) = page.wants() {
@@ -281,7 +281,7 @@ mod tests {
             panic!("not a part")
         };
         assert_eq!(numbers(&form), parts[1]);
-        at.asked = Some(Request::index(100).at_most(3));
+        at.asked = Some(PageRequest::index(100).at_most(3));
         let CommandPage::Part(ResultPart { form, set, .. }) = table(&at, 654) else {
             panic!("not a part")
         };

@@ -214,7 +214,7 @@ impl Commands {
             }
         };
         progress.room = room;
-        progress.asked = rsm::Request::read(request)?;
+        progress.asked = rsm::PageRequest::read(request)?;
         let resumed = request.attr("sessionid").is_some();
         let cancels = form.is_some_and(|form| form.attr("type") == Some("cancel"));
         match action {

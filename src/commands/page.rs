@@ -121,7 +121,7 @@ pub(super) struct CommandProgress {
     pub(super) values: Values,
     /// The room for the payload of the answer, and the page that the user requests.
     pub(super) room: usize,
-    pub(super) asked: Option<rsm::Request>,
+    pub(super) asked: Option<rsm::PageRequest>,
     pub(super) until: Instant,
 }
 

@@ -64,10 +64,10 @@ impl Registry {
                 return Err(RegistryRefusal::NotItems);
             }
             let mut items = Element::bare("items", ns::SASLCERT);
-            let request = rsm::Request::read(payload)?;
+            let request = rsm::PageRequest::read(payload)?;
             let position = request
                 .as_ref()
-                .and_then(rsm::Request::uid)
+                .and_then(rsm::PageRequest::uid)
                 .and_then(|uid| listed.iter().position(|key| key.id.to_string() == uid));
             let room = rsm::room_inside(&items, room);
             let mut page = rsm::Page::new(request.as_ref(), listed.len(), position, room)?;

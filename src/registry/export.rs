@@ -16,7 +16,7 @@
 use fingerpost_wire::{
     key::stamp,
     ns,
-    rsm::{self, Page, Request},
+    rsm::{self, Page, PageRequest},
     xml,
 };
 use jid::BareJid;
@@ -100,7 +100,7 @@ impl Registry {
     pub async fn export(
         &self,
         owner: &BareJid,
-        request: Option<&Request>,
+        request: Option<&PageRequest>,
         room: usize,
     ) -> Result<Element, RegistryRefusal> {
         let profile = self.profile(owner).await?;
@@ -115,7 +115,7 @@ impl Registry {
             entries: self.store.audit_count(Some(owner), newest).await?,
             sessions: open.len(),
         };
-        let position = match request.and_then(Request::uid) {
+        let position = match request.and_then(PageRequest::uid) {
             Some(uid) if uid.starts_with("session-") => open
                 .iter()
                 .position(|(side, _)| uid == session_uid(side))

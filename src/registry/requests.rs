@@ -99,10 +99,10 @@ impl Registry {
                 };
                 let mut keys = xml::element("keys", ns::KEYS, &[("jid", owner.as_str())]);
                 let listed = self.visible_keys(&asker, &owner).await?;
-                let request = rsm::Request::read(payload)?;
+                let request = rsm::PageRequest::read(payload)?;
                 let position = request
                     .as_ref()
-                    .and_then(rsm::Request::uid)
+                    .and_then(rsm::PageRequest::uid)
                     .and_then(|uid| listed.iter().position(|key| key.id.to_string() == uid));
                 let room = rsm::room_inside(&keys, room);
                 let mut page = rsm::Page::new(request.as_ref(), listed.len(), position, room)?;
@@ -141,7 +141,7 @@ impl Registry {
                 Ok(settings_element(&self.settings(&asker).await?).into())
             }
             (RequestKind::Get, "export") => {
-                let request = rsm::Request::read(payload)?;
+                let request = rsm::PageRequest::read(payload)?;
                 Ok(self.export(&asker, request.as_ref(), room).await?.into())
             }
             (RequestKind::Set, "add") => {

@@ -17,7 +17,7 @@ use std::{
 };
 
 use fingerpost_carry::{
-    side::{Delivery, Side},
+    leg_end::{Delivery, LegEnd},
     tcp::Info,
 };
 use tokio::time::Sleep;
@@ -90,7 +90,7 @@ impl Ending {
     }
 
     /// Returns `Ready` when the leg may be dropped.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, side: &impl Side) -> Poll<()> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, side: &impl LegEnd) -> Poll<()> {
         loop {
             if let Some(sleep) = &mut self.sleep {
                 ready!(sleep.as_mut().poll(cx));

@@ -1,6 +1,6 @@
 //! Joins two legs of any kind.
 
-use fingerpost_carry::side::Side;
+use fingerpost_carry::leg_end::LegEnd;
 use fingerpost_wire::transport_kind::TransportKind;
 
 use super::{

@@ -17,7 +17,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use fingerpost_carry::{side::Side, tcp};
+use fingerpost_carry::{leg_end::LegEnd, tcp};
 use fingerpost_wire::client_hello::{self, Guard};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},

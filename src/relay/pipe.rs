@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_carry::side::{Delivery, Side};
+use fingerpost_carry::leg_end::{Delivery, LegEnd};
 use fingerpost_wire::client_hello::{self, Guard};
 use tokio::{
     io::ReadBuf,
@@ -81,7 +81,11 @@ pub enum Ended {
 
 /// Runs [`relay_at_rate`] without a limit.
 #[cfg(test)]
-pub(super) async fn relay<A: Side, B: Side>(a: A, b: B, options: StreamOptions) -> StreamOutcome {
+pub(super) async fn relay<A: LegEnd, B: LegEnd>(
+    a: A,
+    b: B,
+    options: StreamOptions,
+) -> StreamOutcome {
     relay_at_rate(a, b, options, 0, &StreamProgress::default()).await
 }
 
@@ -94,7 +98,7 @@ pub(super) async fn relay<A: Side, B: Side>(a: A, b: B, options: StreamOptions) 
 ///
 /// # Cancel safety
 /// Dropping the future loses what is in its buffers, so do that only to end both legs.
-pub(super) async fn relay_at_rate<A: Side, B: Side>(
+pub(super) async fn relay_at_rate<A: LegEnd, B: LegEnd>(
     a: A,
     b: B,
     options: StreamOptions,
@@ -182,7 +186,7 @@ impl RateLimit {
     }
 }
 
-impl<A: Side, B: Side> CopiedPair<A, B> {
+impl<A: LegEnd, B: LegEnd> CopiedPair<A, B> {
     fn poll_copy(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         let Self { a, b, forward, backward, limit, ending, options } = self;
         let (there, back) = loop {
@@ -327,8 +331,8 @@ impl CopyDirection {
     fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
-        r: &mut impl Side,
-        w: &mut impl Side,
+        r: &mut impl LegEnd,
+        w: &mut impl LegEnd,
         limit: &mut Option<RateLimit>,
     ) -> Poll<Result<(), Ended>> {
         if self.state == DirectionState::Copy {
@@ -387,7 +391,7 @@ impl CopyDirection {
     fn poll_drop(
         &mut self,
         cx: &mut Context<'_>,
-        r: &mut impl Side,
+        r: &mut impl LegEnd,
         limit: &mut Option<RateLimit>,
     ) -> Poll<()> {
         for _ in 0..16 {
@@ -412,8 +416,8 @@ impl CopyDirection {
     fn poll_bytes(
         &mut self,
         cx: &mut Context<'_>,
-        r: &mut impl Side,
-        w: &mut impl Side,
+        r: &mut impl LegEnd,
+        w: &mut impl LegEnd,
         limit: &mut Option<RateLimit>,
     ) -> Poll<Result<(), CopyFailure>> {
         let written = |error: io::Error| CopyFailure::Write(error.kind());
@@ -473,7 +477,7 @@ impl CopyDirection {
     fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
-        r: &mut impl Side,
+        r: &mut impl LegEnd,
         limit: &mut Option<RateLimit>,
     ) -> Poll<Result<usize, io::ErrorKind>> {
         let most = match limit {

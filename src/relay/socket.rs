@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use fingerpost_carry::side::{Delivery, Side};
+use fingerpost_carry::leg_end::{Delivery, LegEnd};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -76,7 +76,7 @@ impl Socket {
     }
 }
 
-impl Side for Socket {
+impl LegEnd for Socket {
     fn delivery(&self) -> Delivery {
         self.stream.delivery()
     }

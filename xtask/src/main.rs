@@ -12,7 +12,7 @@ use clap::Parser;
 
 /// A task.
 #[derive(Debug, Parser)]
-enum Task {
+enum XtaskCommand {
     /// Let two users on a real Prosody send a file end to end
     Demo,
     /// Write docs/CONFIGURATION.md
@@ -25,10 +25,10 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    match Task::parse() {
-        Task::Demo => demo::run(),
-        Task::Docs => docs::write(),
-        Task::Package { directory } => package::write(&directory),
+    match XtaskCommand::parse() {
+        XtaskCommand::Demo => demo::run(),
+        XtaskCommand::Docs => docs::write(),
+        XtaskCommand::Package { directory } => package::write(&directory),
     }
     ExitCode::SUCCESS
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use fingerpost_wire::{
-    ibb::{Answer, IbbAction, IbbError, IbbMachine, MAX_HELD, Pong},
+    ibb::{BlockAnswer, IbbAction, IbbError, IbbMachine, MAX_HELD, Pong},
     ibb_xml::{self, IbbPayload, IbbStanza},
     ns,
     stanza::{Condition, Kind, Refusal, Stanza, StanzaType},
@@ -368,12 +368,12 @@ impl Link {
 }
 
 /// Returns what an answer to a block, or its return, says.
-fn answer(stanza: &Stanza) -> Answer {
+fn answer(stanza: &Stanza) -> BlockAnswer {
     if stanza.type_ == StanzaType::Result {
-        return Answer::Taken;
+        return BlockAnswer::Taken;
     }
     match condition(stanza) {
-        Some(Condition::UnexpectedRequest) => Answer::Gap,
+        Some(Condition::UnexpectedRequest) => BlockAnswer::Gap,
         // Servers answer this in place of their users.
         Some(
             Condition::InternalServerError
@@ -381,8 +381,8 @@ fn answer(stanza: &Stanza) -> Answer {
             | Condition::RemoteServerNotFound
             | Condition::RemoteServerTimeout
             | Condition::ServiceUnavailable,
-        ) => Answer::Undelivered,
-        _ => Answer::Refused,
+        ) => BlockAnswer::Undelivered,
+        _ => BlockAnswer::Refused,
     }
 }
 

@@ -11,7 +11,7 @@ use fingerpost_wire::transport_kind::TransportKind;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::ibb_stream::IbbStream;
-use crate::side::{Delivery, Side};
+use crate::leg_end::{Delivery, LegEnd};
 
 /// One user's transport, of either kind. `S` is the TCP connection with what its owner keeps beside it.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub enum Leg<S> {
     Ibb(IbbStream),
 }
 
-impl<S: Side> Leg<S> {
+impl<S: LegEnd> Leg<S> {
     /// Returns whether the other end has vanished: it answers nothing although the kernel has asked repeatedly. A peer
     /// that reads slowly, or not at all, has not vanished. In-band, the stream's acknowledgements decide.
     pub fn is_gone(&self) -> bool {
@@ -50,13 +50,13 @@ impl<S: Side> Leg<S> {
     }
 }
 
-impl Side for IbbStream {
+impl LegEnd for IbbStream {
     fn takes_more(&self) -> bool {
         self.is_writable()
     }
 }
 
-impl<S: Side> Side for Leg<S> {
+impl<S: LegEnd> LegEnd for Leg<S> {
     fn delivery(&self) -> Delivery {
         match self {
             Self::Socket(leg) => leg.delivery(),
@@ -97,7 +97,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Leg<S> {
     }
 }
 
-impl<S: Side> AsyncWrite for Leg<S> {
+impl<S: LegEnd> AsyncWrite for Leg<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

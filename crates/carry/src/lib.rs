@@ -8,7 +8,7 @@
 //! | how a request waits for its answer | [`iq`]; how many may wait for each user: [`shares`] |
 //! | how an in-band bytestream becomes a stream of tokio's | [`ibb_stream`] carries its bytes, [`ibb_handle`] its stanzas; [`ibb_params`] |
 //! | what connects a user with the next hop | [`leg`]: a TCP connection or an in-band bytestream |
-//! | whether written bytes have arrived, and how a stream ends | [`side`]; what the kernel knows: [`tcp`], the one module with unsafe code |
+//! | whether written bytes have arrived, and how a stream ends | [`leg_end`]; what the kernel knows: [`tcp`], the one module with unsafe code |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
 
@@ -17,8 +17,8 @@ pub mod ibb_params;
 pub mod ibb_stream;
 pub mod iq;
 pub mod leg;
+pub mod leg_end;
 pub mod reader;
 pub mod shares;
-pub mod side;
 pub mod tcp;
 pub mod writer;

@@ -28,7 +28,7 @@ use super::{
     error::{Error, condition},
     keeper::{Keeper, Status},
     login::Connection,
-    places::{self, Place, Places},
+    places::{self, Places, SessionPlace},
     policy::Policy,
 };
 
@@ -70,7 +70,7 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    fn admit(&self, from: &Jid) -> Result<Place, Refusal> {
+    fn admit(&self, from: &Jid) -> Result<SessionPlace, Refusal> {
         let component = self.component.as_ref();
         if let Some(component) = component
             && self.only_brokered
@@ -80,9 +80,9 @@ impl Admission {
             return Err(Refusal::new(ErrorType::Cancel, Condition::NotAllowed, &text));
         }
         let peer = user_behind(from, component);
-        self.places
-            .admit(&peer, || self.policy.remembers(&peer))
-            .map_err(|places::Full| Refusal::resource_constraint("Too many sessions are open here"))
+        self.places.admit(&peer, || self.policy.remembers(&peer)).map_err(|places::NoPlace| {
+            Refusal::resource_constraint("Too many sessions are open here")
+        })
     }
 }
 
@@ -103,7 +103,7 @@ pub(crate) struct Hub {
 pub(super) struct Arrival {
     pub(super) stanza: Stanza,
     pub(super) inbox: Inbox,
-    pub(super) place: Place,
+    pub(super) place: SessionPlace,
 }
 
 impl Hub {

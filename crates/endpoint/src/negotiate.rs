@@ -29,7 +29,7 @@ use super::{
     error::{Detail, Error},
     hub::Arrival,
     method::expected,
-    places::Place,
+    places::SessionPlace,
     policy::{
         Hint, Known, KnownKey, Listed, Shown, Standing, by_hints, by_keys, refuse_offer,
         without_answer, worse,
@@ -37,7 +37,7 @@ use super::{
     registry::RegistryAnswer,
     session::{Session, payload},
     stream::{Learned, SecureStream},
-    transport::Leg,
+    transport::TcpLeg,
 };
 
 /// How long a peer's user may take to decide.
@@ -230,7 +230,7 @@ impl Request {
         protocol: Option<Protocol>,
     ) -> Result<(Session, SecureStream), Error> {
         let Self { mut session, content, .. } = self;
-        let given_way = session.place.as_ref().map(Place::given_way).unwrap_or_default();
+        let given_way = session.place.as_ref().map(SessionPlace::given_way).unwrap_or_default();
         let peer = session.peer.clone();
         let work = async {
             let tls_up = async {
@@ -263,7 +263,7 @@ impl Request {
     }
 }
 
-type Outcome = Result<(TlsStream<Leg>, Secured, Vec<Hint>), Error>;
+type Outcome = Result<(TlsStream<TcpLeg>, Secured, Vec<Hint>), Error>;
 
 impl Session {
     /// Returns the broker's hints about the offered prints, if policy accepts them.
@@ -306,7 +306,7 @@ impl Session {
 
     async fn check(
         &self,
-        tls: TlsStream<Leg>,
+        tls: TlsStream<TcpLeg>,
         secured: Secured,
         hints: Vec<Hint>,
     ) -> Result<SecureStream, Error> {

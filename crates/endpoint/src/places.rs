@@ -16,14 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 /// The most sessions.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
+struct PlaceLimits {
     /// Unproven sessions of strangers: for each, and for all together.
     strangers: (usize, usize),
     /// Sessions of known peers: for each, and for all together.
     known: (usize, usize),
 }
 
-const LIMITS: Limits = Limits { strangers: (8, 32), known: (16, 128) };
+const LIMITS: PlaceLimits = PlaceLimits { strangers: (8, 32), known: (16, 128) };
 /// A session that is unproven for this long gives way to a newer one of its kind if all places are taken.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The most peers that are remembered as proven.
@@ -33,10 +33,10 @@ pub(super) const MOST: usize = LIMITS.strangers.1 + LIMITS.known.1;
 
 /// The session has no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Full;
+pub(super) struct NoPlace;
 
 #[derive(Debug)]
-struct Held {
+struct HeldPlaces {
     peer: BareJid,
     /// Whether the place is one of those for strangers.
     stranger: bool,
@@ -49,7 +49,7 @@ struct Held {
 /// The places in use.
 #[derive(Debug, Default)]
 struct Table {
-    held: BTreeMap<u64, Held>,
+    held: BTreeMap<u64, HeldPlaces>,
     next: u64,
     /// Proven peers, the most recent at the end.
     proven: VecDeque<BareJid>,
@@ -62,21 +62,21 @@ impl Table {
         peer: &BareJid,
         remembered: impl FnOnce() -> bool,
         now: Instant,
-    ) -> Result<(u64, CancellationToken), Full> {
+    ) -> Result<(u64, CancellationToken), NoPlace> {
         let of_peer = self.held.values().filter(|held| held.peer == *peer).count();
         if of_peer >= LIMITS.known.0 {
-            return Err(Full);
+            return Err(NoPlace);
         }
         let stranger = !self.proven.contains(peer) && !remembered();
         let (each, all) = if stranger { LIMITS.strangers } else { LIMITS.known };
         let of_kind = self.held.values().filter(|held| held.stranger == stranger).count();
         if of_peer >= each || (of_kind >= all && !self.make_room(stranger, now)) {
-            return Err(Full);
+            return Err(NoPlace);
         }
         let number = self.next;
         self.next += 1;
         let given_way = CancellationToken::new();
-        let held = Held {
+        let held = HeldPlaces {
             peer: peer.clone(),
             stranger,
             proven: false,
@@ -128,10 +128,10 @@ impl Places {
         &self,
         peer: &BareJid,
         remembered: impl FnOnce() -> bool,
-    ) -> Result<Place, Full> {
+    ) -> Result<SessionPlace, NoPlace> {
         let (number, given_way) =
             self.with(|table| table.admit(peer, remembered, Instant::now()))?;
-        Ok(Place { places: self.clone(), number, given_way })
+        Ok(SessionPlace { places: self.clone(), number, given_way })
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Table) -> T) -> T {
@@ -141,13 +141,13 @@ impl Places {
 
 /// The place of one session. Dropping it frees the place.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct SessionPlace {
     places: Places,
     number: u64,
     given_way: CancellationToken,
 }
 
-impl Place {
+impl SessionPlace {
     /// Notes that the session's peer has shown its key, or proved the password.
     pub(super) fn prove(&self) {
         self.places.with(|table| table.prove(self.number));
@@ -159,7 +159,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SessionPlace {
     fn drop(&mut self) {
         self.places.with(|table| table.held.remove(&self.number));
     }
@@ -173,11 +173,11 @@ mod tests {
         BareJid::new(&format!("{name}@example.org")).unwrap()
     }
 
-    fn stranger(table: &mut Table, name: &str, now: Instant) -> Result<u64, Full> {
+    fn stranger(table: &mut Table, name: &str, now: Instant) -> Result<u64, NoPlace> {
         table.admit(&user(name), || false, now).map(|(number, _)| number)
     }
 
-    fn friend(table: &mut Table, name: &str, now: Instant) -> Result<u64, Full> {
+    fn friend(table: &mut Table, name: &str, now: Instant) -> Result<u64, NoPlace> {
         table.admit(&user(name), || true, now).map(|(number, _)| number)
     }
 
@@ -196,7 +196,7 @@ mod tests {
         for _ in 1..LIMITS.known.0 {
             assert!(friend(&mut table, "alice", now).is_ok());
         }
-        assert_eq!(friend(&mut table, "alice", now), Err(Full));
+        assert_eq!(friend(&mut table, "alice", now), Err(NoPlace));
         assert!(friend(&mut table, "bob", now).is_ok());
     }
 
@@ -211,7 +211,7 @@ mod tests {
             let name = user(format!("m{}", n % 4));
             ways.push(table.admit(&name, || false, now).unwrap().1);
         }
-        assert_eq!(stranger(&mut table, "carol", now), Err(Full));
+        assert_eq!(stranger(&mut table, "carol", now), Err(NoPlace));
         let later = now + PATIENCE;
         // Until each of the four has one left.
         for n in 0..ways.len() - 4 {
@@ -234,7 +234,7 @@ mod tests {
         for n in 0..LIMITS.known.1 - 2 {
             ways.push(table.admit(&user(format!("m{}", n % 8)), || true, now).unwrap().1);
         }
-        assert_eq!(friend(&mut table, "alice", now), Err(Full));
+        assert_eq!(friend(&mut table, "alice", now), Err(NoPlace));
         let later = now + PATIENCE;
         assert!(friend(&mut table, "alice", later).is_ok());
         assert!(friend(&mut table, "bob", later).is_ok());
@@ -245,7 +245,7 @@ mod tests {
         for number in table.held.keys().copied().collect::<Vec<_>>() {
             table.prove(number);
         }
-        assert_eq!(friend(&mut table, "carol", later + PATIENCE), Err(Full));
+        assert_eq!(friend(&mut table, "carol", later + PATIENCE), Err(NoPlace));
     }
 
     #[test]

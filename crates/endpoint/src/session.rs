@@ -19,7 +19,7 @@ use super::{
     endpoint::Endpoint,
     error::{Detail, Error, condition},
     hub::Inbox,
-    places::Place,
+    places::SessionPlace,
     progress::{Monitor, Progress, Waiting},
 };
 
@@ -63,7 +63,7 @@ pub struct Session {
     /// Whether the stream's bytes go through the XMPP server.
     pub(super) in_band: bool,
     /// The place of a session that the peer started.
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<SessionPlace>,
 }
 
 impl Drop for Session {

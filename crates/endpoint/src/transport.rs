@@ -17,7 +17,7 @@ use super::{
 };
 
 /// The transport of a session: a TCP connection to the component or the peer, or an in-band bytestream.
-pub(super) type Leg = leg::Leg<TcpStream>;
+pub(super) type TcpLeg = leg::Leg<TcpStream>;
 
 /// The in-band block size that we offer, in bytes.
 const BLOCK: u16 = 8192;
@@ -48,7 +48,7 @@ impl Session {
     }
 
     /// Checks that a leg has the required transport.
-    pub(super) fn check_demand(&self, leg: &Leg) -> Result<(), Error> {
+    pub(super) fn check_demand(&self, leg: &TcpLeg) -> Result<(), Error> {
         self.demand(leg.transport_kind())
     }
 
@@ -72,7 +72,7 @@ impl Session {
         &mut self,
         content: &Element,
         offered: &OfferedTransport,
-    ) -> Result<Leg, Error> {
+    ) -> Result<TcpLeg, Error> {
         let transport = content.children().find(|child| child.name() == "transport");
         let transport = transport.ok_or_else(|| Error::failed("the peer named no transport"))?;
         let hub = self.endpoint.hub().clone();
@@ -82,10 +82,10 @@ impl Session {
             let sid = transport.attr("sid").unwrap_or(&offered.sid);
             let address = self.address.clone();
             let open = hub.open(&address, sid, size.min(BLOCK));
-            return Ok(Leg::Ibb(self.unless_ended(open).await?));
+            return Ok(TcpLeg::Ibb(self.unless_ended(open).await?));
         }
         if let Some(socket) = self.s5b(transport, &offered.sid, &offered.candidates).await? {
-            return Ok(Leg::Socket(socket));
+            return Ok(TcpLeg::Socket(socket));
         }
         self.demand(TransportKind::Ibb)?;
         let sid = random_id();
@@ -107,7 +107,7 @@ impl Session {
             .unwrap_or(BLOCK);
         let address = self.address.clone();
         let open = hub.open(&address, &sid, size.min(BLOCK));
-        Ok(Leg::Ibb(self.unless_ended(open).await?))
+        Ok(TcpLeg::Ibb(self.unless_ended(open).await?))
     }
 
     /// Accepts the session with `children` as the answer, and sets up the offered transport.
@@ -115,7 +115,7 @@ impl Session {
         &mut self,
         content: &Element,
         mut children: Vec<Element>,
-    ) -> Result<Leg, Error> {
+    ) -> Result<TcpLeg, Error> {
         let Some(transport) = content.children().find(|child| child.name() == "transport") else {
             return Err(Error::failed("the peer offered no transport"));
         };
@@ -132,7 +132,7 @@ impl Session {
             let none = s5b::transport(&sid, &dst, &[]);
             let theirs = if is_wanted { transport } else { &none };
             if let Some(socket) = self.s5b(theirs, &sid, &own).await? {
-                return Ok(Leg::Socket(socket));
+                return Ok(TcpLeg::Socket(socket));
             }
             self.demand(TransportKind::Ibb)?;
             let (_, jingle) = self.expect(&[Action::TransportReplace], STEP).await?;
@@ -167,7 +167,7 @@ impl Session {
         &mut self,
         opens: &mut mpsc::Receiver<Stanza>,
         sid: &str,
-    ) -> Result<Leg, Error> {
+    ) -> Result<TcpLeg, Error> {
         let open = async {
             let stanza = timeout(STEP, opens.recv()).await.ok().flatten();
             stanza.ok_or_else(|| Error::failed("the peer did not open the in-band bytestream"))
@@ -185,7 +185,7 @@ impl Session {
         };
         let stream = hub.stream(&self.address, sid, size);
         hub.send(stanza.result(None)).await;
-        Ok(Leg::Ibb(stream))
+        Ok(TcpLeg::Ibb(stream))
     }
 }
 

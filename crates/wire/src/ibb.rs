@@ -116,12 +116,12 @@ impl Default for Options {
 /// A stanza that the owner must send to the peer, in order. An `id` is that of the peer's IQ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IbbAction {
-    /// Answer with an empty result.
+    /// BlockAnswer with an empty result.
     Ack {
         /// The IQ's id.
         id: String,
     },
-    /// Answer with an error.
+    /// BlockAnswer with an error.
     Refuse {
         /// The IQ's id.
         id: String,
@@ -143,7 +143,7 @@ pub enum IbbAction {
 
 /// The meaning of an answer to a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum BlockAnswer {
     /// The peer has the block.
     Taken,
     /// The peer says that a block before it is missing.
@@ -411,30 +411,30 @@ impl IbbMachine {
 
     /// Takes an answer to a block. Unknown numbers are ignored. A block that was reported as undelivered may be
     /// answered a second time.
-    pub fn handle_answer(&mut self, seq: u16, answer: Answer, now: Instant) {
+    pub fn handle_answer(&mut self, seq: u16, answer: BlockAnswer, now: Instant) {
         let Some(at) = self.place(seq) else { return };
         match answer {
-            Answer::Taken => {
+            BlockAnswer::Taken => {
                 // The peer takes blocks in order only, so it has the earlier ones too.
                 self.settle(at + 1, now);
                 self.doubt = None;
                 self.hear(now);
             }
-            Answer::Gap if at > 0 || self.doubt.is_some() => self.fail(IbbError::Missing, now),
-            Answer::Gap | Answer::Refused => self.fail(IbbError::Refused, now),
-            Answer::Undelivered => self.suspect(Some(seq), now),
+            BlockAnswer::Gap if at > 0 || self.doubt.is_some() => self.fail(IbbError::Missing, now),
+            BlockAnswer::Gap | BlockAnswer::Refused => self.fail(IbbError::Refused, now),
+            BlockAnswer::Undelivered => self.suspect(Some(seq), now),
         }
     }
 
     /// Takes the return of a block that was sent by message.
-    pub fn handle_bounce(&mut self, answer: Answer, now: Instant) {
+    pub fn handle_bounce(&mut self, answer: BlockAnswer, now: Instant) {
         if !self.is_writable() && self.quiet_since.is_none() {
             return;
         }
         match answer {
-            Answer::Undelivered => self.suspect(None, now),
-            Answer::Gap => self.fail(IbbError::Missing, now),
-            Answer::Taken | Answer::Refused => self.fail(IbbError::Refused, now),
+            BlockAnswer::Undelivered => self.suspect(None, now),
+            BlockAnswer::Gap => self.fail(IbbError::Missing, now),
+            BlockAnswer::Taken | BlockAnswer::Refused => self.fail(IbbError::Refused, now),
         }
     }
 

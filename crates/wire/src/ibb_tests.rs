@@ -51,7 +51,7 @@ fn seq_wraps_after_65535() {
             machine.poll_action(),
             Some(IbbAction::SendData { seq: expected, payload: b"x".to_vec() })
         );
-        machine.handle_answer(expected, Answer::Taken, now);
+        machine.handle_answer(expected, BlockAnswer::Taken, now);
         machine.handle_data(Some("i"), expected, "eA==", now);
         assert_eq!(machine.poll_action(), Some(IbbAction::Ack { id: "i".to_owned() }));
         machine.consume(1);
@@ -141,13 +141,13 @@ fn the_window_bounds_unanswered_blocks() {
     let (mut machine, now) = machine(Options { window: 2, ..Options::default() });
     assert_eq!((machine.write(b"a", now), machine.write(b"b", now)), (1, 1));
     assert_eq!(machine.write(b"c", now), 0);
-    machine.handle_answer(0, Answer::Taken, now);
+    machine.handle_answer(0, BlockAnswer::Taken, now);
     assert!(!machine.is_flushed());
     assert_eq!(machine.write(b"c", now), 1);
-    machine.handle_answer(7, Answer::Taken, now);
+    machine.handle_answer(7, BlockAnswer::Taken, now);
     assert!(!machine.has_window());
     // A peer takes blocks in order, so it has the earlier ones too.
-    machine.handle_answer(2, Answer::Taken, now);
+    machine.handle_answer(2, BlockAnswer::Taken, now);
     assert!(machine.is_flushed());
     assert_eq!(machine.delivered(), 3);
 }
@@ -217,7 +217,7 @@ fn a_window_is_as_many_bytes_as_the_other_side_holds() {
                 far.handle_data(Some(&seq.to_string()), seq, &STANDARD.encode(payload), now);
             }
             for id in acks(&mut far) {
-                near.handle_answer(id.parse().unwrap(), Answer::Taken, now);
+                near.handle_answer(id.parse().unwrap(), BlockAnswer::Taken, now);
             }
         }
         assert_eq!((near.end(), far.end()), (None, None), "{block_size}");
@@ -259,7 +259,7 @@ fn a_shutdown_lets_the_other_direction_go_on() {
     actions(&mut machine);
     machine.handle_deadline(now + options.close_linger);
     assert_eq!(actions(&mut machine), [], "no close before the acks");
-    machine.handle_answer(0, Answer::Taken, now);
+    machine.handle_answer(0, BlockAnswer::Taken, now);
     assert_eq!(machine.deadline(), Some(now + options.close_linger));
     let later = now + options.close_linger / 2;
     machine.handle_data(Some("a"), 0, "eA==", later);
@@ -284,7 +284,7 @@ fn silence_of_the_peer_ends_the_stream() {
     machine.write(b"a", now);
     machine.write(b"b", now);
     let later = now + options.silence_timeout / 2;
-    machine.handle_answer(0, Answer::Taken, later);
+    machine.handle_answer(0, BlockAnswer::Taken, later);
     machine.handle_deadline(now + options.silence_timeout);
     assert_eq!(machine.end(), None);
     machine.handle_deadline(later + options.silence_timeout);
@@ -297,7 +297,7 @@ fn a_refused_block_ends_the_stream() {
     let (mut machine, now) = machine(Options::default());
     machine.write(b"a", now);
     actions(&mut machine);
-    machine.handle_answer(0, Answer::Refused, now);
+    machine.handle_answer(0, BlockAnswer::Refused, now);
     assert_eq!(machine.end(), Some(Err(IbbError::Refused)));
     assert_eq!(actions(&mut machine), [IbbAction::SendClose]);
 }
@@ -323,7 +323,7 @@ fn errors_of_servers_for_blocks_that_have_arrived_end_nothing() {
     for answered in [false, true] {
         let (mut machine, now) = under_way();
         for seq in 1..16 {
-            machine.handle_answer(seq, Answer::Undelivered, now);
+            machine.handle_answer(seq, BlockAnswer::Undelivered, now);
         }
         assert_eq!(actions(&mut machine), [IbbAction::Ping], "one ping, however many errors");
         assert_eq!(machine.write(b"y", now), 0, "nothing more is sent while in doubt");
@@ -334,7 +334,7 @@ fn errors_of_servers_for_blocks_that_have_arrived_end_nothing() {
         }
         for seq in 0..16 {
             assert!(machine.awaits(seq));
-            machine.handle_answer(seq, Answer::Taken, now + seconds(3));
+            machine.handle_answer(seq, BlockAnswer::Taken, now + seconds(3));
         }
         assert_eq!((machine.end(), machine.is_flushed()), (None, true));
         assert_eq!((machine.delivered(), machine.deadline()), (16, None));
@@ -345,10 +345,12 @@ fn errors_of_servers_for_blocks_that_have_arrived_end_nothing() {
 /// Without second answers, the next block settles the doubt.
 #[test]
 fn the_answer_to_the_next_block_settles_a_doubt() {
-    for (answer, end) in [(Answer::Taken, None), (Answer::Gap, Some(Err(IbbError::Missing)))] {
+    for (answer, end) in
+        [(BlockAnswer::Taken, None), (BlockAnswer::Gap, Some(Err(IbbError::Missing)))]
+    {
         let (mut machine, now) = under_way();
         for seq in 0..16 {
-            machine.handle_answer(seq, Answer::Undelivered, now);
+            machine.handle_answer(seq, BlockAnswer::Undelivered, now);
         }
         machine.handle_pong(Pong::Alive, now);
         actions(&mut machine);
@@ -369,17 +371,17 @@ fn the_answer_to_the_next_block_settles_a_doubt() {
 #[test]
 fn trials_that_come_back_are_few_and_slow() {
     let (mut machine, mut now) = under_way();
-    machine.handle_answer(0, Answer::Undelivered, now);
+    machine.handle_answer(0, BlockAnswer::Undelivered, now);
     assert_eq!(actions(&mut machine), [IbbAction::Ping]);
     for trial in 16..19 {
         machine.handle_pong(Pong::Alive, now);
         assert_eq!(machine.write(b"y", now), 1);
         assert_eq!(machine.write(b"y", now), 0, "one trial at a time");
         // The errors for older blocks say nothing about the trial.
-        machine.handle_answer(3, Answer::Undelivered, now);
+        machine.handle_answer(3, BlockAnswer::Undelivered, now);
         assert_eq!((machine.end(), machine.has_window()), (None, false));
         actions(&mut machine);
-        machine.handle_answer(trial, Answer::Undelivered, now);
+        machine.handle_answer(trial, BlockAnswer::Undelivered, now);
         if trial < 18 {
             assert_eq!(actions(&mut machine), [], "no ping at once");
             machine.handle_pong(Pong::Alive, now);
@@ -400,7 +402,7 @@ fn trials_do_not_go_far_beyond_the_window() {
     let (mut machine, mut now) = under_way();
     let (mut next, mut oldest) = (16, 0);
     for round in 0..1000 {
-        machine.handle_answer(next - 1, Answer::Undelivered, now);
+        machine.handle_answer(next - 1, BlockAnswer::Undelivered, now);
         now += ABSENT[0];
         machine.handle_deadline(now);
         machine.handle_pong(Pong::Alive, now);
@@ -408,7 +410,7 @@ fn trials_do_not_go_far_beyond_the_window() {
             next += 1;
         }
         if round % 2 == 1 {
-            machine.handle_answer(oldest, Answer::Taken, now);
+            machine.handle_answer(oldest, BlockAnswer::Taken, now);
             oldest += 1;
         }
         actions(&mut machine);
@@ -428,7 +430,7 @@ fn blocks_are_found_by_number_across_the_wrap() {
     }
     let awaited = [65_533, 65_534, 65_535, 0, 1, 2].map(|seq| machine.awaits(seq));
     assert_eq!(awaited, [false, true, true, true, true, false]);
-    machine.handle_answer(0, Answer::Taken, now);
+    machine.handle_answer(0, BlockAnswer::Taken, now);
     assert_eq!(machine.delivered(), 3);
     assert!(!machine.awaits(0) && machine.awaits(1));
 }
@@ -438,19 +440,19 @@ fn blocks_are_found_by_number_across_the_wrap() {
 fn blocks_that_were_lost_without_a_word_are_found_by_the_next_one() {
     let (mut machine, now) = under_way();
     for seq in 0..6 {
-        machine.handle_answer(seq, Answer::Taken, now);
+        machine.handle_answer(seq, BlockAnswer::Taken, now);
     }
     // Ten answers were lost, and no block.
     machine.write(b"y", now);
-    machine.handle_answer(16, Answer::Taken, now);
+    machine.handle_answer(16, BlockAnswer::Taken, now);
     assert_eq!((machine.is_flushed(), machine.delivered()), (true, 17));
 
     let (mut machine, now) = under_way();
     for seq in 0..6 {
-        machine.handle_answer(seq, Answer::Taken, now);
+        machine.handle_answer(seq, BlockAnswer::Taken, now);
     }
     // Two blocks were lost.
-    machine.handle_answer(8, Answer::Gap, now);
+    machine.handle_answer(8, BlockAnswer::Gap, now);
     assert_eq!(machine.end(), Some(Err(IbbError::Missing)));
     assert_eq!(actions(&mut machine), [IbbAction::SendClose]);
 }
@@ -458,7 +460,7 @@ fn blocks_that_were_lost_without_a_word_are_found_by_the_next_one() {
 #[test]
 fn a_client_of_which_three_pings_say_that_it_is_not_there_is_gone() {
     let (mut machine, mut now) = under_way();
-    machine.handle_answer(0, Answer::Undelivered, now);
+    machine.handle_answer(0, BlockAnswer::Undelivered, now);
     for pause in [seconds(0), ABSENT[0], ABSENT[1]] {
         now += pause;
         machine.handle_deadline(now);
@@ -471,7 +473,7 @@ fn a_client_of_which_three_pings_say_that_it_is_not_there_is_gone() {
 
     // Unless the peer is heard meanwhile.
     let (mut machine, now) = under_way();
-    machine.handle_answer(0, Answer::Undelivered, now);
+    machine.handle_answer(0, BlockAnswer::Undelivered, now);
     for n in 1..20 {
         let now = now + seconds(10 * n);
         machine.handle_data(None, u16::try_from(n - 1).unwrap(), "eA==", now);
@@ -509,7 +511,7 @@ fn a_silent_peer_is_waited_for_as_long_as_its_server_may_keep_it() {
     }
     assert!(machine.is_waiting());
     for seq in 0..16 {
-        machine.handle_answer(seq, Answer::Taken, begin + seconds(299));
+        machine.handle_answer(seq, BlockAnswer::Taken, begin + seconds(299));
     }
     assert!(!machine.is_waiting() && machine.end().is_none() && machine.is_writable());
 }
@@ -640,11 +642,11 @@ fn messages_stop_when_the_resource_is_gone() {
     machine.handle_pong(Pong::Alive, now);
     machine.write(b"b", now);
     actions(&mut machine);
-    machine.handle_bounce(Answer::Undelivered, now);
+    machine.handle_bounce(BlockAnswer::Undelivered, now);
     assert_eq!((machine.end(), machine.write(b"c", now)), (None, 0));
     machine.handle_pong(Pong::Alive, now);
     assert_eq!(machine.write(b"c", now), 1);
-    machine.handle_bounce(Answer::Refused, now);
+    machine.handle_bounce(BlockAnswer::Refused, now);
     assert_eq!(machine.end(), Some(Err(IbbError::Refused)));
 }
 
@@ -709,7 +711,7 @@ proptest! {
             far.consume(n);
             while let Some(action) = far.poll_action() {
                 let IbbAction::Ack { id } = action else { panic!("{action:?}") };
-                near.handle_answer(id.parse().unwrap(), Answer::Taken, now);
+                near.handle_answer(id.parse().unwrap(), BlockAnswer::Taken, now);
             }
             if rest.is_empty() && near.is_flushed() && far.chunk().is_empty() {
                 break;
@@ -726,7 +728,7 @@ proptest! {
         let mut now = Instant::now();
         let options = Options { block_size: 4, acknowledged, ..Options::default() };
         let mut machine = IbbMachine::new(options, now);
-        let answers = [Answer::Taken, Answer::Gap, Answer::Refused, Answer::Undelivered];
+        let answers = [BlockAnswer::Taken, BlockAnswer::Gap, BlockAnswer::Refused, BlockAnswer::Undelivered];
         for (kind, seq, text) in inputs {
             let answer = answers[text.len() % 4];
             match kind {

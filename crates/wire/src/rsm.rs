@@ -1,6 +1,6 @@
 //! Result set management (XEP-0059): long answers in pages.
 //!
-//! A [`Request`] names the requested page, and [`Page`] collects its items until it has the requested number or a
+//! A [`PageRequest`] names the requested page, and [`Page`] collects its items until it has the requested number or a
 //! stanza is full. A user that requests no page gets the whole answer if it fits, without a `<set/>`; otherwise the
 //! first page, with a `<set/>` that says how many items there are.
 //!
@@ -20,7 +20,7 @@ const FRAME: usize = 200;
 
 /// The position of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place {
+enum PagePlace {
     /// At the beginning.
     First,
     /// After the item of this name.
@@ -35,12 +35,12 @@ enum Place {
 
 /// The page that a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct PageRequest {
     max: Option<usize>,
-    place: Place,
+    place: PagePlace,
 }
 
-impl Request {
+impl PageRequest {
     /// Reads the `<set/>` in a request's payload, if there is one.
     ///
     /// # Errors
@@ -58,26 +58,26 @@ impl Request {
         let max = number("max")?;
         let mut places = Vec::new();
         // An empty `after` means the first page: some clients request it like this.
-        places.extend(text("after").filter(|uid| !uid.is_empty()).map(Place::After));
+        places.extend(text("after").filter(|uid| !uid.is_empty()).map(PagePlace::After));
         places.extend(text("before").map(|uid| match uid.as_str() {
-            "" => Place::Last,
-            _ => Place::Before(uid),
+            "" => PagePlace::Last,
+            _ => PagePlace::Before(uid),
         }));
-        places.extend(number("index")?.map(Place::Index));
+        places.extend(number("index")?.map(PagePlace::Index));
         if places.len() > 1 {
             return Err(Refusal::bad_request("Expected only one of after, before and index"));
         }
-        Ok(Some(Self { max, place: places.pop().unwrap_or(Place::First) }))
+        Ok(Some(Self { max, place: places.pop().unwrap_or(PagePlace::First) }))
     }
 
     /// Returns the request for the page after the item of this name.
     pub fn after(uid: &str) -> Self {
-        Self { max: None, place: Place::After(uid.to_owned()) }
+        Self { max: None, place: PagePlace::After(uid.to_owned()) }
     }
 
     /// Returns the request for the page that begins at this number.
     pub fn index(index: usize) -> Self {
-        Self { max: None, place: Place::Index(index) }
+        Self { max: None, place: PagePlace::Index(index) }
     }
 
     /// Returns the same request with a limit of items.
@@ -88,8 +88,8 @@ impl Request {
     /// Returns the name whose position [`Page::new`] needs, if any.
     pub fn uid(&self) -> Option<&str> {
         match &self.place {
-            Place::After(uid) | Place::Before(uid) => Some(uid),
-            Place::First | Place::Last | Place::Index(_) => None,
+            PagePlace::After(uid) | PagePlace::Before(uid) => Some(uid),
+            PagePlace::First | PagePlace::Last | PagePlace::Index(_) => None,
         }
     }
 }
@@ -123,23 +123,23 @@ impl<T> Page<T> {
     /// # Errors
     /// `item-not-found` if it does not exist.
     pub fn new(
-        request: Option<&Request>,
+        request: Option<&PageRequest>,
         count: usize,
         position: Option<usize>,
         room: usize,
     ) -> Result<Self, Refusal> {
-        let place = request.map_or(&Place::First, |request| &request.place);
+        let place = request.map_or(&PagePlace::First, |request| &request.place);
         let max = request.and_then(|request| request.max).unwrap_or(usize::MAX);
         let named = || {
             let none = "The item no longer exists: begin with the first page again";
             position.ok_or_else(|| Refusal::item_not_found(none))
         };
         let (start, end, backwards) = match place {
-            Place::First => (0, count, false),
-            Place::After(_) => (named()? + 1, count, false),
-            Place::Index(index) => (*index, count, false),
-            Place::Before(_) => (0, named()?, true),
-            Place::Last => (0, count, true),
+            PagePlace::First => (0, count, false),
+            PagePlace::After(_) => (named()? + 1, count, false),
+            PagePlace::Index(index) => (*index, count, false),
+            PagePlace::Before(_) => (0, named()?, true),
+            PagePlace::Last => (0, count, true),
         };
         let start = start.min(end);
         let left = if backwards {
@@ -323,9 +323,9 @@ mod tests {
     use super::*;
     use crate::stanza::Condition;
 
-    fn request(inside: &str) -> Result<Option<Request>, Refusal> {
+    fn request(inside: &str) -> Result<Option<PageRequest>, Refusal> {
         let text = format!("<x xmlns='urn:x'><set xmlns='{}'>{inside}</set></x>", ns::RSM);
-        Request::read(&text.parse().unwrap())
+        PageRequest::read(&text.parse().unwrap())
     }
 
     /// Returns a page of items that are named by their numbers and are each `size` bytes long, and its set as (first,
@@ -337,7 +337,7 @@ mod tests {
         size: usize,
     ) -> Result<(Vec<usize>, Option<Element>), Refusal> {
         let request = inside.and_then(|inside| request(inside).unwrap());
-        let position = request.as_ref().and_then(Request::uid).and_then(|uid| uid.parse().ok());
+        let position = request.as_ref().and_then(PageRequest::uid).and_then(|uid| uid.parse().ok());
         let position = position.filter(|number| *number < count);
         let mut page = Page::new(request.as_ref(), count, position, room)?;
         while let Some(number) = page.wants() {
@@ -452,7 +452,7 @@ mod tests {
             loop {
                 let request = request(&format!("{limit}{place}")).unwrap();
                 let position =
-                    request.as_ref().and_then(Request::uid).and_then(|uid| uid.parse().ok());
+                    request.as_ref().and_then(PageRequest::uid).and_then(|uid| uid.parse().ok());
                 let mut page =
                     Page::new(request.as_ref(), sizes.len(), position, room).unwrap();
                 while let Some(number) = page.wants() {

@@ -17,12 +17,12 @@ use super::{
 };
 
 /// A client of a component's registry.
-struct Registry {
+struct RegistryClient {
     endpoint: Endpoint,
     component: BareJid,
 }
 
-impl Registry {
+impl RegistryClient {
     async fn connect(common: &Common) -> Result<Self, XtlsError> {
         let account = Account::load(common.account.as_ref())?;
         let component = common.via.clone().or_else(|| account.via.clone());
@@ -53,7 +53,7 @@ pub(super) async fn registry(
     payload: Element,
     output: Output,
 ) -> Result<(), XtlsError> {
-    let registry = Registry::connect(common).await?;
+    let registry = RegistryClient::connect(common).await?;
     let answer = registry.ask(kind, payload).await;
     registry.endpoint.close().await;
     show_keys(answer?, output);
@@ -64,7 +64,7 @@ pub(super) async fn registry(
 pub(super) async fn prove(common: &Common, output: Output) -> Result<(), XtlsError> {
     let account = Account::load(common.account.as_ref())?;
     let own = OwnKey::load(common.method, &account)?;
-    let registry = Registry::connect(common).await?;
+    let registry = RegistryClient::connect(common).await?;
     let proven = async {
         let added = registry.ask(RequestKind::Set, own.add_request("xtls")).await?;
         let key = added.ok_or_else(|| XtlsError::failed("the registry's answer is empty"))?;

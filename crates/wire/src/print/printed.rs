@@ -431,26 +431,26 @@ impl Context {
         // How this program's own lists name the print of any key.
         let own_form = matches!(own.trim(), "sha-1" | "sha-256") && heading.is_empty();
         let kind = if own_form {
-            Kind::Of(Subject::Unsaid)
+            PrintedKind::Of(Subject::Unsaid)
         } else if has(&other) {
-            Kind::Other
+            PrintedKind::Other
         } else if has(&["subkey"]) || (self.subkey && hash.is_none()) {
-            Kind::Subkey
+            PrintedKind::Subkey
         } else if has(&["spki", "public key id", "public key pin", "public-key", "pubkey"]) {
-            Kind::Of(Subject::Spki)
+            PrintedKind::Of(Subject::Spki)
         } else if hash.is_some() {
-            Kind::Of(Subject::Certificate)
+            PrintedKind::Of(Subject::Certificate)
         } else if self.openpgp || has(&["fpr", "pgp", "key fingerprint"]) {
-            Kind::Of(Subject::OpenPgp)
+            PrintedKind::Of(Subject::OpenPgp)
         } else {
-            Kind::Of(Subject::Unsaid)
+            PrintedKind::Of(Subject::Unsaid)
         };
         Label { kind, hash }
     }
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+enum PrintedKind {
     Of(Subject),
     Subkey,
     Other,
@@ -459,7 +459,7 @@ enum Kind {
 /// The kind and the hash of a number, from the words around it.
 #[derive(Clone, Copy, Debug)]
 struct Label {
-    kind: Kind,
+    kind: PrintedKind,
     hash: Option<&'static str>,
 }
 
@@ -527,11 +527,13 @@ impl Run {
             None => None,
         };
         match (kind, decoded(&digits)) {
-            (Kind::Other, _) => return false,
-            (Kind::Subkey, Some(_)) => {
+            (PrintedKind::Other, _) => return false,
+            (PrintedKind::Subkey, Some(_)) => {
                 page.instead.get_or_insert(PrintError::Subkey);
             }
-            (Kind::Of(subject), Some(bytes)) if expected.is_none_or(|n| n == digits.len()) => {
+            (PrintedKind::Of(subject), Some(bytes))
+                if expected.is_none_or(|n| n == digits.len()) =>
+            {
                 // A key's SHA-1 is never accepted; it is kept for the error message.
                 page.found.push(Found { subject, bytes });
             }

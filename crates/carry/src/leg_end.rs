@@ -10,7 +10,7 @@ use tokio::{
 use super::tcp::{self, Info};
 
 /// A leg, in terms of its end.
-pub trait Side: AsyncRead + AsyncWrite + Unpin {
+pub trait LegEnd: AsyncRead + AsyncWrite + Unpin {
     /// Returns how to find out whether all written bytes have reached the peer.
     fn delivery(&self) -> Delivery {
         Delivery::ByShutdown
@@ -51,7 +51,7 @@ impl Delivery {
     }
 }
 
-impl Side for TcpStream {
+impl LegEnd for TcpStream {
     fn delivery(&self) -> Delivery {
         Delivery::Tcp(tcp::info(self))
     }
@@ -75,7 +75,7 @@ fn set_reset(stream: &TcpStream, reset: bool) {
 }
 
 /// A stream in memory, which tests use: a shutdown is all that is known of its end.
-impl Side for DuplexStream {}
+impl LegEnd for DuplexStream {}
 
 /// Two halves: a shutdown is all that is known of their end.
-impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Side for Join<R, W> {}
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> LegEnd for Join<R, W> {}
