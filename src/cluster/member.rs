@@ -650,6 +650,8 @@ mod tests {
         now: Instant,
         start: Instant,
         clock: i64,
+        /// The microsecond that makes each stamp another one, also after the clock was set back.
+        beats: i64,
         holder: Option<usize>,
         rows: Vec<Instance>,
         nodes: Vec<Node>,
@@ -666,11 +668,13 @@ mod tests {
                 waits: None,
             });
             let (nodes, rows) = (nodes.collect(), Vec::new());
-            Self { now, start: now, clock: 0, holder: None, rows, nodes }
+            Self { now, start: now, clock: 0, beats: 0, holder: None, rows, nodes }
         }
 
         fn stamp(&self) -> i64 {
-            i64::try_from((self.now - self.start).as_micros()).unwrap() + self.clock * 1_000_000
+            i64::try_from((self.now - self.start).as_micros()).unwrap()
+                + self.clock * 1_000_000
+                + self.beats
         }
 
         fn is_led(&self, id: usize) -> bool {
@@ -718,6 +722,7 @@ mod tests {
         }
 
         fn beat(&mut self, id: usize) {
+            self.beats += 1;
             let now = self.now;
             let node = &mut self.nodes[id];
             match node.fault {
