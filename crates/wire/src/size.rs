@@ -97,10 +97,10 @@ pub fn instead_of_unwritable(stanza: &Element, error: &std::io::Error) -> Instea
 
 /// Returns the replacement for this refusal, which differs between answers and other stanzas.
 fn replaced(stanza: &Element, refusal: impl FnOnce(bool) -> Refusal) -> Instead {
-    let (refusal, returns) = match (Kind::of(stanza.name()), StanzaType::of(stanza)) {
-        (Some(Kind::Iq), type_) if type_.asks() => (refusal(false), true),
-        (Some(Kind::Iq), _) => (refusal(true), false),
-        (Some(Kind::Message), type_) if type_ != StanzaType::Error => (refusal(false), true),
+    let (refusal, returns) = match (stanza.name().parse(), StanzaType::of(stanza)) {
+        (Ok(Kind::Iq), type_) if type_.asks() => (refusal(false), true),
+        (Ok(Kind::Iq), _) => (refusal(true), false),
+        (Ok(Kind::Message), type_) if type_ != StanzaType::Error => (refusal(false), true),
         _ => return Instead::Nothing,
     };
     let (from, to) = (stanza.attr("from"), stanza.attr("to"));

@@ -9,7 +9,7 @@ use super::{
     jid::{canonical, learn_spelling},
     ns,
 };
-use crate::text::sentence;
+use crate::{names, text::sentence};
 
 /// The three kinds of stanza (RFC 6120, 8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,21 +22,7 @@ pub enum Kind {
     Presence,
 }
 
-impl Kind {
-    /// Returns the name of the element.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Iq => "iq",
-            Self::Message => "message",
-            Self::Presence => "presence",
-        }
-    }
-
-    /// Returns the kind of the element of this name, if it is a stanza.
-    pub fn of(name: &str) -> Option<Self> {
-        [Self::Iq, Self::Message, Self::Presence].into_iter().find(|kind| kind.as_str() == name)
-    }
-}
+names!(Kind, "iq, message or presence", Iq = "iq", Message = "message", Presence = "presence");
 
 /// The `type` attribute of a stanza, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,7 +167,7 @@ impl Stanza {
     /// # Errors
     /// [`Unreadable`], with the element, if it is not a stanza or has no addresses.
     pub fn parse(element: Element) -> Result<Self, Box<Unreadable>> {
-        let Some(kind) = Kind::of(element.name()) else {
+        let Ok(kind) = element.name().parse() else {
             return Err(Unreadable::new(StanzaError::Kind, element));
         };
         let address = |name| element.attr(name).and_then(|text| Jid::new(text).ok());
@@ -288,77 +274,61 @@ pub const OVERSIZED: Condition = Condition::NotAcceptable;
 
 /// Defines an enum of words on the wire, each written once.
 macro_rules! words {
-    ($(#[$about:meta])* $name:ident: $($value:ident $word:literal)*) => {
+    ($(#[$about:meta])* $type:ident, $expected:literal, $($variant:ident = $word:literal),+) => {
         $(#[$about])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name {
-            $(#[doc = concat!("`", $word, "`.")] $value,)*
+        pub enum $type {
+            $(#[doc = concat!("`", $word, "`.")] $variant),+
         }
 
-        impl $name {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$value),*];
-
-            /// Returns the word.
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$value => $word,)*
-                }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
+        names!($type, $expected, $($variant = $word),+);
     };
 }
 
 words! {
     /// What the sender of a refused stanza may do (RFC 6120, 8.3.2).
-    ErrorType:
-    Auth "auth"
-    Cancel "cancel"
-    Continue "continue"
-    Modify "modify"
-    Wait "wait"
+    ErrorType,
+    "auth, cancel, continue, modify or wait",
+    Auth = "auth",
+    Cancel = "cancel",
+    Continue = "continue",
+    Modify = "modify",
+    Wait = "wait"
 }
 
 words! {
     /// A defined condition of a stanza error (RFC 6120, 8.3.3).
-    Condition:
-    BadRequest "bad-request"
-    Conflict "conflict"
-    FeatureNotImplemented "feature-not-implemented"
-    Forbidden "forbidden"
-    Gone "gone"
-    InternalServerError "internal-server-error"
-    ItemNotFound "item-not-found"
-    JidMalformed "jid-malformed"
-    NotAcceptable "not-acceptable"
-    NotAllowed "not-allowed"
-    NotAuthorized "not-authorized"
-    PolicyViolation "policy-violation"
-    RecipientUnavailable "recipient-unavailable"
-    Redirect "redirect"
-    RegistrationRequired "registration-required"
-    RemoteServerNotFound "remote-server-not-found"
-    RemoteServerTimeout "remote-server-timeout"
-    ResourceConstraint "resource-constraint"
-    ServiceUnavailable "service-unavailable"
-    SubscriptionRequired "subscription-required"
-    UndefinedCondition "undefined-condition"
-    UnexpectedRequest "unexpected-request"
+    Condition,
+    "a condition of RFC 6120",
+    BadRequest = "bad-request",
+    Conflict = "conflict",
+    FeatureNotImplemented = "feature-not-implemented",
+    Forbidden = "forbidden",
+    Gone = "gone",
+    InternalServerError = "internal-server-error",
+    ItemNotFound = "item-not-found",
+    JidMalformed = "jid-malformed",
+    NotAcceptable = "not-acceptable",
+    NotAllowed = "not-allowed",
+    NotAuthorized = "not-authorized",
+    PolicyViolation = "policy-violation",
+    RecipientUnavailable = "recipient-unavailable",
+    Redirect = "redirect",
+    RegistrationRequired = "registration-required",
+    RemoteServerNotFound = "remote-server-not-found",
+    RemoteServerTimeout = "remote-server-timeout",
+    ResourceConstraint = "resource-constraint",
+    ServiceUnavailable = "service-unavailable",
+    SubscriptionRequired = "subscription-required",
+    UndefinedCondition = "undefined-condition",
+    UnexpectedRequest = "unexpected-request"
 }
 
 impl Condition {
     /// Returns the condition of an `<error/>`; `None` if it has none that is defined.
     pub fn of(error: &Element) -> Option<Self> {
         let mut children = error.children().filter(|child| child.has_ns(ns::STANZA_ERRORS));
-        children.find_map(|child| {
-            Self::ALL.iter().copied().find(|condition| condition.as_str() == child.name())
-        })
+        children.find_map(|child| child.name().parse().ok())
     }
 }
 
