@@ -65,68 +65,55 @@ impl From<SessionRefusal> for FrontRefusal {
     }
 }
 
-fn refusal(type_: ErrorType, condition: Condition, text: impl Into<String>) -> Refusal {
-    Refusal::new(type_, condition, text)
-}
-
-fn bad_request(text: impl Into<String>) -> Refusal {
-    Refusal::bad_request(text)
-}
-
-fn not_found(text: impl Into<String>) -> Refusal {
-    Refusal::item_not_found(text)
-}
-
-fn exhausted(text: impl Into<String>) -> Refusal {
-    Refusal::resource_constraint(text)
-}
-
 fn conflict(text: impl Into<String>) -> Refusal {
-    refusal(ErrorType::Cancel, Condition::Conflict, text)
+    Refusal::new(ErrorType::Cancel, Condition::Conflict, text)
 }
 
 /// The user, or its server, is not there now.
 fn unavailable(text: impl Into<String>, mark: &'static str) -> Refusal {
-    refusal(ErrorType::Wait, Condition::RecipientUnavailable, text).with_extra(mark, ns::HINTS)
+    Refusal::new(ErrorType::Wait, Condition::RecipientUnavailable, text).with_extra(mark, ns::HINTS)
 }
 
 /// The user has been asked and is silent.
 fn silent(text: impl Into<String>) -> Refusal {
-    refusal(ErrorType::Wait, Condition::RemoteServerTimeout, text).with_extra("silent", ns::HINTS)
+    Refusal::new(ErrorType::Wait, Condition::RemoteServerTimeout, text)
+        .with_extra("silent", ns::HINTS)
 }
 
 fn out_of_order(text: &str) -> Refusal {
-    refusal(ErrorType::Wait, Condition::UnexpectedRequest, text)
+    Refusal::new(ErrorType::Wait, Condition::UnexpectedRequest, text)
         .with_extra("out-of-order", ns::JINGLE_ERRORS)
 }
 
 fn unsecured(text: &str) -> Refusal {
-    refusal(ErrorType::Modify, Condition::NotAcceptable, text)
+    Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text)
         .with_extra("security-required", ns::JINGLE_ERRORS)
 }
 
 fn bad_action(text: &str) -> Refusal {
-    bad_request(text).with_extra("bad-action", ns::COMMANDS)
+    Refusal::bad_request(text).with_extra("bad-action", ns::COMMANDS)
 }
 
 impl From<FrontRefusal> for Refusal {
     fn from(refused: FrontRefusal) -> Self {
         use FrontRefusal::*;
         match refused {
-            IqType => bad_request("The type of an iq must be get, set, result or error"),
-            Children => bad_request("An iq of type get or set must have exactly one child"),
+            IqType => Self::bad_request("The type of an iq must be get, set, result or error"),
+            Children => Self::bad_request("An iq of type get or set must have exactly one child"),
             Forbidden => Self::forbidden(),
             NotSupported => Self::service_unavailable(),
-            TooFast => exhausted("Too many requests: wait a few seconds"),
-            TooManyInWork => exhausted("Too many requests of yours are being worked on"),
-            Busy => exhausted("The service is busy"),
-            NoSuchUser => not_found("There is no such user"),
-            LongJid => bad_request("Your JID is too long to be proxied"),
-            NoSuchBytestream => not_found("There is no such bytestream"),
+            TooFast => Self::resource_constraint("Too many requests: wait a few seconds"),
+            TooManyInWork => {
+                Self::resource_constraint("Too many requests of yours are being worked on")
+            }
+            Busy => Self::resource_constraint("The service is busy"),
+            NoSuchUser => Self::item_not_found("There is no such user"),
+            LongJid => Self::bad_request("Your JID is too long to be proxied"),
+            NoSuchBytestream => Self::item_not_found("There is no such bytestream"),
             NoSuchSession => Self::unknown_session("There is no such session"),
-            NoSuchNode => not_found("There is no such node"),
+            NoSuchNode => Self::item_not_found("There is no such node"),
             Activation => {
-                bad_request("Expected a sid and an activate element with the target's JID")
+                Self::bad_request("Expected a sid and an activate element with the target's JID")
             }
             NoAnswer => silent("The user did not answer"),
             Silent(user, since) => {
@@ -149,52 +136,52 @@ impl From<SessionRefusal> for Refusal {
     fn from(refused: SessionRefusal) -> Self {
         use SessionRefusal::*;
         match refused {
-            Draining => exhausted("The service takes no new sessions now"),
-            TooManySessions(full) => exhausted(format!("Too many sessions: {full}")),
-            TooManyProposals => exhausted("Too many proposals are open"),
-            TooManyRequests => exhausted("Too many requests for this session at once"),
-            NoJingle => bad_request("A jingle element was expected"),
-            NoSid => bad_request("The sid of the session is missing"),
+            Draining => Self::resource_constraint("The service takes no new sessions now"),
+            TooManySessions(full) => Self::resource_constraint(format!("Too many sessions: {full}")),
+            TooManyProposals => Self::resource_constraint("Too many proposals are open"),
+            TooManyRequests => Self::resource_constraint("Too many requests for this session at once"),
+            NoJingle => Self::bad_request("A jingle element was expected"),
+            NoSid => Self::bad_request("The sid of the session is missing"),
             LongSid(most) => {
-                bad_request(format!("The sid of a session may be {most} bytes long at most"))
+                Self::bad_request(format!("The sid of a session may be {most} bytes long at most"))
             }
             LongJid => FrontRefusal::LongJid.into(),
             Crossed => conflict("The other user has started the same at this moment")
                 .with_extra("tie-break", ns::JINGLE_ERRORS),
             Exists => conflict("The session exists already"),
-            NoContent => bad_request("A session-initiate must have a content"),
-            UnnamedContent => bad_request(
+            NoContent => Self::bad_request("A session-initiate must have a content"),
+            UnnamedContent => Self::bad_request(
                 "A content must have a name, and as creator initiator or responder",
             ),
             Unsecured => unsecured(
                 "Only sessions secured by TLS are brokered: offer urn:xmpp:jingle:apps:tls or a \
                  security element",
             ),
-            NoTransport => refusal(
+            NoTransport => Self::new(
                 ErrorType::Cancel,
                 Condition::FeatureNotImplemented,
                 "The transport must be SOCKS5 or in-band bytestreams",
             )
             .with_extra("unsupported-transports", ns::JINGLE_ERRORS),
-            OtherContent => bad_request("A session-accept must have the content offered"),
-            UnknownAction => bad_request("The action must be one of XEP-0166"),
+            OtherContent => Self::bad_request("A session-accept must have the content offered"),
+            UnknownAction => Self::bad_request("The action must be one of XEP-0166"),
             OutOfOrder => out_of_order("The session is not in that state"),
             NotTold => out_of_order("The other user does not know of the session yet"),
             NoOtherTransport => out_of_order("No other transport has been offered"),
             Replacing => conflict("The transport is being replaced")
                 .with_extra("tie-break", ns::JINGLE_ERRORS),
-            LongBlocks(most) => refusal(
+            LongBlocks(most) => Self::new(
                 ErrorType::Modify,
                 Condition::ResourceConstraint,
                 format!("The block-size may be {most} at most"),
             ),
-            AlreadyOpen => refusal(
+            AlreadyOpen => Self::new(
                 ErrorType::Cancel,
                 Condition::NotAcceptable,
                 "The bytestream is already open",
             ),
             Over => Self::unknown_session("The session is over"),
-            WentAway => refusal(
+            WentAway => Self::new(
                 ErrorType::Wait,
                 Condition::RecipientUnavailable,
                 "The user went away",
@@ -202,7 +189,7 @@ impl From<SessionRefusal> for Refusal {
             Unacknowledged(user) => silent(format!("{user} is not answering at that address")),
             NoAnswer => silent("The other user did not answer"),
             Unreachable => unavailable("The user is not reachable now", "away"),
-            Room => refusal(
+            Room => Self::new(
                 ErrorType::Cancel,
                 Condition::NotAcceptable,
                 "This is the address of a chat room, or of somebody in it, and sessions do not go through rooms: ask for \
@@ -210,23 +197,23 @@ impl From<SessionRefusal> for Refusal {
             )
             .with_extra("room", ns::HINTS),
             Failed => Self::internal(),
-            OwnNoJingle => bad_request("Expected jingle"),
-            OwnNoContent => bad_request("Expected a sid and a content"),
+            OwnNoJingle => Self::bad_request("Expected jingle"),
+            OwnNoContent => Self::bad_request("Expected a sid and a content"),
             OwnUnsecured => {
                 unsecured("Expected an offer of TLS with the print of an x509 certificate")
             }
-            OwnAction => refusal(
+            OwnAction => Self::new(
                 ErrorType::Cancel,
                 Condition::FeatureNotImplemented,
                 "This is a proof, no more",
             ),
             NoProposal => Self::service_unavailable(),
             ProposalId(most) => {
-                bad_request(format!("A proposal must have an id of at most {most} bytes"))
+                Self::bad_request(format!("A proposal must have an id of at most {most} bytes"))
             }
-            ProposalFrom => bad_request("A proposal must come from a full JID"),
+            ProposalFrom => Self::bad_request("A proposal must come from a full JID"),
             ProposalExists => conflict("There is a proposal with this id"),
-            NoSuchProposal => not_found("There is no such proposal"),
+            NoSuchProposal => Self::item_not_found("There is no such proposal"),
             Wire(refusal) => refusal,
         }
     }
@@ -236,49 +223,51 @@ impl From<RegistryRefusal> for Refusal {
     fn from(refused: RegistryRefusal) -> Self {
         use RegistryRefusal::*;
         match refused {
-            OwnerJid => bad_request("jid must be a bare JID"),
-            NoSignature => bad_request("Expected a signature element with base64"),
-            SeveralSignatures(found) => {
-                bad_request(format!("Expected a signature element with base64, found {found}"))
-            }
-            Unconfirmed => bad_request(
+            OwnerJid => Self::bad_request("jid must be a bare JID"),
+            NoSignature => Self::bad_request("Expected a signature element with base64"),
+            SeveralSignatures(found) => Self::bad_request(format!(
+                "Expected a signature element with base64, found {found}"
+            )),
+            Unconfirmed => Self::bad_request(
                 "confirm must be your own bare JID: everything held about you will be deleted",
             ),
-            UnknownGet => bad_request("Expected keys, key, challenge, settings or export"),
-            UnknownSet => bad_request("Expected add, revoke, prove, settings or erase"),
-            AllowedJid => bad_request("allow must have a bare JID as jid"),
-            TooManyAllowed => bad_request("at most 256 users may be allowed by name"),
-            NoKeyId => bad_request("The id of a key is missing"),
-            NoKey => bad_request("Expected a key with prints or material"),
-            SeveralKeys(found) => {
-                bad_request(format!("Expected one key with prints or material, found {found}"))
-            }
+            UnknownGet => Self::bad_request("Expected keys, key, challenge, settings or export"),
+            UnknownSet => Self::bad_request("Expected add, revoke, prove, settings or erase"),
+            AllowedJid => Self::bad_request("allow must have a bare JID as jid"),
+            TooManyAllowed => Self::bad_request("at most 256 users may be allowed by name"),
+            NoKeyId => Self::bad_request("The id of a key is missing"),
+            NoKey => Self::bad_request("Expected a key with prints or material"),
+            SeveralKeys(found) => Self::bad_request(format!(
+                "Expected one key with prints or material, found {found}"
+            )),
             SeveralMaterials(found) => {
-                bad_request(format!("Expected one material in a key, found {found}"))
+                Self::bad_request(format!("Expected one material in a key, found {found}"))
             }
-            MaterialCode => bad_request("material must be base64 of a certificate"),
-            NotItems => bad_request("Expected items"),
-            UnknownChange => bad_request("Expected append, disable or revoke"),
-            NoName => bad_request("Expected a name"),
+            MaterialCode => Self::bad_request("material must be base64 of a certificate"),
+            NotItems => Self::bad_request("Expected items"),
+            UnknownChange => Self::bad_request("Expected append, disable or revoke"),
+            NoName => Self::bad_request("Expected a name"),
             NameInUse => conflict("The name is in use"),
-            CertificateCode => bad_request("Expected base64 of a certificate"),
+            CertificateCode => Self::bad_request("Expected base64 of a certificate"),
             Known(state) => conflict(format!("This certificate is known already, and is {state}")),
-            NoSuchCertificate => not_found("You have not registered a certificate of this name"),
-            NoPublicKey => not_found("There is no public key"),
-            Invalid(why) => bad_request(why),
-            Rules(NotAllowed::NoSuchKey) => not_found("There is no such key"),
+            NoSuchCertificate => {
+                Self::item_not_found("You have not registered a certificate of this name")
+            }
+            NoPublicKey => Self::item_not_found("There is no public key"),
+            Invalid(why) => Self::bad_request(why),
+            Rules(NotAllowed::NoSuchKey) => Self::item_not_found("There is no such key"),
             Rules(NotAllowed::NotReplaceable) => {
-                bad_request("replaces must be the id of one of your active keys")
+                Self::bad_request("replaces must be the id of one of your active keys")
             }
             Rules(
                 limit @ (NotAllowed::TooManyKeys(_)
                 | NotAllowed::TooManyEver(_)
                 | NotAllowed::TooMuch(_)
                 | NotAllowed::TooManyChanges),
-            ) => exhausted(limit.to_string()),
-            Rules(other) => bad_request(other.to_string()),
-            Proof(none @ ProofError::NoChallenge) => not_found(none.to_string()),
-            Proof(other) => bad_request(other.to_string()),
+            ) => Self::resource_constraint(limit.to_string()),
+            Rules(other) => Self::bad_request(other.to_string()),
+            Proof(none @ ProofError::NoChallenge) => Self::item_not_found(none.to_string()),
+            Proof(other) => Self::bad_request(other.to_string()),
             Failed => Self::internal(),
             Wire(refusal) => refusal,
         }
@@ -287,14 +276,18 @@ impl From<RegistryRefusal> for Refusal {
 
 impl From<NotActivated> for Refusal {
     fn from(refused: NotActivated) -> Self {
-        let not_allowed = |text| refusal(ErrorType::Cancel, Condition::NotAllowed, text);
+        let not_allowed = |text| Self::new(ErrorType::Cancel, Condition::NotAllowed, text);
         match refused {
-            NotActivated::Unknown => not_found("no such bytestream of yours"),
+            NotActivated::Unknown => Self::item_not_found("no such bytestream of yours"),
             NotActivated::OneSide => not_allowed("only one side is connected to this bytestream"),
             NotActivated::Active => not_allowed("the bytestream is already active"),
-            NotActivated::Draining => exhausted("the service takes no new bytestreams now"),
-            NotActivated::TooManyOfUser => exhausted("too many bytestreams of yours"),
-            NotActivated::TooMany => exhausted("too many bytestreams"),
+            NotActivated::Draining => {
+                Self::resource_constraint("the service takes no new bytestreams now")
+            }
+            NotActivated::TooManyOfUser => {
+                Self::resource_constraint("too many bytestreams of yours")
+            }
+            NotActivated::TooMany => Self::resource_constraint("too many bytestreams"),
         }
     }
 }
@@ -304,15 +297,17 @@ impl From<CommandRefusal> for Refusal {
         use CommandRefusal::*;
         match refused {
             AdminsOnly => Self::forbidden(),
-            NoSuchCommand => not_found("There is no such command"),
-            NoSuchSession => bad_request("There is no such session of this command")
+            NoSuchCommand => Self::item_not_found("There is no such command"),
+            NoSuchSession => Self::bad_request("There is no such session of this command")
                 .with_extra("bad-sessionid", ns::COMMANDS),
-            Expired => {
-                refusal(ErrorType::Cancel, Condition::NotAllowed, "The form was left for too long")
-                    .with_extra("session-expired", ns::COMMANDS)
-            }
+            Expired => Self::new(
+                ErrorType::Cancel,
+                Condition::NotAllowed,
+                "The form was left for too long",
+            )
+            .with_extra("session-expired", ns::COMMANDS),
             UnknownAction => {
-                bad_request("The action must be execute, next, prev, complete or cancel")
+                Self::bad_request("The action must be execute, next, prev, complete or cancel")
                     .with_extra("malformed-action", ns::COMMANDS)
             }
             NothingBefore => bad_action("There is nothing to go back to"),
@@ -321,13 +316,13 @@ impl From<CommandRefusal> for Refusal {
             }
             FirstPage => bad_action("This is the first page"),
             NotOnThisPage => bad_action("This page does not have that action"),
-            TooMuchInput => refusal(
+            TooMuchInput => Self::new(
                 ErrorType::Modify,
                 Condition::NotAcceptable,
                 "The form has more in it than a command may hold (64 KiB)",
             ),
-            Input(why) => bad_request(why),
-            TooManyForms => exhausted("Too many forms are open"),
+            Input(why) => Self::bad_request(why),
+            TooManyForms => Self::resource_constraint("Too many forms are open"),
             Failed => Self::internal(),
             Registry(refused) => refused.into(),
             Wire(refusal) => refusal,
@@ -339,12 +334,12 @@ impl From<ClusterRefusal> for Refusal {
     fn from(refused: ClusterRefusal) -> Self {
         match refused {
             ClusterRefusal::Busy => FrontRefusal::Busy.into(),
-            ClusterRefusal::NoLeader => refusal(
+            ClusterRefusal::NoLeader => Self::new(
                 ErrorType::Wait,
                 Condition::RemoteServerTimeout,
                 "The service is being taken over: try again",
             ),
-            ClusterRefusal::Unwritable => refusal(
+            ClusterRefusal::Unwritable => Self::new(
                 ErrorType::Modify,
                 Condition::NotAcceptable,
                 "The stanza cannot be passed on",
