@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fingerpost_wire::{
     jingle::{self, Action},
     ns, rsm,
-    stanza::{RequestKind, Stanza, StanzaType},
+    stanza::{Refusal, RequestKind, Stanza, StanzaType},
     xml,
 };
 use jid::Jid;
@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::{Router, disco, refusal::FrontRefusal};
 use crate::{
     refuse::Refuse as _,
-    registry::{KeyNotice, refusal::RegistryRefusal, requests::Handled},
+    registry::{KeyNotice, requests::Handled},
     relay::table::NotActivated,
 };
 
@@ -200,23 +200,17 @@ impl Router {
         let (stanza, notices) = (stanza.clone(), self.back.notices.clone());
         self.work(self.permit(&stanza)?, async move {
             let now = OffsetDateTime::now_utc();
-            match commands.handle_within(&stanza.from, &payload, now, room).await {
-                Ok((answer, notice)) => {
-                    if let Some(notice) = notice {
-                        let _ = notices.send(notice).await;
-                    }
-                    stanza.result(Some(answer))
-                }
-                Err(refusal) => stanza.refuse(refusal),
-            }
+            let done = commands.handle_within(&stanza.from, &payload, now, room).await;
+            let done = done.map(|(answer, notice)| Handled { answer: Some(answer), notice });
+            finish(&stanza, done, &notices).await
         })
     }
 }
 
-/// Returns the answer to a request of the registry, after queuing its notice.
+/// Returns the answer to a request that may have changed a key, after queuing its notice.
 async fn finish(
     stanza: &Stanza,
-    done: Result<Handled, RegistryRefusal>,
+    done: Result<Handled, impl Into<Refusal>>,
     notices: &mpsc::Sender<KeyNotice>,
 ) -> Element {
     match done {
