@@ -8,7 +8,7 @@ use std::{
 
 use fingerpost_wire::{
     ns, size,
-    stanza::{Kind, Stanza, StanzaType},
+    stanza::{Kind, RequestKind, Stanza, StanzaType},
     text::sentence,
     xml::{self, Received},
 };
@@ -375,13 +375,7 @@ impl Asking {
     async fn ask(&mut self, to: &Jid, payload: Element) -> Result<Option<Element>, CommandFailure> {
         self.number += 1;
         let id = format!("check-{}", self.number);
-        let from = self.jid.as_str();
-        let mut iq = xml::element(
-            "iq",
-            ns::CLIENT,
-            &[("type", "get"), ("from", from), ("to", to.as_str()), ("id", &id)],
-        );
-        iq.append_child(payload);
+        let iq = RequestKind::Get.iq(self.jid.as_str(), to.as_str(), &id, payload);
         let (reader, writer) = &mut self.halves;
         let mut bytes = Vec::new();
         xml::write(&iq, &mut bytes)?;

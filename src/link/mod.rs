@@ -26,7 +26,7 @@ use fingerpost_wire::{
     ns,
     plain::Plain,
     size::{self, Instead},
-    stanza::{Condition, OVERSIZED, refuse_oversized},
+    stanza::{Condition, OVERSIZED, RequestKind, refuse_oversized},
     tokens::ParseError,
     xml::{self, Came, Received},
 };
@@ -1056,13 +1056,7 @@ fn stream_error(element: &Element) -> Unlinked {
 /// Returns a ping from the component to itself.
 pub(crate) fn ping(jid: &BareJid, id: &str) -> Element {
     let address = jid.as_str();
-    let mut iq = xml::element(
-        "iq",
-        ns::CLIENT,
-        &[("type", "get"), ("from", address), ("to", address), ("id", id)],
-    );
-    iq.append_child(Element::bare("ping", ns::PING));
-    iq
+    RequestKind::Get.iq(address, address, id, Element::bare("ping", ns::PING))
 }
 
 #[cfg(test)]

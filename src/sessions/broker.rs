@@ -12,10 +12,9 @@ use fingerpost_wire::{
     jid::proxied,
     jingle::{self, Reason},
     ns,
-    stanza::{Kind, Stanza, StanzaType},
+    stanza::{Kind, RequestKind, Stanza, StanzaType},
     transport::Transport,
     transport_kind::TransportKind,
-    xml,
 };
 use jid::Jid;
 use minidom::Element;
@@ -334,17 +333,8 @@ impl Broker {
         let text = "The component takes no files or streams, only proofs of keys: offer \
                     urn:xmpp:jingle:apps:tls, or start the session with the other user's address at the component";
         let refused = jingle::end(&frame, Reason::UnsupportedApplications, text, None);
-        let mut iq = xml::element(
-            "iq",
-            ns::CLIENT,
-            &[
-                ("type", "set"),
-                ("from", responder.as_str()),
-                ("to", initiator.as_str()),
-                ("id", &random_id()),
-            ],
-        );
-        iq.append_child(refused);
+        let (from, to) = (responder.as_str(), initiator.as_str());
+        let iq = RequestKind::Set.iq(from, to, &random_id(), refused);
         for element in [stanza.result(None), iq] {
             let _ = self.shared.outbound.try_send(element);
         }

@@ -16,7 +16,7 @@ use std::{
 use fingerpost_carry::iq::random_id;
 use fingerpost_wire::{
     jingle::{self, Frame, Reason},
-    ns, xml,
+    stanza::RequestKind,
 };
 use jid::BareJid;
 use minidom::Element;
@@ -267,18 +267,8 @@ fn terminate(side: &OpenSide) -> Element {
         initiator: &side.user,
         responder: &side.mask,
     };
-    let mut iq = xml::element(
-        "iq",
-        ns::CLIENT,
-        &[
-            ("type", "set"),
-            ("from", side.mask.as_str()),
-            ("to", side.user.as_str()),
-            ("id", &random_id()),
-        ],
-    );
-    iq.append_child(jingle::end(&frame, Reason::Gone, LOST, None));
-    iq
+    let end = jingle::end(&frame, Reason::Gone, LOST, None);
+    RequestKind::Set.iq(side.mask.as_str(), side.user.as_str(), &random_id(), end)
 }
 
 impl JournalLine {
@@ -343,6 +333,7 @@ impl Drop for JournalLine {
 mod tests {
     use std::time::Instant;
 
+    use fingerpost_wire::ns;
     use jid::Jid;
     use tokio_util::task::TaskTracker;
 

@@ -13,7 +13,7 @@ use fingerpost_wire::{
     jingle::{self, Action, Frame, Reason},
     ns, offer,
     print::{Method, Print},
-    stanza::Stanza,
+    stanza::{RequestKind, Stanza},
     transport::{self, Transport},
     xml,
 };
@@ -161,13 +161,8 @@ impl OwnSession {
     }
 
     fn tell(&mut self, jingle: Element) {
-        let id = (self.ids)();
         let SessionPeer { user, mask, .. } = &self.peer;
-        let attributes =
-            [("type", "set"), ("from", mask.as_str()), ("to", user.as_str()), ("id", &id)];
-        let mut iq = xml::element("iq", ns::CLIENT, &attributes);
-        iq.append_child(jingle);
-        self.send(iq);
+        self.send(RequestKind::Set.iq(mask.as_str(), user.as_str(), &(self.ids)(), jingle));
     }
 
     fn end(&mut self, reason: Reason, text: &str) {

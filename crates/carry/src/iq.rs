@@ -9,7 +9,6 @@ use std::{
 use fingerpost_wire::{
     ns,
     stanza::{Kind, RequestKind, Stanza, StanzaType},
-    xml,
 };
 use jid::Jid;
 use minidom::Element;
@@ -125,12 +124,7 @@ impl Requests {
     /// Sends an IQ. It has its place in the queue when this returns: later stanzas come after it.
     pub async fn send(&self, kind: RequestKind, from: &Jid, to: &Jid, payload: Element) -> Pending {
         let id = random_id();
-        let mut iq = xml::element(
-            "iq",
-            ns::CLIENT,
-            &[("type", kind.as_str()), ("from", from.as_str()), ("to", to.as_str()), ("id", &id)],
-        );
-        iq.append_child(payload);
+        let iq = kind.iq(from.as_str(), to.as_str(), &id, payload);
         let (sender, receiver) = oneshot::channel();
         {
             let mut waiting = self.lock();
@@ -179,6 +173,8 @@ pub fn random_id() -> String {
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_wire::xml;
+
     use super::*;
 
     #[tokio::test]

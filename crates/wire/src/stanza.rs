@@ -7,7 +7,7 @@ use minidom::Element;
 
 use super::{
     jid::{canonical, learn_spelling},
-    ns,
+    ns, xml,
 };
 use crate::{names, text::sentence};
 
@@ -86,6 +86,14 @@ impl RequestKind {
             Self::Set => "set",
         }
     }
+
+    /// Returns a request of this kind.
+    pub fn iq(self, from: &str, to: &str, id: &str, payload: Element) -> Element {
+        let attributes = [("type", self.as_str()), ("from", from), ("to", to), ("id", id)];
+        let mut iq = xml::element("iq", ns::CLIENT, &attributes);
+        iq.append_child(payload);
+        iq
+    }
 }
 
 /// A stanza with its addresses read. The whole element is kept, so nothing unknown is lost.
@@ -148,7 +156,7 @@ impl Unreadable {
             ("to", asked.attr("from")?),
             ("id", asked.attr("id").unwrap_or_default()),
         ] {
-            super::xml::set(&mut answer, name, value);
+            xml::set(&mut answer, name, value);
         }
         answer.append_child(refusal.to_element());
         Some(answer)

@@ -42,7 +42,7 @@ use fingerpost_wire::{
     offer::Offer,
     print::Print,
     size,
-    stanza::{Refusal, Stanza},
+    stanza::{Refusal, RequestKind, Stanza},
     xml,
 };
 use minidom::Element;
@@ -556,20 +556,8 @@ impl BrokeredSession {
 
     /// Returns a set request to one side's user.
     fn request(&self, side: Side, jingle: Element) -> Element {
-        let id = (self.ids)();
-        let peer = &self.peers[side];
-        let mut iq = xml::element(
-            "iq",
-            ns::CLIENT,
-            &[
-                ("type", "set"),
-                ("from", peer.mask.as_str()),
-                ("to", peer.user.as_str()),
-                ("id", &id),
-            ],
-        );
-        iq.append_child(jingle);
-        iq
+        let SessionPeer { user, mask, .. } = &self.peers[side];
+        RequestKind::Set.iq(mask.as_str(), user.as_str(), &(self.ids)(), jingle)
     }
 
     fn answer_initiate(&mut self, error: Option<Element>) {
