@@ -264,10 +264,7 @@ impl Broker {
         if pins.is_empty() {
             return Err(SessionRefusal::OwnUnsecured);
         }
-        let transport = Transport::read(content).filter(|transport| match transport {
-            Transport::Ibb { .. } => options.ibb,
-            Transport::S5b { .. } => options.socks5,
-        });
+        let transport = Transport::read(content).filter(|transport| options.takes(transport));
         let transport = transport.ok_or(SessionRefusal::NoTransport)?;
         let peer = SessionPeer {
             user: stanza.from.clone(),
@@ -399,12 +396,12 @@ impl Broker {
         Some(features::fit(&known, application))
     }
 
-    /// whether a domain hosts chat rooms, if that is known.
+    /// Returns whether a domain hosts chat rooms, if that is known.
     pub fn is_room(&self, domain: &str) -> Option<bool> {
         self.shared.is_room(domain)
     }
 
-    /// whether a domain hosts chat rooms.
+    /// Returns whether a domain hosts chat rooms.
     pub async fn look_up_room(&self, domain: &str) -> bool {
         self.shared.look_up_room(domain).await
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fingerpost_carry::shares::Limits;
+use fingerpost_wire::transport::Transport;
 use jid::BareJid;
 
 use super::hints::Policies;
@@ -42,6 +43,14 @@ pub struct BrokerOptions {
 }
 
 impl BrokerOptions {
+    /// Returns whether legs of this transport are available.
+    pub(super) fn takes(&self, transport: &Transport) -> bool {
+        match transport {
+            Transport::Ibb { .. } => self.ibb,
+            Transport::S5b { .. } => self.socks5,
+        }
+    }
+
     /// Returns the shares of blocks by message: a quarter for one user.
     pub(super) fn memory(&self) -> Limits {
         Limits::new(self.memory, self.memory / 4, 4)

@@ -22,7 +22,11 @@ use minidom::Element;
 use tokio::time::Instant;
 
 use super::{
-    options::BrokerOptions, peer::SessionPeer, refusal::SessionRefusal, session::SessionInput,
+    options::BrokerOptions,
+    peer::SessionPeer,
+    refusal::SessionRefusal,
+    session::{self, SessionInput},
+    side::Side,
 };
 use crate::refuse::Refuse as _;
 
@@ -156,8 +160,7 @@ impl OwnSession {
     }
 
     fn frame(&self) -> Frame<'_> {
-        let SessionPeer { user, mask, sid, namespace } = &self.peer;
-        Frame { namespace, sid, initiator: user, responder: mask }
+        self.peer.frame(Side::Initiator)
     }
 
     fn tell(&mut self, jingle: Element) {
@@ -186,13 +189,8 @@ impl OwnSession {
                 transport::s5b(sid, &host, &(self.ids)(), jid.as_str(), advertise)
             }
         };
-        let frame = self.frame();
-        let mut jingle = jingle::own(Action::SessionAccept, &frame);
+        let mut jingle = self.jingle(Action::SessionAccept, [security, element]);
         xml::set(&mut jingle, "responder", self.peer.mask.as_str());
-        let mut content = self.content(frame.namespace);
-        content.append_child(security);
-        content.append_child(element);
-        jingle.append_child(content);
         self.tell(jingle);
         if let Transport::S5b { sid, .. } = transport {
             let none = Element::bare("candidate-error", ns::JINGLE_S5B);
@@ -200,17 +198,12 @@ impl OwnSession {
         }
     }
 
-    fn content(&self, namespace: &str) -> Element {
-        xml::element("content", namespace, &[("creator", "initiator"), ("name", &self.content)])
+    fn jingle(&self, action: Action, children: impl IntoIterator<Item = Element>) -> Element {
+        jingle::own_content(action, &self.frame(), &self.content, children)
     }
 
     fn tell_transport(&mut self, action: Action, transport: Element) {
-        let frame = self.frame();
-        let mut jingle = jingle::own(action, &frame);
-        let mut content = self.content(frame.namespace);
-        content.append_child(transport);
-        jingle.append_child(content);
-        self.tell(jingle);
+        self.tell(self.jingle(action, [transport]));
     }
 
     /// Uses the SOCKS5 connection when it is established and the user has chosen it.
@@ -277,19 +270,15 @@ impl OwnSession {
                 self.tell_transport(Action::TransportAccept, answer);
             }
             _ => {
-                let transport = content
-                    .and_then(|content| content.children().find(|c| c.name() == "transport"))
-                    .cloned()
-                    .unwrap_or_else(|| Element::bare("transport", ns::JINGLE_IBB));
-                self.tell_transport(Action::TransportReject, transport);
+                self.tell_transport(Action::TransportReject, transport::given(content));
             }
         }
     }
 }
 
+/// Returns the first content of a Jingle element.
 pub(super) fn first_content(jingle: &Element) -> Option<&Element> {
-    let namespace = jingle.ns();
-    jingle.children().find(|child| child.is("content", namespace.as_str()))
+    session::contents(jingle).next()
 }
 
 /// Returns whether the application of a content is a raw TLS stream and nothing else.

@@ -193,6 +193,23 @@ pub fn own(action: Action, frame: &Frame<'_>) -> Element {
     xml::element("jingle", frame.namespace, &[("action", action.as_str()), ("sid", frame.sid)])
 }
 
+/// Returns a `<jingle/>` of the component's own with one content, which has this name and these children.
+pub fn own_content(
+    action: Action,
+    frame: &Frame<'_>,
+    name: &str,
+    children: impl IntoIterator<Item = Element>,
+) -> Element {
+    let attributes = [("creator", "initiator"), ("name", name)];
+    let mut content = xml::element("content", frame.namespace, &attributes);
+    for child in children {
+        content.append_child(child);
+    }
+    let mut jingle = own(action, frame);
+    jingle.append_child(content);
+    jingle
+}
+
 /// Returns a `session-terminate` with a reason, its text and an application condition.
 pub fn terminate(frame: &Frame<'_>, condition: Reason, text: &str) -> Element {
     let mut jingle = own(Action::SessionTerminate, frame);

@@ -92,6 +92,14 @@ pub fn s5b(sid: &str, dstaddr: &str, cid: &str, jid: &str, advertise: &[(String,
     transport
 }
 
+/// Returns the transport of a content as it is, to be rejected; an empty one if there is none.
+pub fn given(content: Option<&Element>) -> Element {
+    content
+        .and_then(|content| content.children().find(|child| child.name() == "transport"))
+        .cloned()
+        .unwrap_or_else(|| Element::bare("transport", ns::JINGLE_IBB))
+}
+
 /// Returns a SOCKS5 transport with one notification, such as `candidate-error`.
 pub fn s5b_news(sid: &str, news: Element) -> Element {
     let mut transport = xml::element("transport", ns::JINGLE_S5B, &[("sid", sid)]);

@@ -39,11 +39,7 @@ pub(crate) fn choose(
     secured
         .find_map(|(number, content)| {
             let transport = Transport::read(content)?;
-            let can = match transport {
-                Transport::Ibb { .. } => options.ibb,
-                Transport::S5b { .. } => options.socks5,
-            };
-            can.then_some((number, transport))
+            options.takes(&transport).then_some((number, transport))
         })
         .ok_or(SessionRefusal::NoTransport)
 }
@@ -62,7 +58,7 @@ pub(crate) fn application(jingle: &Element, number: usize) -> Option<String> {
 }
 
 /// Returns the contents of a Jingle element.
-pub(super) fn contents(jingle: &Element) -> impl Iterator<Item = &Element> {
+pub(crate) fn contents(jingle: &Element) -> impl Iterator<Item = &Element> {
     let namespace = jingle.ns();
     jingle.children().filter(move |child| child.is("content", namespace.as_str()))
 }

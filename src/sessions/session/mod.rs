@@ -49,7 +49,7 @@ use minidom::Element;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-pub(crate) use self::contents::{application, channel, choose};
+pub(crate) use self::contents::{application, channel, choose, contents};
 use self::{
     contents::{BrokeredContent, offered_prints},
     timers::{Timer, TimerTable},
@@ -507,12 +507,7 @@ impl BrokeredSession {
     }
 
     fn frame(&self, side: Side) -> Frame<'_> {
-        let peer = &self.peers[side];
-        let (initiator, responder) = match side {
-            Side::Initiator => (&peer.user, &peer.mask),
-            Side::Responder => (&peer.mask, &peer.user),
-        };
-        Frame { namespace: &peer.namespace, sid: &peer.sid, initiator, responder }
+        self.peers[side].frame(side)
     }
 
     fn send(&mut self, element: Element) {

@@ -145,13 +145,7 @@ impl BrokeredSession {
         name: &str,
         transport: Element,
     ) -> Element {
-        let frame = self.frame(side);
-        let mut jingle = jingle::own(action, &frame);
-        let mut content =
-            xml::element("content", frame.namespace, &[("creator", "initiator"), ("name", name)]);
-        content.append_child(transport);
-        jingle.append_child(content);
-        jingle
+        jingle::own_content(action, &self.frame(side), name, [transport])
     }
 
     /// Handles a transport action of one side, which stays on that leg.
@@ -265,8 +259,7 @@ impl BrokeredSession {
     }
 
     fn replace_rejection(&self, side: Side, content: &Element) -> Element {
-        let transport = content.children().find(|c| c.name() == "transport").cloned();
-        let transport = transport.unwrap_or_else(|| Element::bare("transport", ns::JINGLE_IBB));
+        let transport = transport::given(Some(content));
         let name = content.attr("name").unwrap_or_default();
         self.transport_jingle(side, jingle::Action::TransportReject, name, transport)
     }
