@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     features,
-    peer::Pair,
+    peer::{Pair, SessionPeer},
     rooms::Rooms,
     session::SessionInput,
     side::{PerSide, Side},
@@ -114,6 +114,12 @@ pub(super) struct Directory {
 }
 
 impl Directory {
+    /// Returns the entries of a leg.
+    pub(super) fn of_leg(&mut self, peer: &SessionPeer) -> impl Iterator<Item = &mut SessionEntry> {
+        let entries = self.sessions.get_mut(&peer.pair()).into_iter().flatten();
+        entries.filter(|entry| entry.sid == peer.sid)
+    }
+
     /// Returns whether there is a session with that sid.
     pub(super) fn has(&self, pair: &Pair, sid: &str) -> bool {
         self.sessions.get(pair).is_some_and(|entries| entries.iter().any(|entry| entry.sid == sid))

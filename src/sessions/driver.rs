@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use fingerpost_carry::{ibb_handle::IbbHandle, ibb_params::IbbParams, ibb_stream::IbbStream};
+use fingerpost_carry::ibb_handle::IbbHandle;
 use fingerpost_wire::{
     ibb::IbbError,
     ibb_xml::IbbStanza,
@@ -300,16 +300,9 @@ impl SessionDriver {
     }
 
     fn stream(&mut self, side: Side, sid: String, block_size: u16, stanza: IbbStanza) -> SocketLeg {
-        let peer = &self.peers[side];
-        let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid.as_str());
-        params.block_size = block_size;
-        params.stanza = stanza;
-        let options = self.shared.options();
-        (params.window, params.silence_timeout) = (options.window, options.silence_timeout);
-        params.memory = Some(self.shared.memory.clone());
-        let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
-        self.streams[side] = Some(handle.clone());
-        self.shared.add_stream(peer, sid, handle);
+        let (peer, memory) = (&self.peers[side], Some(self.shared.memory.clone()));
+        let (stream, handle) = self.shared.stream(peer, sid, block_size, stanza, memory);
+        self.streams[side] = Some(handle);
         SocketLeg::Ibb(stream)
     }
 }

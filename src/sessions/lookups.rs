@@ -45,7 +45,7 @@ impl BrokerState {
         }
     }
 
-    /// whether a domain hosts chat rooms, if that is known.
+    /// Returns whether a domain hosts chat rooms, if that is known.
     pub(super) fn is_room(&self, domain: &str) -> Option<bool> {
         let mut state = self.lock();
         let (until, is_room) = *state.rooms.0.peek(domain)?;

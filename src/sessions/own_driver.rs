@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use fingerpost_carry::{ibb_params::IbbParams, ibb_stream::IbbStream};
 use fingerpost_secure::{
     identity::Identity,
     stream::{self, TlsError, TlsStream},
 };
-use fingerpost_wire::{ibb_xml::IbbStanza, print::Print, stanza::Refusal};
+use fingerpost_wire::{print::Print, stanza::Refusal};
 use minidom::Element;
 use time::OffsetDateTime;
 use tokio::{
@@ -119,21 +118,11 @@ impl OwnDriver {
                 }
             }
             OwnAction::SecureStream(sid, block_size, stanza) => {
-                let leg = self.stream(sid, block_size, stanza);
-                self.secure(leg);
+                // A handshake fits into what every stream may hold.
+                let (stream, _) = self.shared.stream(&self.peer, sid, block_size, stanza, None);
+                self.secure(SocketLeg::Ibb(stream));
             }
         }
-    }
-
-    fn stream(&self, sid: String, block_size: u16, stanza: IbbStanza) -> SocketLeg {
-        let SessionPeer { user, mask, .. } = &self.peer;
-        let mut params = IbbParams::new(mask.clone(), user.clone(), sid.as_str());
-        (params.block_size, params.stanza) = (block_size, stanza);
-        let options = self.shared.options();
-        (params.window, params.silence_timeout) = (options.window, options.silence_timeout);
-        let (stream, handle) = IbbStream::new(params, self.shared.outbound.clone());
-        self.shared.add_stream(&self.peer, sid, handle);
-        SocketLeg::Ibb(stream)
     }
 
     /// Does the handshake over a leg.

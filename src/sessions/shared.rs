@@ -7,10 +7,12 @@ use std::{
 
 use fingerpost_carry::{
     ibb_handle::IbbHandle,
+    ibb_params::IbbParams,
+    ibb_stream::IbbStream,
     iq::Requests,
     shares::{Limits, Permits, Place},
 };
-use fingerpost_wire::dst_addr::DstAddr;
+use fingerpost_wire::{dst_addr::DstAddr, ibb_xml::IbbStanza};
 use jid::BareJid;
 use minidom::Element;
 use tokio::{sync::mpsc, time::Instant};
@@ -58,12 +60,7 @@ impl BrokerState {
 
     /// Notes that the responder's client knows of the session.
     pub(super) fn acknowledged(&self, peer: &SessionPeer) {
-        let mut state = self.lock();
-        if let Some(entries) = state.sessions.get_mut(&peer.pair()) {
-            for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
-                entry.crossable = None;
-            }
-        }
+        self.lock().of_leg(peer).for_each(|entry| entry.crossable = None);
     }
 
     /// Takes a place for another session of `user`.
@@ -83,12 +80,7 @@ impl BrokerState {
     }
 
     pub(super) fn expect_open(&self, peer: &SessionPeer, sid: Option<String>) {
-        let mut state = self.lock();
-        if let Some(entries) = state.sessions.get_mut(&peer.pair()) {
-            for entry in entries.iter_mut().filter(|entry| entry.sid == peer.sid) {
-                entry.ibb = Some(sid.clone());
-            }
-        }
+        self.lock().of_leg(peer).for_each(|entry| entry.ibb = Some(sid.clone()));
     }
 
     /// Takes the SOCKS5 connections for a stream id of this leg. Clients differ in which side they take for the
@@ -98,7 +90,26 @@ impl BrokerState {
         self.table.register([DstAddr::compute(sid, mask, user), DstAddr::compute(sid, user, mask)])
     }
 
-    pub(super) fn add_stream(&self, peer: &SessionPeer, sid: String, handle: IbbHandle) {
+    /// Creates an in-band bytestream of this leg. `memory`: the room for blocks by message beyond what every
+    /// stream may hold.
+    pub(super) fn stream(
+        &self,
+        peer: &SessionPeer,
+        sid: String,
+        block_size: u16,
+        stanza: IbbStanza,
+        memory: Option<Permits>,
+    ) -> (IbbStream, IbbHandle) {
+        let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid.as_str());
+        (params.block_size, params.stanza, params.memory) = (block_size, stanza, memory);
+        let options = self.options();
+        (params.window, params.silence_timeout) = (options.window, options.silence_timeout);
+        let (stream, handle) = IbbStream::new(params, self.outbound.clone());
+        self.add_stream(peer, sid, handle.clone());
+        (stream, handle)
+    }
+
+    fn add_stream(&self, peer: &SessionPeer, sid: String, handle: IbbHandle) {
         let mut state = self.lock();
         state.drop_closed(Instant::now());
         let streams = state.streams.entry(peer.pair()).or_default();
