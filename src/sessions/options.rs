@@ -55,4 +55,30 @@ impl BrokerOptions {
     pub(super) fn memory(&self) -> Limits {
         Limits::new(self.memory, self.memory / 4, 4)
     }
+
+    /// Returns the settings of tests.
+    #[cfg(test)]
+    pub(super) fn of_tests() -> Self {
+        use super::hints::VerdictPolicy;
+        Self {
+            jid: BareJid::new("xtls.example.org").unwrap(),
+            require_tls: true,
+            policies: Policies {
+                unknown: VerdictPolicy::Annotate,
+                mismatch: VerdictPolicy::Annotate,
+                revoked: VerdictPolicy::Reject,
+            },
+            socks5: true,
+            advertise: vec![("proxy.example.org".to_owned(), 7625)],
+            ibb: true,
+            max_stanza_bytes: 500_000,
+            block_size: 8192,
+            window: 16,
+            memory: 64 << 20,
+            silence_timeout: Duration::from_secs(300),
+            activation_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(600),
+            sessions: (10, 10),
+        }
+    }
 }

@@ -300,13 +300,9 @@ pub(super) fn mask(component: &jid::BareJid) -> Jid {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, time::Duration};
+    use std::cell::Cell;
 
     use super::*;
-    use crate::sessions::{
-        hints::{Policies, VerdictPolicy},
-        side::Side,
-    };
 
     const IBB: &str =
         "<transport xmlns='urn:xmpp:jingle:transports:ibb:1' sid='a-stream' block-size='4096'/>";
@@ -343,26 +339,6 @@ mod tests {
     }
 
     fn session(offer: &str, transport: &str) -> OwnSession {
-        let options = BrokerOptions {
-            jid: jid::BareJid::new("xtls.example.org").unwrap(),
-            require_tls: true,
-            policies: Policies {
-                unknown: VerdictPolicy::Annotate,
-                mismatch: VerdictPolicy::Annotate,
-                revoked: VerdictPolicy::Reject,
-            },
-            socks5: true,
-            advertise: vec![("proxy.example.org".to_owned(), 7625)],
-            ibb: true,
-            max_stanza_bytes: 500_000,
-            block_size: 8192,
-            window: 16,
-            memory: 64 << 20,
-            silence_timeout: Duration::from_secs(300),
-            activation_timeout: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(600),
-            sessions: (10, 10),
-        };
         let initiate = jingle("session-initiate", &format!("{offer}{transport}"));
         let peer = SessionPeer {
             user: initiate.from.clone(),
@@ -371,7 +347,7 @@ mod tests {
             namespace: ns::JINGLE.to_owned(),
         };
         let transport = initiate.payload().and_then(first_content).and_then(Transport::read);
-        let (options, transport) = (Arc::new(options), transport.unwrap());
+        let (options, transport) = (Arc::new(BrokerOptions::of_tests()), transport.unwrap());
         let now = Instant::now();
         OwnSession::accept(options, count_up, peer, "AA:BB", &initiate, &transport, now)
     }

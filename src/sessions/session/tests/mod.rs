@@ -46,26 +46,10 @@ impl World {
     /// Creates a session in which the content of one number is brokered.
     fn of(contents: &[String], chosen: usize, policies: Policies) -> Self {
         let jid = |text: &str| Jid::new(text).unwrap();
-        let component = "xtls.example.org";
         let (alice, bob) = ("alice@example.org/a", "bob@example.org/b");
         let alice_mask = "alice\\40example.org@xtls.example.org/a";
         let bob_mask = "bob\\40example.org@xtls.example.org/b";
-        let options = BrokerOptions {
-            jid: jid(component).into_bare(),
-            require_tls: true,
-            policies,
-            socks5: true,
-            advertise: vec![("proxy.example.org".to_owned(), 7625)],
-            ibb: true,
-            max_stanza_bytes: 500_000,
-            block_size: 8192,
-            window: 16,
-            memory: 64 << 20,
-            silence_timeout: Duration::from_secs(300),
-            activation_timeout: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(600),
-            sessions: (10, 10),
-        };
+        let options = BrokerOptions { policies, ..BrokerOptions::of_tests() };
         let peer = |user: &str, mask: &str, sid: &str| SessionPeer {
             user: jid(user),
             mask: jid(mask),
@@ -195,11 +179,7 @@ impl World {
 }
 
 fn annotate() -> Policies {
-    Policies {
-        unknown: VerdictPolicy::Annotate,
-        mismatch: VerdictPolicy::Annotate,
-        revoked: VerdictPolicy::Reject,
-    }
+    BrokerOptions::of_tests().policies
 }
 
 fn content(transport: &str) -> String {
