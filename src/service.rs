@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use crate::{
     access::{Access, Doors},
     cluster::{self, Cluster},
-    config::{Config, PrintPolicy},
+    config::Config,
     control::{self, Control, Reload},
     front::{self, Back, KnownStanza, Report, Router},
     http::{self, ServiceStatus},
@@ -740,18 +740,13 @@ fn router_options(config: &Config, access: Doors) -> front::RouterOptions {
 }
 
 fn broker_options(config: &Config) -> sessions::BrokerOptions {
-    let policy = |policy| match policy {
-        PrintPolicy::Annotate => hints::VerdictPolicy::Annotate,
-        PrintPolicy::Strip => hints::VerdictPolicy::Strip,
-        PrintPolicy::Reject => hints::VerdictPolicy::Reject,
-    };
     sessions::BrokerOptions {
         jid: config.component.jid.clone(),
         require_tls: config.broker.require_tls,
         policies: hints::Policies {
-            unknown: policy(config.broker.unknown),
-            mismatch: policy(config.broker.mismatch),
-            revoked: policy(config.broker.revoked),
+            unknown: config.broker.unknown,
+            mismatch: config.broker.mismatch,
+            revoked: config.broker.revoked,
         },
         socks5: !config.socks5.listen.is_empty(),
         advertise: config.socks5.advertise.clone(),

@@ -14,7 +14,7 @@ pub use self::{
     error::ConfigError,
     keys::{Sections, Setting},
     settings::*,
-    values::{Format, PrintPolicy},
+    values::Format,
 };
 use self::{
     file::{SectionReader, Written},

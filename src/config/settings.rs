@@ -18,12 +18,12 @@ use super::{
     file::Written,
     keys::{Sections, Setting},
     values::{
-        DAY, Format, LEVELS, POLICIES, PrintPolicy, SHORTEST, VISIBILITIES, address, admin, bare,
-        boolean, choice, database_url, domain, duration, host_port, level, list, name, number,
+        DAY, Format, LEVELS, POLICIES, SHORTEST, VISIBILITIES, address, admin, bare, boolean,
+        choice, database_url, domain, duration, host_port, level, list, name, number,
         one_or_several, own_address, path, secret, segment, status_address, text, uri, user,
     },
 };
-use crate::registry::model::Visibility;
+use crate::{registry::model::Visibility, sessions::hints::VerdictPolicy};
 
 macro_rules! has_default {
     (default) => {
@@ -218,11 +218,11 @@ settings! {
         require_tls: bool, default true, boolean, reload;
         /// For a fingerprint that the registry has never seen: annotate (pass it on with a hint) | strip (remove it from the offer) |
         /// reject (refuse the session).
-        unknown: PrintPolicy, default "annotate", choice(POLICIES), reload;
+        unknown: VerdictPolicy, default "annotate", choice(POLICIES), reload;
         /// For a fingerprint that belongs to none of the user's registered keys: annotate | strip | reject, as for `unknown`.
-        mismatch: PrintPolicy, default "annotate", choice(POLICIES), reload;
+        mismatch: VerdictPolicy, default "annotate", choice(POLICIES), reload;
         /// For the fingerprint of a revoked key: annotate | strip | reject, as for `unknown`.
-        revoked: PrintPolicy, default "reject", choice(POLICIES), reload;
+        revoked: VerdictPolicy, default "reject", choice(POLICIES), reload;
     }
 
     /// The registry of keys.

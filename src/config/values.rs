@@ -12,7 +12,10 @@ use toml::Value;
 use tracing_subscriber::EnvFilter;
 
 use super::error::{ConfigError, Where};
-use crate::registry::{model::Visibility, store::check_address};
+use crate::{
+    registry::{model::Visibility, store::check_address},
+    sessions::hints::VerdictPolicy,
+};
 
 /// The longest text of a wrong value that an error repeats, in characters.
 const MAX_SHOWN: usize = 60;
@@ -25,21 +28,10 @@ pub(super) const SHORTEST: Duration = Duration::from_millis(100);
 pub(super) const LEVELS: &str =
     "error, warn, info, debug, trace or a filter of targets with these levels";
 
-/// The treatment of an offered print that the registry cannot vouch for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum PrintPolicy {
-    /// Pass it on, with the verdict beside it.
-    Annotate,
-    /// Remove it from the offer.
-    Strip,
-    /// Refuse the session.
-    Reject,
-}
-
-pub(super) const POLICIES: &[(&str, PrintPolicy)] = &[
-    ("annotate", PrintPolicy::Annotate),
-    ("strip", PrintPolicy::Strip),
-    ("reject", PrintPolicy::Reject),
+pub(super) const POLICIES: &[(&str, VerdictPolicy)] = &[
+    ("annotate", VerdictPolicy::Annotate),
+    ("strip", VerdictPolicy::Strip),
+    ("reject", VerdictPolicy::Reject),
 ];
 
 pub(super) const VISIBILITIES: &[(&str, Visibility)] = &[
