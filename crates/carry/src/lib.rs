@@ -6,6 +6,7 @@
 //! |---|---|
 //! | how stanzas are read from a connection | [`reader`]; how waiting bytes are written to one: [`writer`] |
 //! | how a request waits for its answer | [`iq`]; how many may wait for each user: [`shares`] |
+//! | how many small things are kept and found in little memory | [`rows`] |
 //! | how an in-band bytestream becomes a stream of tokio's | [`ibb_stream`] carries its bytes, [`ibb_handle`] its stanzas; [`ibb_params`] |
 //! | what connects a user with the next hop | [`leg`]: a TCP connection or an in-band bytestream |
 //! | whether written bytes have arrived, and how a stream ends | [`leg_end`]; what the kernel knows: [`tcp`], the one module with unsafe code |
@@ -19,6 +20,7 @@ pub mod iq;
 pub mod leg;
 pub mod leg_end;
 pub mod reader;
+pub mod rows;
 pub mod shares;
 pub mod tcp;
 pub mod writer;

@@ -8,14 +8,16 @@
 //! two that collide.
 
 use std::{
-    collections::HashMap,
     hash::{BuildHasher, RandomState},
     net::IpAddr,
+    num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use fingerpost_wire::jid::identity;
 use jid::BareJid;
+
+use crate::rows::{Row, Rows};
 
 /// How many places all users, one user, and one domain may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,14 +57,13 @@ pub enum Full {
     User,
 }
 
-/// Places that were taken and must be given back.
+/// Places that were taken and must be given back to the shares that gave them.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a place that is not given back is lost"]
 pub struct Place {
-    user: u64,
-    domain: u64,
-    above: u64,
-    weight: usize,
+    /// The number of the user's row.
+    user: u32,
+    weight: NonZeroU32,
 }
 
 /// The places that each user and each domain holds.
@@ -70,80 +71,108 @@ pub struct Place {
 pub struct Shares {
     hasher: RandomState,
     taken: usize,
-    users: HashMap<u64, usize>,
-    domains: HashMap<u64, usize>,
+    /// The row above a user's is its domain's.
+    users: Rows<Holder>,
+    /// The row above a domain's is its registered domain's.
+    domains: Rows<Holder>,
     /// By registered domain.
-    above: HashMap<u64, usize>,
+    above: Rows<Holder>,
+}
+
+/// A user, a domain or a registered domain that holds places.
+#[derive(Debug)]
+struct Holder {
+    /// The keyed hash of its name.
+    name: u64,
+    held: NonZeroU32,
+    /// The number of the row above, where there is one.
+    above: u32,
+}
+
+impl Row for Holder {
+    type Key = u64;
+
+    fn key(&self) -> &u64 {
+        &self.name
+    }
 }
 
 impl Shares {
-    /// Takes `weight` places for `user`.
+    /// Takes `weight` places for `user`, at least one. All together never hold more than [`u32::MAX`].
     ///
     /// # Errors
     /// [`Full`]
     pub fn take(&mut self, user: &BareJid, weight: usize, limits: &Limits) -> Result<Place, Full> {
         let user = identity(user);
         let domain = user.domain().as_str();
-        let place = Place {
-            user: self.hasher.hash_one(user.as_str()),
-            domain: self.hasher.hash_one(domain),
-            above: self.hasher.hash_one(registered(domain)),
-            weight,
-        };
-        let held = |map: &HashMap<u64, usize>, key| {
-            map.get(&key).copied().unwrap_or(0).saturating_add(weight)
-        };
-        if held(&self.users, place.user) > limits.per_user {
+        let [name, domain, above] =
+            [user.as_str(), domain, registered(domain)].map(|name| self.hasher.hash_one(name));
+        let (user, held) = look_up(&self.users, name);
+        if held.saturating_add(weight) > limits.per_user {
             return Err(Full::User);
         }
-        let taken = self.taken.saturating_add(weight);
-        if taken > limits.total {
+        let weight = NonZeroU32::new(u32::try_from(weight).map_err(|_| Full::All)?);
+        let weight = weight.unwrap_or(NonZeroU32::MIN);
+        let places = weight.get() as usize;
+        let taken = self.taken.saturating_add(places);
+        if taken > limits.total.min(u32::MAX as usize) {
             return Err(Full::All);
         }
-        if !limits.leaves_room(limits.slope, held(&self.domains, place.domain), taken)
-            || !limits.leaves_room(4 * limits.slope, held(&self.above, place.above), taken)
+        let (its_domain, held) = look_up(&self.domains, domain);
+        let (its_above, held_above) = look_up(&self.above, above);
+        if !limits.leaves_room(limits.slope, held + places, taken)
+            || !limits.leaves_room(4 * limits.slope, held_above + places, taken)
         {
             return Err(Full::Domain);
         }
         self.taken = taken;
-        for (map, key) in self.counts(&place) {
-            *map.entry(key).or_default() += weight;
-        }
-        Ok(place)
+        let above = add(&mut self.above, its_above, Holder { name: above, held: weight, above: 0 });
+        let domain =
+            add(&mut self.domains, its_domain, Holder { name: domain, held: weight, above });
+        let user = add(&mut self.users, user, Holder { name, held: weight, above: domain });
+        Ok(Place { user, weight })
     }
 
     /// Gives the places back.
     pub fn give_back(&mut self, place: &Place) {
-        let weight = place.weight;
-        self.taken -= weight;
-        for (map, key) in self.counts(place) {
-            if let Some(held) = map.get_mut(&key) {
-                *held -= weight;
-                if *held == 0 {
-                    map.remove(&key);
-                }
-            }
-        }
-        if self.taken == 0 {
-            // A group without places leaves no empty tables.
-            for map in [&mut self.users, &mut self.domains, &mut self.above] {
-                map.shrink_to(1024);
-            }
-        }
+        let domain = subtract(&mut self.users, Some(place.user), place.weight);
+        let above = subtract(&mut self.domains, domain, place.weight);
+        subtract(&mut self.above, above, place.weight);
+        self.taken -= place.weight.get() as usize;
     }
 
     /// Returns how much is taken.
     pub fn taken(&self) -> usize {
         self.taken
     }
+}
 
-    fn counts(&mut self, place: &Place) -> [(&mut HashMap<u64, usize>, u64); 3] {
-        [
-            (&mut self.users, place.user),
-            (&mut self.domains, place.domain),
-            (&mut self.above, place.above),
-        ]
+/// Returns the number of a holder's row, and how many places it has.
+fn look_up(rows: &Rows<Holder>, name: u64) -> (Option<u32>, usize) {
+    let found = rows.find(&name);
+    let held = found.and_then(|number| rows.get(number)).map_or(0, |row| row.held.get() as usize);
+    (found, held)
+}
+
+/// Adds the places of a holder to the row that it has, or its row. Returns the number of the row.
+fn add(rows: &mut Rows<Holder>, found: Option<u32>, holder: Holder) -> u32 {
+    let Some(number) = found else { return rows.insert(holder) };
+    if let Some(row) = rows.get_mut(number) {
+        row.held = row.held.saturating_add(holder.held.get());
     }
+    number
+}
+
+/// Subtracts places of a holder, and returns the number of the row above.
+fn subtract(rows: &mut Rows<Holder>, number: Option<u32>, weight: NonZeroU32) -> Option<u32> {
+    let number = number?;
+    let row = rows.get_mut(number)?;
+    let above = row.above;
+    match NonZeroU32::new(row.held.get().saturating_sub(weight.get())) {
+        Some(left) => row.held = left,
+        None => drop(rows.remove(number)),
+    }
+    Some(above)
 }
 
 /// Returns the last two labels of a domain: its owner may have any number of names below it.
@@ -279,6 +308,16 @@ mod tests {
     }
 
     #[test]
+    fn a_place_takes_few_bytes() {
+        assert_eq!(size_of::<Place>(), 8);
+        assert_eq!(
+            size_of::<Option<Holder>>(),
+            16,
+            "a row that is free needs no more than a used one"
+        );
+    }
+
+    #[test]
     fn the_registered_domain_is_the_last_two_labels() {
         for (domain, above) in [
             ("example.org", "example.org"),
@@ -306,12 +345,13 @@ mod tests {
                     Err(_) if n % 2 == 0 => held.pop().iter().for_each(|p| shares.give_back(p)),
                     Err(_) => {}
                 }
-                prop_assert_eq!(shares.taken(), held.iter().map(|p| p.weight).sum::<usize>());
+                prop_assert_eq!(shares.taken(), held.iter().map(|p| p.weight.get() as usize).sum::<usize>());
                 prop_assert!(shares.taken() <= limits.total);
             }
             held.iter().for_each(|place| shares.give_back(place));
             prop_assert_eq!(shares.taken(), 0);
             prop_assert!(shares.users.is_empty() && shares.domains.is_empty());
+            prop_assert!(shares.above.is_empty());
         }
     }
 }
