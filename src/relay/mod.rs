@@ -15,6 +15,7 @@ mod ibb_stream_tests;
 pub mod join;
 pub mod listener;
 pub mod metrics;
+mod names;
 pub(crate) mod origins;
 mod pair;
 pub mod pipe;

@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fingerpost_carry::shares::{Full, Limits, Place, Shares};
+use fingerpost_carry::{
+    rows::{Row, Rows},
+    shares::{Full, Limits, Place, Shares},
+};
 use fingerpost_wire::dst_addr::DstAddr;
 use jid::{BareJid, Jid};
 use tokio::{
@@ -25,6 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     clock::now,
     metrics::{Cause, TimeoutPhase},
+    names::{Name, Names},
     pair::Relay,
     pipe,
     plane::Plane,
@@ -110,19 +114,23 @@ struct TableShared {
     tasks: TaskTracker,
     hard: CancellationToken,
     plane: Plane,
+    /// The ages of transfers count from here.
+    started: Instant,
     state: Mutex<TableState>,
 }
 
 #[derive(Debug, Default)]
 struct TableState {
-    entries: HashMap<DstAddr, TableEntry>,
+    entries: Rows<TableEntry>,
     /// The registrations that wait for a connection, by number. The sender is gone once a connection came.
     registrations: HashMap<u64, Option<mpsc::Sender<Socket>>>,
     next_registration: u64,
     /// Shares of active transfers, by the user that activated them.
     shares: Shares,
-    /// Plain transfers that are not active, oldest first.
-    waiting: BTreeMap<u64, DstAddr>,
+    /// The users of active transfers.
+    names: Names,
+    /// Plain transfers that are not active, by the numbers of their rows, oldest first.
+    waiting: BTreeMap<u64, u32>,
     /// How many transfers have waited, and how many were active, so far.
     arrived: u64,
     numbered: u64,
@@ -133,22 +141,38 @@ struct TableState {
     bytes: u64,
 }
 
+/// A hash, and what it stands for.
+#[derive(Debug)]
+struct TableEntry {
+    hash: DstAddr,
+    state: EntryState,
+}
+
 /// What a hash stands for. The relay owns the connections of an active transfer.
 #[derive(Debug)]
-enum TableEntry {
+enum EntryState {
     Plain(Box<WaitingTransfer>),
-    Active(Box<ActiveTransfer>),
+    Active(ActiveTransfer),
     Registered(u64),
+}
+
+impl Row for TableEntry {
+    type Key = DstAddr;
+
+    fn key(&self) -> &DstAddr {
+        &self.hash
+    }
 }
 
 /// An active transfer, as other tasks see it.
 #[derive(Debug)]
 struct ActiveTransfer {
     number: u64,
-    user: BareJid,
     place: Place,
-    target: BareJid,
-    began: Instant,
+    /// Requester and target.
+    users: [Name; 2],
+    /// Tenths of seconds from the table's start to its activation.
+    began: u32,
     watch: Option<Arc<StreamWatch>>,
     relay: Option<AbortHandle>,
 }
@@ -216,6 +240,7 @@ impl TransferTable {
             tasks,
             hard,
             plane,
+            started: now(),
             state: Mutex::default(),
         });
         inner.tasks.spawn(sweep(
@@ -242,15 +267,16 @@ impl TransferTable {
         let mut state = self.inner.lock();
         let TableState { entries, registrations, awaited, .. } = &mut *state;
         let mut waiting = None;
-        let refused = match entries.get(&hash) {
+        let row = entries.find(&hash);
+        let refused = match row.and_then(|row| entries.get(row)).map(|entry| &entry.state) {
             None if self.inner.hard.is_cancelled() => Some(Cause::Draining),
             None => (!socket.take_seat()).then_some(Cause::AddressLimit),
-            Some(TableEntry::Plain(waiting)) if !waiting.transfer.has_room() => {
+            Some(EntryState::Plain(waiting)) if !waiting.transfer.has_room() => {
                 Some(Cause::ThirdConnection)
             }
-            Some(TableEntry::Plain(_)) => (!socket.take_seat()).then_some(Cause::AddressLimit),
-            Some(TableEntry::Active(_)) => Some(Cause::ThirdConnection),
-            Some(TableEntry::Registered(number)) => {
+            Some(EntryState::Plain(_)) => (!socket.take_seat()).then_some(Cause::AddressLimit),
+            Some(EntryState::Active(_)) => Some(Cause::ThirdConnection),
+            Some(EntryState::Registered(number)) => {
                 waiting = registrations.get_mut(number);
                 let free = waiting.as_ref().is_some_and(|waiting| waiting.is_some());
                 (!free).then_some(Cause::ThirdConnection)
@@ -279,7 +305,9 @@ impl TransferTable {
             };
         }
         let now = now();
-        if let Some(TableEntry::Plain(waiting)) = entries.get_mut(&hash) {
+        if let Some(TableEntry { state: EntryState::Plain(waiting), .. }) =
+            row.and_then(|row| entries.get_mut(row))
+        {
             return match waiting.transfer.handle_arrival(socket, now) {
                 Ok(()) => {
                     wake(awaited, hash);
@@ -293,14 +321,12 @@ impl TransferTable {
         let made_room = (state.waiting.len() >= options.waiting.max(1))
             .then(|| state.waiting.pop_first())
             .flatten()
-            .and_then(|(_, oldest)| state.entries.remove(&oldest));
+            .and_then(|(_, oldest)| state.entries.remove(oldest));
         let number = state.arrived;
         state.arrived += 1;
-        state.waiting.insert(number, hash);
-        state.entries.insert(
-            hash,
-            TableEntry::Plain(Box::new(WaitingTransfer { transfer, since: now, number })),
-        );
+        let waiting = Box::new(WaitingTransfer { transfer, since: now, number });
+        let row = state.entries.insert(TableEntry { hash, state: EntryState::Plain(waiting) });
+        state.waiting.insert(number, row);
         drop(state);
         if made_room.is_some() {
             self.inner.plane.metrics().refused(Cause::MadeRoom);
@@ -319,37 +345,37 @@ impl TransferTable {
         state.next_registration += 1;
         let mut mine = Vec::new();
         for hash in hashes {
-            match state.entries.remove(&hash) {
-                Some(TableEntry::Plain(waiting)) => {
-                    state.waiting.remove(&waiting.number);
-                    let (first, second) = waiting.transfer.into_connections();
-                    for mut socket in first.into_iter().chain(second) {
-                        socket.settle();
-                        match sender.take() {
-                            Some(sender) => surplus.extend(
-                                sender
-                                    .try_send(socket)
-                                    .map_err(mpsc::error::TrySendError::into_inner)
-                                    .err(),
-                            ),
-                            None => surplus.push(socket),
-                        }
+            let row = state.entries.find(&hash);
+            let entry = row.and_then(|row| state.entries.get(row));
+            if entry.is_some_and(|entry| !matches!(entry.state, EntryState::Plain(_))) {
+                tracing::debug!("hash already in use");
+                continue;
+            }
+            if let Some(entry) = row.and_then(|row| state.entries.remove(row))
+                && let EntryState::Plain(waiting) = entry.state
+            {
+                state.waiting.remove(&waiting.number);
+                let (first, second) = waiting.transfer.into_connections();
+                for mut socket in first.into_iter().chain(second) {
+                    socket.settle();
+                    match sender.take() {
+                        Some(sender) => surplus.extend(
+                            sender
+                                .try_send(socket)
+                                .map_err(mpsc::error::TrySendError::into_inner)
+                                .err(),
+                        ),
+                        None => surplus.push(socket),
                     }
                 }
-                Some(entry) => {
-                    tracing::debug!("hash already in use");
-                    state.entries.insert(hash, entry);
-                    continue;
-                }
-                None => {}
             }
-            state.entries.insert(hash, TableEntry::Registered(number));
-            mine.push(hash);
+            let registered = TableEntry { hash, state: EntryState::Registered(number) };
+            mine.push(state.entries.insert(registered));
         }
         state.registrations.insert(number, sender);
         drop(state);
         drop(surplus);
-        Registration { table: self.clone(), number, hashes: mine, receiver }
+        Registration { table: self.clone(), number, rows: mine, receiver }
     }
 
     /// Activates the transfer that `asker` (a full JID) requested with `target` under `sid`, and starts its relay. A
@@ -400,22 +426,32 @@ impl TransferTable {
         let account = pipe::PipeAccount::of(&user);
         let mut state = self.inner.lock();
         let TableState {
-            entries, registrations, shares, draining, numbered, waiting: queue, ..
+            entries,
+            registrations,
+            shares,
+            names,
+            draining,
+            numbered,
+            waiting: queue,
+            ..
         } = &mut *state;
-        let waiting = match entries.get_mut(&hash) {
-            None => {
-                return refuse(Cause::NotFound, NotActivated::Unknown);
-            }
-            Some(TableEntry::Registered(number)) => {
+        let Some(row) = entries.find(&hash) else {
+            return refuse(Cause::NotFound, NotActivated::Unknown);
+        };
+        let Some(TableEntry { state: entry, .. }) = entries.get_mut(row) else {
+            return refuse(Cause::NotFound, NotActivated::Unknown);
+        };
+        let waiting = match entry {
+            EntryState::Registered(number) => {
                 return match registrations.get(number) {
                     Some(None) => Ok(()),
                     _ => Err(NotActivated::OneSide),
                 };
             }
-            Some(TableEntry::Active(_)) => {
+            EntryState::Active(_) => {
                 return refuse(Cause::AlreadyActive, NotActivated::Active);
             }
-            Some(TableEntry::Plain(waiting)) => waiting,
+            EntryState::Plain(waiting) => waiting,
         };
         if *draining {
             return refuse(Cause::Draining, NotActivated::Draining);
@@ -447,16 +483,14 @@ impl TransferTable {
         let took = now().saturating_duration_since(waiting.since);
         *numbered += 1;
         let number = *numbered;
-        let stream = ActiveTransfer {
+        *entry = EntryState::Active(ActiveTransfer {
             number,
-            user,
             place,
-            target: target.to_bare(),
-            began: now(),
+            users: [names.take(&user), names.take(&target.to_bare())],
+            began: self.inner.tenths(),
             watch: None,
             relay: None,
-        };
-        entries.insert(hash, TableEntry::Active(Box::new(stream)));
+        });
         drop(state);
 
         self.inner.plane.metrics().set_up(took);
@@ -469,14 +503,15 @@ impl TransferTable {
             .tasks
             .spawn(RunningTransfer {
                 relay,
-                active: Active { inner: Arc::clone(&self.inner), hash, number, bytes: 0 },
+                active: Active { inner: Arc::clone(&self.inner), row, number, bytes: 0 },
             })
             .abort_handle();
-        // If the transfer has ended meanwhile, the hash is free or another's, and aborting changes nothing.
+        // If the transfer has ended meanwhile, its row is free or another's, and aborting changes nothing.
         if self.inner.hard.is_cancelled() {
             relay.abort();
-        } else if let Some(TableEntry::Active(stream)) = self.inner.lock().entries.get_mut(&hash)
-            && stream.relay.is_none()
+        } else if let Some(entry) = self.inner.lock().entries.get_mut(row)
+            && let EntryState::Active(stream) = &mut entry.state
+            && stream.number == number
             && !relay.is_finished()
         {
             stream.relay = Some(relay);
@@ -487,19 +522,22 @@ impl TransferTable {
 
     /// Returns the active transfers, oldest first.
     pub fn list(&self) -> Vec<TransferInfo> {
-        let at = now();
+        let now = self.inner.tenths();
         let state = self.inner.lock();
         let mut found: Vec<TransferInfo> = state
             .entries
-            .values()
-            .filter_map(|entry| match entry {
-                TableEntry::Active(stream) => Some(TransferInfo {
-                    id: stream.number,
-                    users: [stream.user.clone(), stream.target.clone()],
-                    age: at.saturating_duration_since(stream.began),
-                    bytes: stream.watch.as_ref().map_or(0, |watch| watch.bytes()),
-                }),
-                TableEntry::Plain(_) | TableEntry::Registered(_) => None,
+            .iter()
+            .filter_map(|(_, entry)| match &entry.state {
+                EntryState::Active(stream) => {
+                    let [requester, target] = &stream.users;
+                    Some(TransferInfo {
+                        id: stream.number,
+                        users: [state.names.get(requester)?, state.names.get(target)?],
+                        age: Duration::from_millis(100) * now.saturating_sub(stream.began),
+                        bytes: stream.watch.as_ref().map_or(0, |watch| watch.bytes()),
+                    })
+                }
+                EntryState::Plain(_) | EntryState::Registered(_) => None,
             })
             .collect();
         drop(state);
@@ -510,8 +548,8 @@ impl TransferTable {
     /// Ends an active transfer and closes both connections. Returns whether it existed.
     pub fn end(&self, id: u64) -> bool {
         let mut state = self.inner.lock();
-        let relay = state.entries.values_mut().find_map(|entry| match entry {
-            TableEntry::Active(stream) if stream.number == id => Some(stream.relay.take()),
+        let relay = state.entries.iter_mut().find_map(|(_, entry)| match &mut entry.state {
+            EntryState::Active(stream) if stream.number == id => Some(stream.relay.take()),
             _ => None,
         });
         drop(state);
@@ -538,15 +576,11 @@ impl TransferTable {
     /// Returns the current counts of the table.
     pub fn counts(&self) -> Counts {
         let state = self.inner.lock();
-        let registered = state
-            .entries
-            .values()
-            .filter(|entry| matches!(entry, TableEntry::Registered(_)))
-            .count();
+        let (active, waiting) = (state.shares.taken(), state.waiting.len());
         Counts {
-            active: state.shares.taken(),
-            waiting: state.entries.len() - registered - state.shares.taken(),
-            registered,
+            active,
+            waiting,
+            registered: state.entries.len() - waiting - active,
             bytes: state.bytes,
         }
     }
@@ -555,6 +589,12 @@ impl TransferTable {
 impl TableShared {
     fn options(&self) -> TransferOptions {
         *self.options.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the time since the start, in tenths of seconds: more than 13 years.
+    fn tenths(&self) -> u32 {
+        let tenths = now().saturating_duration_since(self.started).as_millis() / 100;
+        u32::try_from(tenths).unwrap_or(u32::MAX)
     }
 
     fn lock(&self) -> MutexGuard<'_, TableState> {
@@ -567,7 +607,7 @@ impl TableShared {
 pub struct Registration {
     table: TransferTable,
     number: u64,
-    hashes: Vec<DstAddr>,
+    rows: Vec<u32>,
     receiver: mpsc::Receiver<Socket>,
 }
 
@@ -586,8 +626,8 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let mut state = self.table.inner.lock();
         state.registrations.remove(&self.number);
-        for hash in &self.hashes {
-            state.entries.remove(hash);
+        for row in &self.rows {
+            state.entries.remove(*row);
         }
     }
 }
@@ -647,7 +687,8 @@ impl Future for RunningTransfer {
 /// An active transfer's place in the counts and the table.
 struct Active {
     inner: Arc<TableShared>,
-    hash: DstAddr,
+    /// Its row, which nothing else removes.
+    row: u32,
     number: u64,
     bytes: u64,
 }
@@ -656,9 +697,10 @@ impl Drop for Active {
     fn drop(&mut self) {
         let mut state = self.inner.lock();
         state.bytes += self.bytes;
-        let entry = state.entries.remove(&self.hash);
-        if let Some(TableEntry::Active(stream)) = &entry {
+        let entry = state.entries.remove(self.row);
+        if let Some(TableEntry { state: EntryState::Active(stream), .. }) = &entry {
             state.shares.give_back(&stream.place);
+            stream.users.iter().for_each(|name| state.names.give_back(name));
         }
         drop(state);
     }
@@ -673,24 +715,26 @@ async fn sweep(table: Weak<TableShared>, hard: CancellationToken, every: Duratio
         inner.plane.look();
         let now = now();
         let mut state = inner.lock();
-        let expired: Vec<_> = state
-            .entries
-            .extract_if(|_, entry| match entry {
-                TableEntry::Plain(waiting) => ended || waiting.transfer.is_expired(now),
-                TableEntry::Active(_) | TableEntry::Registered(_) => false,
-            })
-            .collect();
-        for (_, entry) in &expired {
-            if let TableEntry::Plain(waiting) = entry {
-                state.waiting.remove(&waiting.number);
-            }
-        }
+        let is_over = |entry: &TableEntry| match &entry.state {
+            EntryState::Plain(waiting) => ended || waiting.transfer.is_expired(now),
+            EntryState::Active(_) | EntryState::Registered(_) => false,
+        };
+        // Those that do not wait are not looked at, however many they are.
+        let TableState { entries, waiting, .. } = &mut *state;
+        let mut expired = Vec::new();
+        waiting.retain(|_, row| {
+            let over = entries.get(*row).is_some_and(is_over);
+            expired.extend(over.then(|| entries.remove(*row)).flatten());
+            !over
+        });
         let mut running = Vec::new();
         if ended {
-            running.extend(state.entries.values_mut().filter_map(|entry| match entry {
-                TableEntry::Active(stream) => stream.relay.take(),
-                _ => None,
-            }));
+            running.extend(state.entries.iter_mut().filter_map(
+                |(_, entry)| match &mut entry.state {
+                    EntryState::Active(stream) => stream.relay.take(),
+                    _ => None,
+                },
+            ));
         }
         drop(state);
         if !expired.is_empty() && !ended {

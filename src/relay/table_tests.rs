@@ -245,3 +245,9 @@ async fn the_oldest_transfer_that_waits_makes_room_for_the_next() {
     let _fifth = arrive(&table, hash("5")).await.unwrap();
     assert_eq!(table.plane().metrics().refusals(Cause::MadeRoom), 1);
 }
+
+#[test]
+fn an_active_transfer_takes_few_bytes_of_the_table() {
+    // A row that is free is no larger than one in use.
+    assert!(size_of::<Option<TableEntry>>() <= 80);
+}
