@@ -1,15 +1,36 @@
 //! A connection's place within the limits of the SOCKS5 port.
 
-use tokio::sync::OwnedSemaphorePermit;
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::crowd::{AddressSeat, Visitor};
 
 /// A connection's place within the limits.
 #[derive(Debug)]
 pub(super) struct SocketAdmission {
-    _connection: OwnedSemaphorePermit,
+    _connection: ConnectionPlace,
     /// Present until the connection belongs to a user's transfer or session; long streams do without.
     unsettled: Option<Box<Unsettled>>,
+}
+
+/// One of all connections: a permit, in half of its memory. It is freed on drop.
+#[derive(Debug)]
+struct ConnectionPlace(Arc<Semaphore>);
+
+impl From<OwnedSemaphorePermit> for ConnectionPlace {
+    fn from(permit: OwnedSemaphorePermit) -> Self {
+        debug_assert_eq!(permit.num_permits(), 1);
+        let place = Self(Arc::clone(permit.semaphore()));
+        permit.forget();
+        place
+    }
+}
+
+impl Drop for ConnectionPlace {
+    fn drop(&mut self) {
+        self.0.add_permits(1);
+    }
 }
 
 #[derive(Debug)]
@@ -26,7 +47,7 @@ impl SocketAdmission {
     /// Creates the admission of a connection in its handshake, whose address may have so many `seats`.
     pub(super) fn new(connection: OwnedSemaphorePermit, visitor: Visitor, seats: usize) -> Self {
         let unsettled = Unsettled { visitor: Some(visitor), seat: None, seats };
-        Self { _connection: connection, unsettled: Some(Box::new(unsettled)) }
+        Self { _connection: connection.into(), unsettled: Some(Box::new(unsettled)) }
     }
 
     pub(super) fn take_seat(&mut self) -> bool {
