@@ -18,7 +18,7 @@ pub mod echo;
 
 use std::{collections::VecDeque, fmt, io, net::SocketAddr, time::Duration};
 
-use fingerpost_carry::reader::StanzaReader;
+use fingerpost_carry::{reader::StanzaReader, tcp};
 use fingerpost_secure::redact::Secret;
 use fingerpost_wire::{
     handshake,
@@ -547,7 +547,7 @@ async fn connection(
                     return error.into();
                 }
                 heard = Instant::now();
-                acknowledge_at_once(&out.writer);
+                tcp::acknowledge_at_once(out.writer.as_ref());
             }
             Some(element) = outbound.recv(), if left < BATCH => {
                 out.push_or_return(&element, handler);
@@ -663,16 +663,6 @@ impl<'a> Pings<'a> {
         self.told = route;
         handler.route(route);
     }
-}
-
-/// Makes the kernel acknowledge received bytes at once, not after 40 ms: a server that has not switched Nagle's
-/// algorithm off sends nothing more until then, and an in-band stream would stall. Linux forgets the setting, so it is
-/// repeated.
-fn acknowledge_at_once(writer: &OwnedWriteHalf) {
-    #[cfg(target_os = "linux")]
-    let _ = socket2::SockRef::from(writer.as_ref()).set_tcp_quickack(true);
-    #[cfg(not(target_os = "linux"))]
-    let _ = writer;
 }
 
 /// A large stanza that was sent, which helps to find the cause of a stream error.

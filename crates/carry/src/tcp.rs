@@ -4,13 +4,10 @@
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]
-pub use linux::room;
-#[cfg(target_os = "linux")]
-pub use linux::{info, unread};
+pub use linux::{info, room, unread};
 #[cfg(not(target_os = "linux"))]
-pub use none::room;
-#[cfg(not(target_os = "linux"))]
-pub use none::{info, unread};
+pub use none::{info, room, unread};
+use tokio::net::TcpStream;
 
 /// A peer that is probed repeatedly and has not answered for this long is gone.
 const SILENCE: Duration = Duration::from_secs(40);
@@ -52,6 +49,18 @@ impl Info {
     pub fn is_gone(&self) -> bool {
         self.retransmits.max(self.probes) >= ASKED && self.silence >= SILENCE
     }
+}
+
+/// Makes the kernel acknowledge what was read at once, not after 40 ms: a server that has not switched Nagle's algorithm
+/// off sends nothing more until then, and an in-band stream would stall. Linux forgets the setting with the next bytes
+/// that are sent, so call it after each read.
+pub fn acknowledge_at_once(stream: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_quickack(true) {
+        tracing::debug!(%error, "could not set TCP_QUICKACK");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = stream;
 }
 
 /// Tries the queries of this module on a socket of its own. Returns a sentence for each that the system refuses.

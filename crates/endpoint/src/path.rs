@@ -157,7 +157,10 @@ impl AsyncRead for Watched {
     ) -> Poll<io::Result<()>> {
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Pending => self.poll_waiting(cx).map(Err),
-            ready => ready,
+            ready => {
+                tcp::acknowledge_at_once(&self.stream);
+                ready
+            }
         }
     }
 }
