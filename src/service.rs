@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_carry::iq::Requests;
+use fingerpost_carry::{iq::Requests, outbound::Outbound};
 use fingerpost_secure::identity::Identity;
 use fingerpost_wire::{plain::Plain, size};
 use jid::{BareJid, FullJid};
@@ -501,7 +501,7 @@ struct Among {
     journal: Journal,
     broker: Broker,
     links: watch::Receiver<bool>,
-    outbound: mpsc::Sender<Element>,
+    outbound: Outbound,
     echoes: mpsc::Sender<String>,
     tasks: TaskTracker,
     stop: CancellationToken,

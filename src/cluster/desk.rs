@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, pin::pin, time::Duration};
 
-use fingerpost_carry::{reader::StanzaReader, shares::Permit};
+use fingerpost_carry::{outbound::Outbound, reader::StanzaReader, shares::Permit};
 use fingerpost_wire::{
     ns,
     stanza::Stanza,
@@ -48,7 +48,7 @@ impl Packed {
     }
 
     /// Refuses it unless it was sent. Whether it has arrived after an error is not known: nothing is sent twice.
-    pub(super) async fn sent(self, is_sent: bool, outbound: &mpsc::Sender<Element>) {
+    pub(super) async fn sent(self, is_sent: bool, outbound: &Outbound) {
         for (stanza, _permit) in self.stanzas {
             match is_sent {
                 true => metrics::CLUSTER_HANDOVERS.count(&["sent"]),
@@ -90,7 +90,7 @@ impl HandoverDesk {
     /// Does some work, and refuses meanwhile what has waited for too long.
     pub(super) async fn meanwhile<T>(
         &mut self,
-        outbound: &mpsc::Sender<Element>,
+        outbound: &Outbound,
         work: impl Future<Output = T>,
     ) -> T {
         let mut work = pin!(work);
@@ -110,7 +110,7 @@ impl HandoverDesk {
     pub(super) async fn pack(
         &mut self,
         events: &mpsc::Sender<Event>,
-        outbound: &mpsc::Sender<Element>,
+        outbound: &Outbound,
     ) -> Option<Packed> {
         if self.waiting.is_empty() {
             return None;
@@ -150,7 +150,7 @@ impl HandoverDesk {
     }
 
     /// Refuses what has waited for too long.
-    pub(super) async fn expire(&mut self, outbound: &mpsc::Sender<Element>) {
+    pub(super) async fn expire(&mut self, outbound: &Outbound) {
         let is_late = |item: &Outgoing| match item {
             Outgoing::Stanza { since, .. } | Outgoing::Echo { since, .. } => {
                 since.elapsed() >= HOLD
@@ -165,9 +165,9 @@ impl HandoverDesk {
 }
 
 /// Refuses a request; whatever else is counted.
-async fn refuse(stanza: &Stanza, refusal: ClusterRefusal, outbound: &mpsc::Sender<Element>) {
+async fn refuse(stanza: &Stanza, refusal: ClusterRefusal, outbound: &Outbound) {
     if stanza.is_request() {
-        let _ = outbound.send(stanza.refuse(refusal)).await;
+        let _ = outbound.send(stanza.refuse(refusal).into()).await;
     } else {
         metrics::STANZAS_DROPPED.count(&["cluster"]);
     }

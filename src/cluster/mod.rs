@@ -18,8 +18,8 @@ mod sightings;
 
 use std::time::Duration;
 
+use fingerpost_carry::outbound::Outbound;
 use jid::BareJid;
-use minidom::Element;
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval},
@@ -61,7 +61,7 @@ async fn hand_over(
     seat: &mut InstanceSeat,
     desk: &mut HandoverDesk,
     events: &mpsc::Sender<Event>,
-    outbound: &mpsc::Sender<Element>,
+    outbound: &Outbound,
 ) -> bool {
     let mut again = false;
     if let Some(packed) = desk.pack(events, outbound).await {
@@ -78,7 +78,7 @@ impl ClusterTask {
     pub async fn run(
         self,
         events: mpsc::Sender<Event>,
-        outbound: mpsc::Sender<Element>,
+        outbound: Outbound,
         stop: CancellationToken,
     ) {
         let Self { mut seat, mut desk, cluster } = self;

@@ -329,7 +329,7 @@ impl Router {
                     let _permit = permit;
                     let is_room = broker.look_up_room(&domain).await;
                     let refusal = if is_room { SessionRefusal::Room.into() } else { refusal };
-                    let _ = outbound.send(stanza.refuse(refusal)).await;
+                    let _ = outbound.send(stanza.refuse(refusal).into()).await;
                 });
             }
             _ => self.send(stanza.refuse(refusal)),

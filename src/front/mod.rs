@@ -19,6 +19,7 @@ use std::{
 
 use fingerpost_carry::{
     iq::{Requests, random_id},
+    outbound::Outbound,
     shares::{Full, Limits, Permit, Permits},
 };
 use fingerpost_secure::identity::Identity;
@@ -147,7 +148,7 @@ pub struct Back {
 #[derive(Debug)]
 pub struct Router {
     options: RouterOptions,
-    outbound: mpsc::Sender<Element>,
+    outbound: Outbound,
     requests: Requests,
     broker: Broker,
     registry: Registry,
@@ -182,7 +183,7 @@ impl Router {
     #[expect(clippy::too_many_arguments, reason = "each is one of the parts that it joins")]
     pub fn new(
         options: RouterOptions,
-        outbound: mpsc::Sender<Element>,
+        outbound: Outbound,
         requests: Requests,
         broker: Broker,
         registry: Registry,
@@ -252,8 +253,8 @@ impl Router {
             return;
         }
         // A server may send an error in the name of its user.
-        if stanza.type_ != StanzaType::Error && self.presences.count() > 0 {
-            self.presences.heard(&stanza.from, tokio::time::Instant::now());
+        if stanza.type_ != StanzaType::Error {
+            self.hear(&stanza.from);
         }
         match stanza.kind {
             Kind::Presence => self.handle_presence(&stanza),
@@ -271,6 +272,13 @@ impl Router {
             Kind::Iq => {
                 self.send(stanza.refuse(FrontRefusal::IqType));
             }
+        }
+    }
+
+    /// Notes a sign of life of a user.
+    fn hear(&mut self, user: &Jid) {
+        if self.cluster.leads() && self.presences.count() > 0 {
+            self.presences.heard(user, tokio::time::Instant::now());
         }
     }
 
@@ -319,7 +327,7 @@ impl Router {
     }
 
     fn send(&self, element: Element) {
-        if self.outbound.try_send(element).is_err() {
+        if self.outbound.try_send(element.into()).is_err() {
             metrics::STANZAS_DROPPED.count(&["queue"]);
             warn!("dropped an answer: the queue to the XMPP server is full");
         }
@@ -427,7 +435,7 @@ impl Router {
         self.tasks.spawn(async move {
             let _permit = permit;
             let element = answer.await;
-            let _ = outbound.send(element).await;
+            let _ = outbound.send(element.into()).await;
         });
         Ok(())
     }

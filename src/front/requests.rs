@@ -161,7 +161,7 @@ impl Router {
                     let _ = again.send(KnownStanza(Box::new(stanza), visible.is_some())).await;
                 }
                 Err(error) => {
-                    let _ = outbound.send(stanza.refuse(RegistryRefusal::from(error))).await;
+                    let _ = outbound.send(stanza.refuse(RegistryRefusal::from(error)).into()).await;
                 }
             }
         });

@@ -1,5 +1,6 @@
 //! The choice of resources, with stanzas in and stanzas out.
 
+use fingerpost_carry::outbound::QueuedStanza;
 use fingerpost_wire::{
     ns,
     print::{HashKind, Method, Print},
@@ -33,7 +34,7 @@ const MASK: &str = "bob\\40example.test@xtls.example.test";
 /// A router whose users are of `example.test`, with its stanzas and the results of its work.
 struct World {
     router: Router,
-    sent: Receiver<Element>,
+    sent: Receiver<QueuedStanza>,
     reports: Receiver<Report>,
     known: Receiver<KnownStanza>,
     stop: CancellationToken,
@@ -154,7 +155,12 @@ impl World {
         loop {
             tokio::select! {
                 biased;
-                Some(sent) = self.sent.recv() => if is_meant(&sent) { return sent },
+                Some(sent) = self.sent.recv() => {
+                    let sent = sent.into_element();
+                    if is_meant(&sent) {
+                        return sent;
+                    }
+                }
                 Some(known) = self.known.recv() => self.router.handle_known(known),
             }
         }
@@ -270,6 +276,7 @@ async fn a_session_that_is_taken_back_on_its_way_to_the_next_program_goes_nowher
                     world.router.handle_report(report);
                 }
                 Some(sent) = world.sent.recv() => {
+                    let sent = sent.into_element();
                     if sent.has_child("jingle", ns::JINGLE) {
                         offered += 1;
                         world.answer(&sent, "error", &error("service-unavailable", ""));
@@ -296,7 +303,7 @@ async fn a_session_that_is_taken_back_on_its_way_to_the_next_program_goes_nowher
                     world.router.handle_report(report);
                     continue;
                 }
-                next = world.sent.recv() => next.unwrap(),
+                next = world.sent.recv() => next.unwrap().into_element(),
             };
             if next.has_child("query", ns::DISCO_INFO) {
                 world.answer(&next, "result", info);

@@ -1,5 +1,6 @@
 //! The link against a listener on loopback that shows every byte that is written to it.
 
+use fingerpost_carry::outbound::Outbound;
 use fingerpost_secure::redact::Secret;
 use fingerpost_wire::{ns, plain::Plain, size, xml};
 use jid::BareJid;
@@ -72,7 +73,7 @@ impl Server {
 /// A link that is up, and the other end of its connection.
 struct Linked {
     server: Server,
-    outbound: mpsc::Sender<Element>,
+    outbound: Outbound,
     stanzas: mpsc::UnboundedReceiver<Element>,
     task: JoinHandle<()>,
 }
@@ -110,7 +111,7 @@ impl Linked {
     async fn written(&mut self) -> String {
         let addressed = [("from", "xtls.example.org"), ("to", "a@b"), ("id", "marker")];
         let marker = xml::element("message", ns::CLIENT, &addressed);
-        self.outbound.send(marker).await.unwrap();
+        self.outbound.send(marker.into()).await.unwrap();
         // A server that says nothing for long counts as dead, and a busy machine may be slow.
         self.server.write(" ").await;
         let text = self.server.read_until("id='marker' to='a@b'/>").await;
@@ -161,11 +162,11 @@ async fn nothing_longer_than_the_limit_is_written_and_nothing_is_lost_in_silence
         for filling in ["a", "&", ">", "\r"] {
             for size in [LIMIT - 1, LIMIT] {
                 let fits = stanza(name, type_, size, filling);
-                linked.outbound.send(fits).await.unwrap();
+                linked.outbound.send(fits.into()).await.unwrap();
                 let written = linked.written().await;
                 assert_eq!(written.len(), size, "{name} {type_} {filling:?}");
             }
-            linked.outbound.send(stanza(name, type_, LIMIT + 1, filling)).await.unwrap();
+            linked.outbound.send(stanza(name, type_, LIMIT + 1, filling).into()).await.unwrap();
             let written = linked.written().await;
             let at = format!("{name} {type_} {filling:?}: {written}");
             if matches!(type_, "result" | "error") && name == "iq" {
@@ -197,13 +198,13 @@ async fn an_answer_with_an_id_that_is_too_long_is_left_out_and_the_link_stays() 
     let mut linked = Linked::up("").await;
     let mut answer = stanza("iq", "result", LIMIT / 2, "a");
     xml::set(&mut answer, "id", &"i".repeat(LIMIT));
-    linked.outbound.send(answer).await.unwrap();
+    linked.outbound.send(answer.into()).await.unwrap();
     assert_eq!(linked.written().await, "");
     // The longest id of a request is not longer in its answer.
     let mut answer = stanza("iq", "result", LIMIT, "a");
     let id = ">\"".repeat(LIMIT / 2 - 300);
     xml::set(&mut answer, "id", &id);
-    linked.outbound.send(answer).await.unwrap();
+    linked.outbound.send(answer.into()).await.unwrap();
     let written = linked.written().await;
     assert!(written.len() <= LIMIT && written.contains(&format!("id='{id}'")), "{}", written.len());
     assert!(written.contains("policy-violation"));
@@ -319,7 +320,7 @@ async fn what_has_no_sender_or_addressee_is_never_written() {
                     xml::set(&mut stanza, name, value);
                 }
             }
-            linked.outbound.send(stanza).await.unwrap();
+            linked.outbound.send(stanza.into()).await.unwrap();
             let written = linked.written().await;
             assert_eq!(!written.is_empty(), fits, "{from:?} {to:?} {name}: {written}");
         }

@@ -18,7 +18,11 @@ pub mod echo;
 
 use std::{collections::VecDeque, fmt, io, net::SocketAddr, time::Duration};
 
-use fingerpost_carry::{reader::StanzaReader, tcp};
+use fingerpost_carry::{
+    outbound::{QueuedIbb, QueuedStanza},
+    reader::StanzaReader,
+    tcp,
+};
 use fingerpost_secure::redact::Secret;
 use fingerpost_wire::{
     handshake,
@@ -299,19 +303,19 @@ impl Backoff {
 /// Stanzas that wait while the link is down.
 #[derive(Debug, Default)]
 struct Held {
-    stanzas: VecDeque<Element>,
+    stanzas: VecDeque<QueuedStanza>,
     /// When the link went down.
     since: Option<Instant>,
 }
 
 impl Held {
-    fn push(&mut self, element: Element, now: Instant) {
+    fn push(&mut self, stanza: QueuedStanza, now: Instant) {
         self.expire(now);
         let is_late = self.since.is_none_or(|since| now - since >= HOLD.0);
         if is_late || self.stanzas.len() == HOLD.1 {
             metrics::STANZAS_DROPPED.count(&["link"]);
         } else {
-            self.stanzas.push_back(element);
+            self.stanzas.push_back(stanza);
         }
     }
 
@@ -343,14 +347,14 @@ fn cure(condition: &str) -> &'static str {
 
 /// Runs the link until `stop`, or until the server refuses the secret at the first handshake.
 ///
-/// `outbound` carries stanzas in [`ns::CLIENT`] with `from` and `to`; `echoes` carries the ids of the link's own pings
+/// `outbound` carries stanzas with `from` and `to`; `echoes` carries the ids of the link's own pings
 /// that came back another way.
 ///
 /// # Errors
 /// [`LinkError::Refused`]. After any other failure the link tries again.
 pub async fn run(
     options: LinkOptions,
-    mut outbound: mpsc::Receiver<Element>,
+    mut outbound: mpsc::Receiver<QueuedStanza>,
     mut echoes: mpsc::Receiver<String>,
     mut handler: impl Handler,
     stop: CancellationToken,
@@ -476,7 +480,7 @@ async fn connection(
     (options, server): (&LinkOptions, usize),
     (ends, nonce): (&mut Option<Ends>, &mut Option<u64>),
     (outbound, held, echoes): (
-        &mut mpsc::Receiver<Element>,
+        &mut mpsc::Receiver<QueuedStanza>,
         &mut Held,
         &mut mpsc::Receiver<String>,
     ),
@@ -512,8 +516,8 @@ async fn connection(
         progress: Instant::now(),
         large,
     };
-    for element in held.stanzas.drain(..) {
-        out.push_or_return(&element, handler);
+    for stanza in held.stanzas.drain(..) {
+        out.push_queued(stanza, handler);
     }
     handler.up(software);
     let mut ticks = interval(TICK);
@@ -526,9 +530,9 @@ async fn connection(
             return ended;
         }
         while out.left() < BATCH
-            && let Ok(element) = outbound.try_recv()
+            && let Ok(stanza) = outbound.try_recv()
         {
-            out.push_or_return(&element, handler);
+            out.push_queued(stanza, handler);
         }
         if let Err(error) = out.write_now() {
             return error.into();
@@ -549,8 +553,8 @@ async fn connection(
                 heard = Instant::now();
                 tcp::acknowledge_at_once(out.writer.as_ref());
             }
-            Some(element) = outbound.recv(), if left < BATCH => {
-                out.push_or_return(&element, handler);
+            Some(stanza) = outbound.recv(), if left < BATCH => {
+                out.push_queued(stanza, handler);
             }
             Some(id) = echoes.recv() => {
                 pings.echo.came(&id, Instant::now());
@@ -729,6 +733,35 @@ impl Out<'_> {
         self.bytes.len() - self.written
     }
 
+    /// Queues a stanza of one of the component's parts.
+    fn push_queued(&mut self, stanza: QueuedStanza, handler: &mut impl Handler) {
+        match stanza {
+            QueuedStanza::Ibb(stanza) if self.push_ibb(&stanza) => {}
+            other => self.push_or_return(&other.into_element(), handler),
+        }
+    }
+
+    /// Queues a stanza of an in-band bytestream, if nothing about it is unusual; returns whether it did.
+    fn push_ibb(&mut self, stanza: &QueuedIbb) -> bool {
+        let of = stanza.from().split_once('/').map_or(stanza.from(), |(bare, _)| bare);
+        let of = of.split_once('@').map_or(of, |(_, domain)| domain);
+        if self.left() > BACKLOG || of != self.domain || respelled(stanza.to()).is_some() {
+            return false;
+        }
+        let before = self.bytes.len();
+        stanza.write(&mut self.bytes);
+        let size = self.bytes.len() - before;
+        if size > self.limit {
+            self.bytes.truncate(before);
+            return false;
+        }
+        metrics::STANZAS.sent("iq");
+        if size >= LARGE {
+            *self.large = Some(Large::of("iq", stanza.payload().map(|name| (name, ns::IBB)), size));
+        }
+        true
+    }
+
     /// Queues a stanza. If it is too long and asks for an answer, it gets one from here.
     fn push_or_return(&mut self, element: &Element, handler: &mut impl Handler) {
         if let Some(error) = self.push(element) {
@@ -855,7 +888,7 @@ impl Out<'_> {
 fn take_in(
     reader: &mut StanzaReader<OwnedReadHalf>,
     pings: &mut Pings<'_>,
-    outbound: &mut mpsc::Receiver<Element>,
+    outbound: &mut mpsc::Receiver<QueuedStanza>,
     handler: &mut impl Handler,
     out: &mut Out<'_>,
 ) -> Result<(), Unlinked> {
@@ -914,8 +947,8 @@ fn take_in(
             Received::Element(element) => handler.stanza(element),
         }
         // The queue is short, and the answer to the next stanza needs a place in it.
-        while let Ok(element) = outbound.try_recv() {
-            out.push_or_return(&element, handler);
+        while let Ok(stanza) = outbound.try_recv() {
+            out.push_queued(stanza, handler);
         }
         if out.left() > BATCH {
             out.write_now()?;
@@ -927,17 +960,17 @@ fn take_in(
 async fn last_words(
     reader: &mut StanzaReader<OwnedReadHalf>,
     pings: &mut Pings<'_>,
-    outbound: &mut mpsc::Receiver<Element>,
+    outbound: &mut mpsc::Receiver<QueuedStanza>,
     handler: &mut impl Handler,
     out: &mut Out<'_>,
 ) {
     while take_in(reader, pings, outbound, handler, out).is_ok() && reader.fill().await.is_ok() {}
 }
 
-async fn flush(out: &mut Out<'_>, outbound: &mut mpsc::Receiver<Element>) -> io::Result<()> {
-    while let Ok(element) = outbound.try_recv() {
+async fn flush(out: &mut Out<'_>, outbound: &mut mpsc::Receiver<QueuedStanza>) -> io::Result<()> {
+    while let Ok(stanza) = outbound.try_recv() {
         // The receiver is gone.
-        let _ = out.push(&element);
+        let _ = out.push(&stanza.into_element());
     }
     out.bytes.extend_from_slice(b"</stream:stream>");
     out.writer.write_all(&out.bytes[out.written..]).await?;
@@ -1053,6 +1086,7 @@ pub(crate) fn ping(jid: &BareJid, id: &str) -> Element {
 mod tests {
     use std::sync::{Arc, Mutex};
 
+    use fingerpost_carry::outbound::Outbound;
     use tokio::{
         io::AsyncReadExt,
         net::{TcpListener, tcp::OwnedReadHalf},
@@ -1106,16 +1140,16 @@ mod tests {
         let now = Instant::now();
         let mut held = Held::default();
         let stanza = || Element::bare("message", ns::CLIENT);
-        held.push(stanza(), now);
+        held.push(stanza().into(), now);
         assert!(held.stanzas.is_empty(), "the link was never up");
         held.since = Some(now);
         for _ in 0..HOLD.1 + 9 {
-            held.push(stanza(), now);
+            held.push(stanza().into(), now);
         }
         assert_eq!(held.stanzas.len(), HOLD.1);
         held.expire(now + HOLD.0);
         assert!(held.stanzas.is_empty());
-        held.push(stanza(), now + HOLD.0);
+        held.push(stanza().into(), now + HOLD.0);
         assert!(held.stanzas.is_empty());
     }
 
@@ -1158,7 +1192,7 @@ mod tests {
     /// A link to a listener of this test.
     struct Linked {
         listener: TcpListener,
-        outbound: mpsc::Sender<Element>,
+        outbound: Outbound,
         seen: Seen,
         stop: CancellationToken,
         task: JoinHandle<Result<(), LinkError>>,
@@ -1241,7 +1275,7 @@ mod tests {
         write.write_all(b"<iq></message>").await.unwrap();
         drop(read);
         link.wait_for("down").await;
-        link.outbound.send(iq("result", Element::bare("x", "urn:x"))).await.unwrap();
+        link.outbound.send(iq("result", Element::bare("x", "urn:x")).into()).await.unwrap();
         let (mut read, mut write) = link.log_in().await;
         let text = read_until(&mut read, "</iq>").await;
         assert!(text.starts_with("<iq xmlns='jabber:component:accept'"), "{text}");
@@ -1261,8 +1295,8 @@ mod tests {
         let (mut read, _write) = link.log_in().await;
         link.wait_for("up").await;
         let reserved = || Element::bare("foo", "http://www.w3.org/XML/1998/namespace");
-        link.outbound.send(iq("set", reserved())).await.unwrap();
-        link.outbound.send(iq("result", reserved())).await.unwrap();
+        link.outbound.send(iq("set", reserved()).into()).await.unwrap();
+        link.outbound.send(iq("result", reserved()).into()).await.unwrap();
         let text = read_until(&mut read, "</iq>").await;
         assert!(text.contains("type='error'") && text.contains("to='a@example.test/b'"), "{text}");
         let seen = link.end().await;

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_carry::{ibb_handle::IbbHandle, ibb_params::IbbParams, ibb_stream::IbbStream, tcp};
+use fingerpost_carry::{
+    ibb_handle::IbbHandle, ibb_params::IbbParams, ibb_stream::IbbStream, outbound::QueuedStanza,
+    tcp,
+};
 use fingerpost_wire::{
     ibb::IbbError,
     ibb_xml::{IbbPayload, IbbStanza},
@@ -19,7 +22,6 @@ use fingerpost_wire::{
     stanza::{Kind, Refusal, Stanza, StanzaType},
 };
 use jid::Jid;
-use minidom::Element;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     sync::mpsc,
@@ -44,10 +46,10 @@ fn is_ping(stanza: &Stanza) -> bool {
 }
 
 /// Carries stanzas to a handle, as the servers and the router would, and answers pings for it.
-fn carry(mut from: mpsc::Receiver<Element>, to: IbbHandle, back: IbbHandle) {
+fn carry(mut from: mpsc::Receiver<QueuedStanza>, to: IbbHandle, back: IbbHandle) {
     tokio::spawn(async move {
         while let Some(element) = from.recv().await {
-            let stanza = Stanza::parse(element).unwrap();
+            let stanza = Stanza::parse(element.into_element()).unwrap();
             if is_ping(&stanza) {
                 back.handle(&Stanza::parse(stanza.result(None)).unwrap());
             } else {
@@ -69,12 +71,12 @@ fn pair(params: &IbbParams, queue: usize) -> (IbbStream, IbbStream, [IbbHandle; 
 }
 
 /// [`carry`], which counts the blocks' bytes.
-fn carry_counting(mut from: mpsc::Receiver<Element>, to: IbbHandle) -> Arc<AtomicUsize> {
+fn carry_counting(mut from: mpsc::Receiver<QueuedStanza>, to: IbbHandle) -> Arc<AtomicUsize> {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
     tokio::spawn(async move {
         while let Some(element) = from.recv().await {
-            let stanza = Stanza::parse(element).unwrap();
+            let stanza = Stanza::parse(element.into_element()).unwrap();
             let data = stanza.element.get_child("data", ns::IBB).map(|data| data.text().len());
             counted.fetch_add(data.unwrap_or_default() / 4 * 3, Ordering::Relaxed);
             assert!(to.handle(&stanza) || is_ping(&stanza), "{stanza:?}");
@@ -229,7 +231,7 @@ async fn stanzas_are_complete() {
     let (outbound, mut sent) = mpsc::channel(8);
     let (mut romeo, handle) = IbbStream::new(params(), outbound);
     romeo.write_all(b"x").await.unwrap();
-    let block = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    let block = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
     assert_eq!((block.kind, block.type_), (Kind::Iq, StanzaType::Set));
     assert_eq!((&block.from, &block.to), (handle.local(), handle.peer()));
     assert_eq!(
@@ -237,15 +239,19 @@ async fn stanzas_are_complete() {
         Ok(Some(IbbPayload::Data { sid: "s".to_owned(), seq: 0, text: "eA==".to_owned() }))
     );
     assert!(handle.handle(&from_juliet(&format!("<iq type='result' id='{}'/>", block.id))));
-    assert!(!handle.handle(&from_juliet(&format!("<iq type='result' id='{}'/>", block.id))));
+    let number = block.id.strip_suffix('0').unwrap();
+    for other in ["1", "8000", "ffffffffffffffff", "10000000000000000", "-1", "", "x"] {
+        let result = format!("<iq type='result' id='{number}{other}'/>");
+        assert!(!handle.handle(&from_juliet(&result)), "there is no such block");
+    }
     assert!(handle.handle(&from_juliet(
         "<iq type='set' id='a'><data xmlns='IBB' sid='s' seq='0'>eA==</data></iq>"
     )));
-    let ack = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    let ack = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
     assert_eq!((ack.type_, ack.id.as_str()), (StanzaType::Result, "a"));
     assert_eq!(romeo.read_u8().await.unwrap(), b'x');
     drop(romeo);
-    let close = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    let close = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
     assert!(close.payload().unwrap().is("close", ns::IBB));
     assert!(!handle.is_over());
     assert!(handle.handle(&from_juliet(&format!("<iq type='error' id='{}'/>", close.id))));
@@ -280,9 +286,16 @@ async fn a_malformed_block_ends_the_stream() {
             "<iq type='set' id='a'><data xmlns='IBB' sid='s'>eA==</data></iq>"
         ))
     );
-    let refusal = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    let refusal = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
     assert_eq!((refusal.type_, refusal.id.as_str()), (StanzaType::Error, "a"));
-    assert!(sent.recv().await.unwrap().children().any(|child| child.is("close", ns::IBB)));
+    assert!(
+        sent.recv()
+            .await
+            .unwrap()
+            .into_element()
+            .children()
+            .any(|child| child.is("close", ns::IBB))
+    );
     assert_eq!(romeo.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
 }
 
@@ -303,7 +316,7 @@ async fn a_bounced_message_is_known_by_its_id() {
     let params = IbbParams { stanza: IbbStanza::Message, ..params() };
     let (mut romeo, handle) = IbbStream::new(params, outbound);
     romeo.write_all(b"x").await.unwrap();
-    let block = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    let block = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
     let bounce = |id: &str| {
         from_juliet(&format!(
             "<message type='error' id='{id}'><error type='cancel'>\
@@ -326,7 +339,7 @@ async fn a_peer_that_answers_pings_and_refuses_blocks_is_given_up() {
     let peer = tokio::spawn(async move {
         let (mut pings, mut blocks) = (0, 0);
         while let Some(element) = sent.recv().await {
-            let stanza = Stanza::parse(element).unwrap();
+            let stanza = Stanza::parse(element.into_element()).unwrap();
             let answer = match stanza.payload().unwrap() {
                 payload if payload.is("close", ns::IBB) => return (pings, blocks),
                 payload if payload.is("ping", ns::PING) => {
@@ -375,11 +388,11 @@ async fn waiting_does_not_spin() {
         read.await.unwrap();
         polls
     });
-    let block = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    let block = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert!(handle.handle(&from_juliet(&format!("<iq type='result' id='{}'/>", block.id))));
     let close = loop {
-        let stanza = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+        let stanza = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
         if stanza.payload().unwrap().is("close", ns::IBB) {
             break stanza;
         }
@@ -405,7 +418,7 @@ async fn answers_wait_for_room_in_the_queue() {
         got
     });
     for expected in 0..6 {
-        let answer = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+        let answer = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
         assert_eq!((answer.type_, answer.id), (StanzaType::Result, expected.to_string()));
     }
     assert_eq!(reader.await.unwrap(), b"xxxxx");
@@ -417,8 +430,17 @@ async fn the_close_of_a_dropped_stream_waits_for_room() {
     let (mut romeo, _handle) = IbbStream::new(params(), outbound);
     romeo.write_all(b"x").await.unwrap();
     drop(romeo);
-    assert!(sent.recv().await.unwrap().children().any(|child| child.is("data", ns::IBB)));
-    assert!(sent.recv().await.unwrap().children().any(|child| child.is("close", ns::IBB)));
+    assert!(
+        sent.recv().await.unwrap().into_element().children().any(|child| child.is("data", ns::IBB))
+    );
+    assert!(
+        sent.recv()
+            .await
+            .unwrap()
+            .into_element()
+            .children()
+            .any(|child| child.is("close", ns::IBB))
+    );
 }
 
 #[tokio::test]
@@ -676,7 +698,7 @@ async fn a_stream_tells_when_it_waits_for_a_silent_peer_and_when_it_goes_on() {
     let (mut romeo, handle) = IbbStream::new(params(), outbound);
     let mut waiting = handle.waiting();
     romeo.write_all(b"x").await.unwrap();
-    let block = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    let block = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
     let begin = tokio::time::Instant::now();
     let reader = tokio::spawn(async move { romeo.read(&mut [0]).await });
     waiting.changed().await.unwrap();
@@ -694,7 +716,7 @@ async fn a_block_may_be_answered_twice() {
     let (outbound, mut sent) = mpsc::channel(8);
     let (mut romeo, handle) = IbbStream::new(params(), outbound);
     romeo.write_all(b"x").await.unwrap();
-    let block = Stanza::parse(sent.recv().await.unwrap()).unwrap();
+    let block = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
     let error = format!(
         "<iq type='error' id='{}'><error type='cancel'>\
          <recipient-unavailable xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error></iq>",
@@ -702,10 +724,13 @@ async fn a_block_may_be_answered_twice() {
     );
     let result = format!("<iq type='result' id='{}'/>", block.id);
     assert!(handle.handle(&from_juliet(&error)));
-    assert!(is_ping(&Stanza::parse(sent.recv().await.unwrap()).unwrap()));
+    assert!(is_ping(&Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap()));
     assert!(handle.handle(&from_juliet(&result)));
-    assert!(!handle.handle(&from_juliet(&result)), "and not a third time");
+    // A third one changes nothing.
+    handle.handle(&from_juliet(&error));
     romeo.write_all(b"y").await.unwrap();
+    let next = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
+    assert!(next.payload().unwrap().is("data", ns::IBB));
     assert_eq!(handle.failure(), None);
     assert_eq!(romeo.delivered().load(Ordering::Relaxed), 1);
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use fingerpost_carry::{
     ibb_handle::IbbHandle,
     iq::{Requests, random_id},
+    outbound::Outbound,
     shares::Permits,
 };
 use fingerpost_secure::identity::Identity;
@@ -61,7 +62,7 @@ impl Broker {
     /// Creates a broker without sessions.
     pub fn new(
         options: BrokerOptions,
-        outbound: mpsc::Sender<Element>,
+        outbound: Outbound,
         requests: Requests,
         registry: Registry,
         table: TransferTable,
@@ -104,7 +105,7 @@ impl Broker {
         let Some((side, inbox)) = found else { return false };
         if inbox.try_send(SessionInput::Jingle(side, stanza.clone())).is_err() {
             let refused = stanza.refuse(SessionRefusal::TooManyRequests);
-            let _ = self.shared.outbound.try_send(refused);
+            let _ = self.shared.outbound.try_send(refused.into());
         }
         true
     }
@@ -333,7 +334,7 @@ impl Broker {
         let (from, to) = (responder.as_str(), initiator.as_str());
         let iq = RequestKind::Set.iq(from, to, &random_id(), refused);
         for element in [stanza.result(None), iq] {
-            let _ = self.shared.outbound.try_send(element);
+            let _ = self.shared.outbound.try_send(element.into());
         }
         Ok(())
     }
@@ -346,19 +347,12 @@ impl Broker {
             return returned && self.streams(stanza).iter().any(|handle| handle.handle(stanza));
         };
         let sid = payload.attr("sid").unwrap_or_default();
-        let pair = (stanza.from.clone(), stanza.to.clone());
         // A request opens a stream; a message of the stream may come back as an error.
         if payload.name() != "open" || !stanza.is_request() {
-            let handle = {
-                let state = self.shared.lock();
-                state
-                    .streams
-                    .get(&pair)
-                    .and_then(|streams| streams.iter().rev().find(|(known, _)| known == sid))
-                    .map(|(_, handle)| handle.clone())
-            };
+            let handle = self.stream(stanza.from.as_str(), stanza.to.as_str(), sid);
             return handle.is_some_and(|handle| handle.handle(stanza));
         }
+        let pair = (stanza.from.clone(), stanza.to.clone());
         let found = {
             let state = self.shared.lock();
             let entries = state.sessions.get(&pair).map(Vec::as_slice).unwrap_or_default();
@@ -377,11 +371,24 @@ impl Broker {
         self.streams(stanza).iter().any(|handle| handle.handle_answer(stanza))
     }
 
+    /// Takes the result that a user has sent to one of our in-band blocks; returns the user's address if it is one. The
+    /// addresses are as they are written.
+    pub fn handle_ibb_result(&self, from: &str, to: &str, id: &str) -> Option<Jid> {
+        let state = self.shared.lock();
+        let mut streams = state.streams.between(from, to);
+        streams.find(|handle| handle.handle_result(id)).map(|handle| handle.peer().clone())
+    }
+
+    /// Returns the in-band bytestream with this id between a user and us. The addresses are as they are written.
+    pub fn stream(&self, user: &str, mask: &str, sid: &str) -> Option<IbbHandle> {
+        let state = self.shared.lock();
+        state.streams.between(user, mask).rev().find(|handle| handle.sid() == sid).cloned()
+    }
+
     /// Returns the streams between the two addresses of a stanza.
     fn streams(&self, stanza: &Stanza) -> Vec<IbbHandle> {
         let state = self.shared.lock();
-        let streams = state.streams.get(&(stanza.from.clone(), stanza.to.clone()));
-        streams.into_iter().flatten().map(|(_, handle)| handle.clone()).collect()
+        state.streams.between(stanza.from.as_str(), stanza.to.as_str()).cloned().collect()
     }
 
     /// Returns the application of a session-initiate that would be brokered: the namespace of its description.
@@ -435,7 +442,7 @@ impl Broker {
     /// Handles a link that is up again: blocks of in-band streams may be missing, and users may have gone unnoticed.
     pub fn link_is_back(&self) {
         let state = self.shared.lock();
-        for (_, stream) in state.streams.values().flatten() {
+        for stream in state.streams.iter() {
             stream.handle_lost();
         }
         drop(state);

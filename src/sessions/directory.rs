@@ -97,13 +97,58 @@ impl EndedSessions {
     }
 }
 
+/// The in-band bytestreams, by the user's address and ours as they are written in stanzas. Addresses are kept as keyed
+/// hashes, so that nothing is copied to find a stream.
+#[derive(Debug, Default)]
+pub(super) struct IbbStreams {
+    hasher: RandomState,
+    by_ends: HashMap<u64, Vec<IbbHandle>>,
+}
+
+impl IbbStreams {
+    /// Returns the streams between a user's address and ours, in their order.
+    pub(super) fn between(
+        &self,
+        user: &str,
+        mask: &str,
+    ) -> impl DoubleEndedIterator<Item = &IbbHandle> {
+        let streams = self.by_ends.get(&self.hasher.hash_one((user, mask))).into_iter().flatten();
+        streams
+            .filter(move |handle| handle.peer().as_str() == user && handle.local().as_str() == mask)
+    }
+
+    /// Returns all streams.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &IbbHandle> {
+        self.by_ends.values().flatten()
+    }
+
+    pub(super) fn insert(&mut self, handle: IbbHandle) {
+        let ends = (handle.peer().as_str(), handle.local().as_str());
+        let streams = self.by_ends.entry(self.hasher.hash_one(ends)).or_default();
+        streams.retain(|handle| !handle.is_over());
+        streams.push(handle);
+    }
+
+    /// Forgets the streams of a pair that are over; returns whether all are.
+    fn drop_over(&mut self, (user, mask): &Pair) -> bool {
+        let key = self.hasher.hash_one((user.as_str(), mask.as_str()));
+        let Some(streams) = self.by_ends.get_mut(&key) else { return true };
+        streams.retain(|handle| !handle.is_over());
+        let all = streams.is_empty();
+        if all {
+            self.by_ends.remove(&key);
+        }
+        all
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     pub(super) rooms: Rooms,
     pub(super) sessions: HashMap<Pair, Vec<SessionEntry>>,
     /// The addresses under which a user has sessions.
     pub(super) masks: HashMap<Jid, HashSet<Jid>>,
-    pub(super) streams: HashMap<Pair, Vec<(String, IbbHandle)>>,
+    pub(super) streams: IbbStreams,
     /// Pairs whose session has ended and whose streams may still lack an answer to their close, with the deadline.
     pub(super) closing: VecDeque<(Instant, Pair)>,
     /// Shares of sessions, by the user that began them.
@@ -127,13 +172,7 @@ impl Directory {
 
     /// Forgets the streams of a pair that are over; returns whether all are.
     pub(super) fn drop_streams(&mut self, pair: &Pair) -> bool {
-        let Some(streams) = self.streams.get_mut(pair) else { return true };
-        streams.retain(|(_, handle)| !handle.is_over());
-        let all = streams.is_empty();
-        if all {
-            self.streams.remove(pair);
-        }
-        all
+        self.streams.drop_over(pair)
     }
 
     /// Forgets the streams whose close was not answered in time.

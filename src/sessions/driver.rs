@@ -179,7 +179,7 @@ impl SessionDriver {
     }
 
     async fn send(&self, element: Element) {
-        let _ = self.shared.outbound.send(element).await;
+        let _ = self.shared.outbound.send(element.into()).await;
     }
 
     async fn perform(&mut self, action: SessionAction) {

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_carry::iq::random_id;
+use fingerpost_carry::{iq::random_id, outbound::Outbound};
 use fingerpost_wire::{
     jingle::{self, Frame, Reason},
     stanza::RequestKind,
@@ -22,7 +22,7 @@ use jid::BareJid;
 use minidom::Element;
 use time::OffsetDateTime;
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, oneshot},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -195,7 +195,7 @@ impl Journal {
 
     /// Notifies the users of sessions that were open when the component died, then forgets these. Call it when the link
     /// is up for the first time.
-    pub async fn tell(&self, outbound: &mpsc::Sender<Element>) {
+    pub async fn tell(&self, outbound: &Outbound) {
         let lost = loop {
             match self.open(false).await {
                 Ok(lost) => break lost,
@@ -211,7 +211,7 @@ impl Journal {
             "notifying the users of sessions that were open when the service died"
         );
         for side in &lost {
-            if outbound.send(terminate(side)).await.is_err() {
+            if outbound.send(terminate(side).into()).await.is_err() {
                 return;
             }
         }
@@ -335,6 +335,7 @@ mod tests {
 
     use fingerpost_wire::ns;
     use jid::Jid;
+    use tokio::sync::mpsc;
     use tokio_util::task::TaskTracker;
 
     use super::*;
@@ -384,7 +385,7 @@ mod tests {
         own.written().await;
         second.tell(&outbound).await;
         for name in ["alice", "bob"] {
-            let iq = sent.recv().await.unwrap();
+            let iq = sent.recv().await.unwrap().into_element();
             assert_eq!(iq.attr("to"), Some(format!("{name}@example.org/x").as_str()));
             let jingle = iq.get_child("jingle", ns::JINGLE).unwrap();
             assert_eq!(jingle.attr("action"), Some("session-terminate"));
@@ -424,7 +425,7 @@ mod tests {
         second.tell(&outbound).await;
         for name in ["carol", "dave"] {
             let to = format!("{name}@example.org/x");
-            assert_eq!(sent.recv().await.unwrap().attr("to"), Some(to.as_str()));
+            assert_eq!(sent.recv().await.unwrap().into_element().attr("to"), Some(to.as_str()));
         }
         assert!(sent.try_recv().is_err());
         assert_eq!(second.open(false).await.unwrap(), []);

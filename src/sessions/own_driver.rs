@@ -101,7 +101,7 @@ impl OwnDriver {
     }
 
     async fn send(&self, element: Element) {
-        let _ = self.shared.outbound.send(element).await;
+        let _ = self.shared.outbound.send(element.into()).await;
     }
 
     async fn perform(&mut self, action: OwnAction) {

@@ -10,12 +10,12 @@ use fingerpost_carry::{
     ibb_params::IbbParams,
     ibb_stream::IbbStream,
     iq::Requests,
+    outbound::Outbound,
     shares::{Limits, Permits, Place},
 };
 use fingerpost_wire::{dst_addr::DstAddr, ibb_xml::IbbStanza};
 use jid::BareJid;
-use minidom::Element;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     directory::{Directory, Facts},
@@ -39,7 +39,7 @@ pub(super) const CLOSING: Duration = Duration::from_secs(61);
 #[derive(Debug)]
 pub(super) struct BrokerState {
     pub(super) options: RwLock<Arc<BrokerOptions>>,
-    pub(super) outbound: mpsc::Sender<Element>,
+    pub(super) outbound: Outbound,
     pub(super) requests: Requests,
     pub(super) registry: Registry,
     pub(super) table: TransferTable,
@@ -100,21 +100,16 @@ impl BrokerState {
         stanza: IbbStanza,
         memory: Option<Permits>,
     ) -> (IbbStream, IbbHandle) {
-        let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid.as_str());
+        let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid);
         (params.block_size, params.stanza, params.memory) = (block_size, stanza, memory);
         let options = self.options();
         (params.window, params.silence_timeout) = (options.window, options.silence_timeout);
         let (stream, handle) = IbbStream::new(params, self.outbound.clone());
-        self.add_stream(peer, sid, handle.clone());
-        (stream, handle)
-    }
-
-    fn add_stream(&self, peer: &SessionPeer, sid: String, handle: IbbHandle) {
         let mut state = self.lock();
         state.drop_closed(Instant::now());
-        let streams = state.streams.entry(peer.pair()).or_default();
-        streams.retain(|(_, handle)| !handle.is_over());
-        streams.push((sid, handle));
+        state.streams.insert(handle.clone());
+        drop(state);
+        (stream, handle)
     }
 }
 

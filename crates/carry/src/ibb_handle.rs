@@ -20,12 +20,13 @@ use fingerpost_wire::{
 use jid::Jid;
 use minidom::Element;
 use rxml::xml_ncname;
-use tokio::sync::{
-    mpsc::{self, error::TrySendError},
-    watch,
-};
+use tokio::sync::{mpsc::error::TrySendError, watch};
 
-use crate::{ibb_params::IbbParams, shares::Permit};
+use crate::{
+    ibb_params::IbbParams,
+    outbound::{Outbound, PlainEnds, QueuedStanza},
+    shares::Permit,
+};
 
 /// The router's half: stanzas. Cheap to clone.
 #[derive(Clone)]
@@ -36,9 +37,12 @@ pub struct IbbHandle {
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) params: IbbParams,
-    pub(super) outbound: mpsc::Sender<Element>,
-    /// The prefix of our messages' ids: some servers return a message without its payload.
-    messages: String,
+    pub(super) outbound: Outbound,
+    /// The ends of the stream, if no tree is needed to write them.
+    plain: Option<Arc<PlainEnds>>,
+    /// The prefix of the ids of our blocks, which nobody else can guess. Some servers return a message without its
+    /// payload.
+    blocks: String,
     shared: Mutex<SharedMachine>,
     /// Whether the stream waits for a silent peer.
     waiting: watch::Sender<bool>,
@@ -48,7 +52,9 @@ pub(super) struct Link {
 #[derive(Debug)]
 pub(super) struct SharedMachine {
     pub(super) machine: IbbMachine,
-    /// Our requests by IQ, with their ids.
+    /// Our blocks so far, which their ids count.
+    blocks: u64,
+    /// Our other requests by IQ, with their ids.
     asked: VecDeque<(String, Asked)>,
     /// The room that this stream has taken for blocks by message, [`CHUNK`] bytes each.
     room: Vec<Permit>,
@@ -58,7 +64,6 @@ pub(super) struct SharedMachine {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
-    Block(u16),
     Close,
     Ping,
 }
@@ -93,7 +98,7 @@ impl IbbHandle {
         });
         let now = now();
         if id.is_none() && stanza.type_ == StanzaType::Error {
-            let ours = element.is_some() || stanza.id.starts_with(&self.link.messages);
+            let ours = element.is_some() || stanza.id.starts_with(&self.link.blocks);
             if ours {
                 let mut shared = self.link.lock();
                 shared.machine.handle_bounce(answer(stanza), now);
@@ -118,22 +123,43 @@ impl IbbHandle {
         true
     }
 
+    /// Takes a block that the peer has sent by IQ, as [`IbbHandle::handle`] does. `text` is base64.
+    pub fn handle_block(&self, id: &str, seq: u16, text: &str) {
+        let mut shared = self.link.lock();
+        shared.machine.handle_data(Some(id), seq, text, now());
+        self.settle(&mut shared);
+    }
+
     /// Takes an answer if it is the peer's to an IQ of the stream, and returns whether it is.
     pub fn handle_answer(&self, stanza: &Stanza) -> bool {
-        if stanza.from != self.link.params.peer {
-            return false;
-        }
+        stanza.from == self.link.params.peer
+            && self.take_answer(&stanza.id, || answer(stanza), || pong(stanza))
+    }
+
+    /// Takes a result without an error that came from the peer, as [`IbbHandle::handle_answer`] does.
+    pub fn handle_result(&self, id: &str) -> bool {
+        self.take_answer(id, || BlockAnswer::Taken, || Pong::Alive)
+    }
+
+    fn take_answer(
+        &self,
+        id: &str,
+        answer: impl FnOnce() -> BlockAnswer,
+        pong: impl FnOnce() -> Pong,
+    ) -> bool {
         let mut shared = self.link.lock();
-        let Some(at) = shared.asked.iter().position(|(asked, _)| *asked == stanza.id) else {
-            return false;
-        };
-        let asked = shared.asked[at].1;
-        match asked {
-            Asked::Block(seq) => shared.machine.handle_answer(seq, answer(stanza), now()),
-            Asked::Close => shared.machine.handle_close_answer(),
-            Asked::Ping => shared.machine.handle_pong(pong(stanza), now()),
+        if let Some(number) = id.strip_prefix(&self.link.blocks) {
+            let Some(seq) = shared.block(number) else { return false };
+            shared.machine.handle_answer(seq, answer(), now());
+        } else {
+            let Some(at) = shared.asked.iter().position(|(asked, _)| asked == id) else {
+                return false;
+            };
+            match shared.asked.remove(at) {
+                Some((_, Asked::Ping)) => shared.machine.handle_pong(pong(), now()),
+                _ => shared.machine.handle_close_answer(),
+            }
         }
-        shared.forget(at);
         self.settle(&mut shared);
         true
     }
@@ -200,8 +226,8 @@ impl fmt::Debug for IbbHandle {
     }
 }
 
-/// More requests than are ever unanswered.
-const ASKED: usize = 1024;
+/// More blocks than are ever unanswered; half of what `seq` tells apart.
+const RECENT: u64 = 1 << 15;
 
 /// The bytes that are taken at once from the room for blocks by message.
 const CHUNK: usize = 256 * 1024;
@@ -227,24 +253,18 @@ impl SharedMachine {
         }
     }
 
-    /// Forgets an answered request, unless it is a block that was reported as undelivered, which may be answered again.
-    /// Lost answers leave a bounded number of entries.
-    fn forget(&mut self, at: usize) {
-        let machine = &self.machine;
-        let awaited = |asked: &Asked| matches!(asked, Asked::Block(seq) if machine.awaits(*seq));
-        if !awaited(&self.asked[at].1) {
-            self.asked.remove(at);
-        }
-        if self.asked.len() > ASKED {
-            self.asked.retain(|(_, asked)| awaited(asked) || !matches!(asked, Asked::Block(_)));
-        }
+    /// Returns the `seq` of the recent block with this number, which is in its id. An answer to an old block, whose
+    /// `seq` another one has by now, counts for none.
+    fn block(&self, number: &str) -> Option<u16> {
+        let number = u64::from_str_radix(number, 16).ok()?;
+        let is_recent = number < self.blocks && self.blocks - number <= RECENT;
+        let seq = u16::try_from(number % (1 << 16)).ok()?;
+        is_recent.then_some(seq)
     }
 
     fn ask(&mut self, what: Asked) -> String {
-        if what == Asked::Ping {
-            // Only the last ping's answer counts.
-            self.asked.retain(|(_, asked)| *asked != Asked::Ping);
-        }
+        // Only the last answer of a kind counts.
+        self.asked.retain(|(_, asked)| *asked != what);
         let id = random_id();
         self.asked.push_back((id.clone(), what));
         id
@@ -261,22 +281,20 @@ impl SharedMachine {
 }
 
 impl Link {
-    pub(super) fn new(
-        params: IbbParams,
-        machine: IbbMachine,
-        outbound: mpsc::Sender<Element>,
-    ) -> Arc<Self> {
+    pub(super) fn new(params: IbbParams, machine: IbbMachine, outbound: Outbound) -> Arc<Self> {
         let shared = SharedMachine {
             machine,
+            blocks: 0,
             asked: VecDeque::new(),
             room: Vec::new(),
             reader: None,
             writer: None,
         };
         Arc::new(Self {
+            plain: PlainEnds::new(&params),
             params,
             outbound,
-            messages: random_id(),
+            blocks: random_id() + "-",
             shared: Mutex::new(shared),
             waiting: watch::Sender::new(false),
             delivered: Arc::default(),
@@ -314,10 +332,16 @@ impl Link {
     }
 
     /// Returns the next stanza to send.
-    pub(super) fn next_stanza(&self, shared: &mut SharedMachine) -> Option<Element> {
+    pub(super) fn next_stanza(&self, shared: &mut SharedMachine) -> Option<QueuedStanza> {
         let sid = &self.params.sid;
-        Some(match shared.machine.poll_action()? {
-            IbbAction::Ack { id } => self.stanza("iq", Some("result"), &id, None),
+        let element = match shared.machine.poll_action()? {
+            IbbAction::Ack { id } => {
+                let plain = self.plain.as_ref().and_then(|plain| plain.acknowledgement(&id));
+                match plain {
+                    Some(plain) => return Some(QueuedStanza::Ibb(plain)),
+                    None => self.stanza("iq", Some("result"), &id, None),
+                }
+            }
             IbbAction::Refuse { id, refusal } => {
                 self.stanza("iq", Some("error"), &id, Some(Refusal::to_element(&refusal)))
             }
@@ -330,15 +354,19 @@ impl Link {
                 self.stanza("iq", Some("set"), &id, Some(ibb_xml::close(sid)))
             }
             IbbAction::SendData { seq, payload } => {
-                let data = Some(ibb_xml::data(sid, seq, &payload));
-                match self.params.stanza {
-                    IbbStanza::Iq => {
-                        let id = shared.ask(Asked::Block(seq));
-                        self.stanza("iq", Some("set"), &id, data)
+                let id = format!("{}{:x}", self.blocks, shared.blocks);
+                shared.blocks += 1;
+                match (self.params.stanza, &self.plain) {
+                    (IbbStanza::Iq, Some(plain)) => {
+                        return Some(QueuedStanza::Ibb(plain.block(id, seq, payload)));
                     }
-                    IbbStanza::Message => {
-                        let id = format!("{}-{seq}", self.messages);
-                        let mut message = self.stanza("message", None, &id, data);
+                    (IbbStanza::Iq, None) => {
+                        let data = ibb_xml::data(sid, seq, &payload);
+                        self.stanza("iq", Some("set"), &id, Some(data))
+                    }
+                    (IbbStanza::Message, _) => {
+                        let data = ibb_xml::data(sid, seq, &payload);
+                        let mut message = self.stanza("message", None, &id, Some(data));
                         // Blocks are for this resource only, and useless later.
                         for hint in ["no-copy", "no-store"] {
                             message.append_child(Element::bare(hint, ns::PROCESSING_HINTS));
@@ -347,7 +375,8 @@ impl Link {
                     }
                 }
             }
-        })
+        };
+        Some(QueuedStanza::Element(element))
     }
 
     fn stanza(

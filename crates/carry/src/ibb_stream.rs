@@ -1,7 +1,7 @@
 //! An in-band bytestream as a tokio stream: the shell of [`IbbMachine`], which writes and takes whole stanzas.
 //!
 //! Two halves share the machine. The session reads and writes [`IbbStream`]. The router gives the peer's stanzas to
-//! [`IbbHandle`], which never blocks. Outgoing stanzas go into one bounded queue. While it is full, writers wait, and
+//! [`IbbHandle`], which never blocks. QueuedStanza stanzas go into one bounded queue. While it is full, writers wait, and
 //! answers stay in the machine, which bounds them.
 
 use std::{
@@ -15,10 +15,8 @@ use fingerpost_wire::{
     ibb::{CLOSING, IbbError, IbbMachine, Options},
     ibb_xml::IbbStanza,
 };
-use minidom::Element;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::mpsc,
     time::Sleep,
 };
 use tokio_util::sync::PollSender;
@@ -26,6 +24,7 @@ use tokio_util::sync::PollSender;
 use super::{
     ibb_handle::{IbbHandle, Link, now},
     ibb_params::IbbParams,
+    outbound::{Outbound, QueuedStanza},
 };
 
 /// The session's half: bytes. Dropping it closes the stream at once.
@@ -35,7 +34,7 @@ use super::{
 pub struct IbbStream {
     link: Arc<Link>,
     /// Room in the queue. One place serves both answers and blocks; otherwise an answer could wait for a block's place.
-    room: PollSender<Element>,
+    room: PollSender<QueuedStanza>,
     /// Whether a writer waits for the room.
     writing: bool,
     /// Whether the task that drives the machine waits for the room, perhaps in place of the writer.
@@ -44,9 +43,8 @@ pub struct IbbStream {
 }
 
 impl IbbStream {
-    /// Creates both halves of a stream. Stanzas to the peer, complete and in [`fingerpost_wire::ns::CLIENT`], go into
-    /// `outbound`.
-    pub fn new(params: IbbParams, outbound: mpsc::Sender<Element>) -> (Self, IbbHandle) {
+    /// Creates both halves of a stream. Stanzas to the peer go into `outbound`.
+    pub fn new(params: IbbParams, outbound: Outbound) -> (Self, IbbHandle) {
         let options = Options {
             block_size: params.block_size.max(1),
             window: params.window.max(1),

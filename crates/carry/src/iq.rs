@@ -12,9 +12,12 @@ use fingerpost_wire::{
 };
 use jid::Jid;
 use minidom::Element;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use crate::shares::{Limits, Place, Shares};
+use crate::{
+    outbound::Outbound,
+    shares::{Limits, Place, Shares},
+};
 
 /// How a request ended.
 #[derive(Clone, Debug)]
@@ -49,7 +52,7 @@ impl WaitingRequest {
 /// Requests that wait for their answers.
 #[derive(Clone, Debug)]
 pub struct Requests {
-    outbound: mpsc::Sender<Element>,
+    outbound: Outbound,
     waiting: Arc<Mutex<WaitingRequest>>,
 }
 
@@ -94,7 +97,7 @@ impl Drop for Pending {
 
 impl Requests {
     /// Requests that are sent through `outbound`.
-    pub fn new(outbound: mpsc::Sender<Element>) -> Self {
+    pub fn new(outbound: Outbound) -> Self {
         Self { outbound, waiting: Arc::default() }
     }
 
@@ -134,7 +137,7 @@ impl Requests {
             waiting.asked.insert(id.clone(), (to.clone(), sender, place));
         }
         let pending = Pending { requests: self.clone(), id, answer: Some(receiver) };
-        let _ = self.outbound.send(iq).await;
+        let _ = self.outbound.send(iq.into()).await;
         pending
     }
 
@@ -174,6 +177,7 @@ pub fn random_id() -> String {
 #[cfg(test)]
 mod tests {
     use fingerpost_wire::xml;
+    use tokio::sync::mpsc;
 
     use super::*;
 
@@ -188,7 +192,7 @@ mod tests {
             let ping = Element::bare("ping", ns::PING);
             asking.request(RequestKind::Get, &from, &to, ping, Duration::from_secs(5)).await
         });
-        let id = sent.recv().await.unwrap().attr("id").unwrap().to_owned();
+        let id = sent.recv().await.unwrap().into_element().attr("id").unwrap().to_owned();
         let answer = |peer: &str| {
             let iq = xml::element(
                 "iq",

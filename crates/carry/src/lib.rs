@@ -4,7 +4,7 @@
 //!
 //! | question | module |
 //! |---|---|
-//! | how stanzas are read from a connection | [`reader`]; how waiting bytes are written to one: [`writer`] |
+//! | how stanzas are read from a connection | [`reader`]; how waiting bytes are written to one: [`writer`]; the stanzas that wait: [`outbound`] |
 //! | how a request waits for its answer | [`iq`]; how many may wait for each user: [`shares`] |
 //! | how many small things are kept and found in little memory | [`rows`] |
 //! | how an in-band bytestream becomes a stream of tokio's | [`ibb_stream`] carries its bytes, [`ibb_handle`] its stanzas; [`ibb_params`] |
@@ -19,6 +19,7 @@ pub mod ibb_stream;
 pub mod iq;
 pub mod leg;
 pub mod leg_end;
+pub mod outbound;
 pub mod reader;
 pub mod rows;
 pub mod shares;

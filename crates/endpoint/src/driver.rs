@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, io, time::Duration};
 
-use fingerpost_carry::{reader::StanzaReader, writer::forward};
+use fingerpost_carry::{outbound::QueuedStanza, reader::StanzaReader, writer::forward};
 use fingerpost_wire::{
     ns,
     size::{self, Instead},
@@ -159,7 +159,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
     /// first two cases it closes the stream.
     pub(super) async fn run(
         mut self,
-        queue: &mut mpsc::Receiver<Element>,
+        queue: &mut mpsc::Receiver<QueuedStanza>,
         inbound: &mpsc::Sender<Stanza>,
         closing: &CancellationToken,
     ) -> StreamEnd {
@@ -170,8 +170,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
         if let Err(loss) = carried {
             return StreamEnd::Lost(loss);
         }
-        while let Ok(element) = queue.try_recv() {
-            self.send(&element);
+        while let Ok(stanza) = queue.try_recv() {
+            self.send_queued(stanza);
         }
         self.pending.extend_from_slice(b"</stream:stream>");
         let _ = timeout(CLOSE, async {
@@ -185,7 +185,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
     /// Carries stanzas; returns well if all users of the stream are gone.
     async fn carry(
         &mut self,
-        queue: &mut mpsc::Receiver<Element>,
+        queue: &mut mpsc::Receiver<QueuedStanza>,
         inbound: &mpsc::Sender<Stanza>,
     ) -> Result<(), Loss> {
         let (mut heard, mut is_asked) = (Instant::now(), false);
@@ -208,7 +208,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
             if let Some(since) = self.waiting {
                 deadline = deadline.min(since + ACKNOWLEDGE);
             }
-            let has_room = self.state.management.as_ref().is_none_or(Management::has_room);
+            let may_send = self.may_send();
             tokio::select! {
                 written = forward(&mut self.writer, &self.pending), if !is_idle => {
                     let count = written?;
@@ -230,10 +230,16 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
                     filled?;
                     (heard, is_asked) = (Instant::now(), false);
                 }
-                element = queue.recv(), if has_room && self.pending.len() < FULL => match element {
-                    Some(element) => self.send(&element),
-                    None => return Ok(()),
-                },
+                stanza = queue.recv(), if may_send => {
+                    let Some(stanza) = stanza else { return Ok(()) };
+                    self.send_queued(stanza);
+                    // What else waits goes out in the same write.
+                    while self.may_send()
+                        && let Ok(stanza) = queue.try_recv()
+                    {
+                        self.send_queued(stanza);
+                    }
+                }
                 () = sleep_until(deadline) => {
                     let now = Instant::now();
                     if !is_idle && now >= progress + WRITE {
@@ -341,6 +347,31 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
         }
     }
 
+    /// Returns whether more stanzas may be taken to be sent.
+    fn may_send(&self) -> bool {
+        self.pending.len() < FULL && self.state.management.as_ref().is_none_or(Management::has_room)
+    }
+
+    fn send_queued(&mut self, stanza: QueuedStanza) {
+        if let QueuedStanza::Ibb(stanza) = &stanza {
+            let before = self.pending.len();
+            stanza.write(&mut self.pending);
+            if self.pending.len() - before <= size::CLIENT {
+                return self.manage_sent(before);
+            }
+            self.pending.truncate(before);
+        }
+        self.send(&stanza.into_element());
+    }
+
+    /// Notes that a stanza was written, from this place on.
+    fn manage_sent(&mut self, before: usize) {
+        if let Some(management) = &mut self.state.management {
+            management.sent(&self.pending[before..]);
+            self.request_acknowledgement(false);
+        }
+    }
+
     fn send(&mut self, element: &Element) {
         let before = self.pending.len();
         if let Some(mut answer) = write_fitting(element, &mut self.pending) {
@@ -348,12 +379,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
             self.take(answer);
             return;
         }
-        if let Some(management) = &mut self.state.management
-            && self.pending.len() > before
-            && is_counted(element)
-        {
-            management.sent(&self.pending[before..]);
-            self.request_acknowledgement(false);
+        if self.pending.len() > before && is_counted(element) {
+            self.manage_sent(before);
         }
     }
 
@@ -429,6 +456,7 @@ fn write_fitting(element: &Element, out: &mut Vec<u8>) -> Option<Element> {
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_carry::outbound::Outbound;
     use fingerpost_wire::xml::Rules;
     use tokio::{
         io::{AsyncReadExt, DuplexStream, duplex, split},
@@ -444,7 +472,7 @@ mod tests {
         xmlns:stream='http://etherx.jabber.org/streams' id='1' version='1.0'>";
 
     /// Returns a driver that is logged in, and the server's end of its connection.
-    fn driven() -> (DuplexStream, mpsc::Receiver<Stanza>, JoinHandle<()>, mpsc::Sender<Element>) {
+    fn driven() -> (DuplexStream, mpsc::Receiver<Stanza>, JoinHandle<()>, Outbound) {
         let (ours, server) = duplex(1 << 16);
         let (read, writer) = split(ours);
         let reader = StanzaReader::with_rules(read, Rules::CLIENT);

@@ -11,6 +11,7 @@ use fingerpost_carry::{
     ibb_params::IbbParams,
     ibb_stream::IbbStream,
     iq::{Answer, Requests},
+    outbound::Outbound,
 };
 use fingerpost_wire::{
     jid::unproxied,
@@ -89,7 +90,7 @@ impl Admission {
 /// The hub. Cheap to clone; the connection lives as long as its clones.
 #[derive(Clone, Debug)]
 pub(crate) struct Hub {
-    outbound: mpsc::Sender<Element>,
+    outbound: Outbound,
     requests: Requests,
     admission: Arc<Admission>,
     state: Arc<Mutex<HubState>>,
@@ -214,14 +215,14 @@ impl Hub {
     /// Sends a stanza. Without a session with the server the stanza is dropped: it would answer a lost request.
     pub(crate) async fn send(&self, element: Element) {
         if !self.is_lost() {
-            let _ = self.outbound.send(element).await;
+            let _ = self.outbound.send(element.into()).await;
         }
     }
 
     /// Sends a stanza if there is room for it, without waiting.
     pub(crate) fn try_send(&self, element: Element) {
         if !self.is_lost() {
-            let _ = self.outbound.try_send(element);
+            let _ = self.outbound.try_send(element.into());
         }
     }
 
@@ -424,11 +425,13 @@ pub(super) fn user_behind(address: &Jid, component: Option<&BareJid>) -> BareJid
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_carry::outbound::QueuedStanza;
+
     use super::*;
     use crate::policy::Registered;
 
     /// Returns a hub, the stanzas that it sends, and the sender of its stanzas.
-    fn hub() -> (Hub, mpsc::Receiver<Element>, mpsc::Sender<Stanza>) {
+    fn hub() -> (Hub, mpsc::Receiver<QueuedStanza>, mpsc::Sender<Stanza>) {
         let (outbound, sent) = mpsc::channel(64);
         let (stanzas, inbound) = mpsc::channel(64);
         let connection = Connection {
@@ -472,7 +475,7 @@ mod tests {
         stanzas.send(set(&alice, "ping", Element::bare("ping", ns::PING))).await.unwrap();
         for (id, type_) in [("open1", "error"), ("open2", "error"), ("ping", "result")] {
             let next = tokio::time::timeout(Duration::from_secs(60), sent.recv()).await;
-            let answer = next.expect("no stanza waits for another").unwrap();
+            let answer = next.expect("no stanza waits for another").unwrap().into_element();
             assert_eq!((answer.attr("id"), answer.attr("type")), (Some(id), Some(type_)));
         }
         assert_eq!(opens.recv().await.unwrap().id, "open0");

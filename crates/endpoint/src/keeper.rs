@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
+use fingerpost_carry::outbound::QueuedStanza;
 use fingerpost_wire::stanza::Stanza;
 use jid::FullJid;
-use minidom::Element;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{mpsc, watch},
@@ -163,7 +163,7 @@ struct KeptConnection<D> {
     /// Whether the loss of the connection was reported, and not yet its return.
     is_told: bool,
     state: StreamState,
-    queue: mpsc::Receiver<Element>,
+    queue: mpsc::Receiver<QueuedStanza>,
     inbound: mpsc::Sender<Stanza>,
     status: watch::Sender<Status>,
     closing: CancellationToken,

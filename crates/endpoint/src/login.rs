@@ -6,7 +6,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use fingerpost_carry::{iq::random_id, reader::StanzaReader};
+use fingerpost_carry::{iq::random_id, outbound::Outbound, reader::StanzaReader};
 use fingerpost_secure::redact::Secret;
 use fingerpost_wire::{
     ns,
@@ -133,7 +133,7 @@ pub struct Connection {
     /// The address that the server has assigned.
     pub jid: FullJid,
     /// Stanzas to send.
-    pub outbound: mpsc::Sender<Element>,
+    pub outbound: Outbound,
     /// Received stanzas, with both addresses filled in; ends with the connection.
     pub inbound: mpsc::Receiver<Stanza>,
     /// Ends when everything is written and the stream is closed.

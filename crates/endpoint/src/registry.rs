@@ -287,7 +287,7 @@ mod tests {
     async fn ask(refusals: usize) -> (Option<RegistryAnswer>, Duration, usize) {
         let me = BareJid::new("bob@example.org").unwrap();
         let component = BareJid::new("xtls.example.org").unwrap();
-        let (outbound, mut requests) = mpsc::channel::<Element>(64);
+        let (outbound, mut requests) = mpsc::channel(64);
         let (answers, inbound) = mpsc::channel(64);
         let connection = Connection {
             jid: FullJid::new("bob@example.org/x").unwrap(),
@@ -305,7 +305,7 @@ mod tests {
         loop {
             let request = tokio::select! {
                 done = &mut asking => return (done, begin.elapsed(), asked),
-                request = requests.recv() => Stanza::parse(request.unwrap()).unwrap(),
+                request = requests.recv() => Stanza::parse(request.unwrap().into_element()).unwrap(),
             };
             asked += 1;
             let answer = if asked <= refusals {

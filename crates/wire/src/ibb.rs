@@ -32,9 +32,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-
-use crate::stanza::{Condition, ErrorType, Refusal};
+use crate::{
+    block_text,
+    stanza::{Condition, ErrorType, Refusal},
+};
 
 /// Bytes that may wait for the reader although they were acknowledged, so that a peer's first bytes never wait.
 pub const ACKNOWLEDGED: usize = 16 * 1024;
@@ -116,12 +117,12 @@ impl Default for Options {
 /// A stanza that the owner must send to the peer, in order. An `id` is that of the peer's IQ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IbbAction {
-    /// BlockAnswer with an empty result.
+    /// Answer with an empty result.
     Ack {
         /// The IQ's id.
         id: String,
     },
-    /// BlockAnswer with an error.
+    /// Answer with an error.
     Refuse {
         /// The IQ's id.
         id: String,
@@ -359,7 +360,7 @@ impl IbbMachine {
             return self.refuse(id, refusal, IbbError::Sequence, now);
         }
         // Several clients break lines before and after the data; inside it only base64 is allowed.
-        let Ok(payload) = STANDARD.decode(text.trim_ascii()) else {
+        let Some(payload) = block_text::decode(text.trim_ascii().as_bytes()) else {
             let refusal = Refusal::bad_request(
                 "the data must be base64 (RFC 4648, section 4), with white space around it at most",
             );
@@ -531,11 +532,6 @@ impl IbbMachine {
     /// Returns whether the stream stands still because the peer owes an answer and has been silent for [`WAITING`].
     pub fn is_waiting(&self) -> bool {
         self.waiting && self.owes()
-    }
-
-    /// Returns whether a block is still unanswered.
-    pub fn awaits(&self, seq: u16) -> bool {
-        self.place(seq).is_some()
     }
 
     /// Returns how many bytes of ours the peer has.

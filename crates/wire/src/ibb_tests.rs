@@ -1,3 +1,4 @@
+use base64::{Engine, engine::general_purpose::STANDARD};
 use proptest::prelude::*;
 
 use super::*;
@@ -333,7 +334,7 @@ fn errors_of_servers_for_blocks_that_have_arrived_end_nothing() {
             machine.handle_pong(Pong::Absent, now + seconds(1));
         }
         for seq in 0..16 {
-            assert!(machine.awaits(seq));
+            assert!(machine.place(seq).is_some());
             machine.handle_answer(seq, BlockAnswer::Taken, now + seconds(3));
         }
         assert_eq!((machine.end(), machine.is_flushed()), (None, true));
@@ -428,11 +429,11 @@ fn blocks_are_found_by_number_across_the_wrap() {
     for _ in 0..4 {
         assert_eq!(machine.write(b"x", now), 1);
     }
-    let awaited = [65_533, 65_534, 65_535, 0, 1, 2].map(|seq| machine.awaits(seq));
+    let awaited = [65_533, 65_534, 65_535, 0, 1, 2].map(|seq| machine.place(seq).is_some());
     assert_eq!(awaited, [false, true, true, true, true, false]);
     machine.handle_answer(0, BlockAnswer::Taken, now);
     assert_eq!(machine.delivered(), 3);
-    assert!(!machine.awaits(0) && machine.awaits(1));
+    assert!(machine.place(0).is_none() && machine.place(1).is_some());
 }
 
 /// Two ejabberds (23.01 and 24.12) whose connection is reset: blocks and answers are lost silently.

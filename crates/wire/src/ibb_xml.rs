@@ -1,10 +1,9 @@
 //! The three elements of in-band bytestreams: `<open/>`, `<data/>`, `<close/>`.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use minidom::Element;
 use rxml::xml_ncname;
 
-use crate::{ns, stanza::Refusal};
+use crate::{block_text, ns, plain::Plain, stanza::Refusal};
 
 /// The kind of stanza that carries blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +93,32 @@ impl IbbPayload {
     }
 }
 
+/// A block that came by IQ, in place: the part of a stanza that matters to its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainBlock<'a> {
+    /// The stream's id.
+    pub sid: &'a str,
+    /// The block's number.
+    pub seq: u16,
+    /// The block in base64, not checked.
+    pub text: &'a str,
+}
+
+impl<'a> PlainBlock<'a> {
+    /// Reads a stanza; `None` if it is another one, or one that [`IbbPayload::parse`] refuses.
+    pub fn of(stanza: &Plain<'a>) -> Option<Self> {
+        let payload = stanza.payload.as_ref()?;
+        let is_block = (stanza.name, stanza.attributes.get("type")) == ("iq", "set")
+            && (payload.name, payload.namespace) == ("data", ns::IBB);
+        let sid = payload.attributes.get("sid");
+        if !is_block || sid.is_empty() {
+            return None;
+        }
+        let seq = payload.attributes.get("seq").parse().ok()?;
+        Some(Self { sid, seq, text: payload.text })
+    }
+}
+
 /// Writes `<open/>`.
 pub fn open(sid: &str, block_size: u16, stanza: IbbStanza) -> Element {
     Element::builder("open", ns::IBB)
@@ -108,7 +133,7 @@ pub fn data(sid: &str, seq: u16, payload: &[u8]) -> Element {
     Element::builder("data", ns::IBB)
         .attr(xml_ncname!("sid").into(), sid)
         .attr(xml_ncname!("seq").into(), seq.to_string())
-        .append(STANDARD.encode(payload))
+        .append(block_text::encoded(payload))
         .build()
 }
 
@@ -119,8 +144,13 @@ pub fn close(sid: &str) -> Element {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::stanza::Condition;
+    use crate::{
+        plain::{Scan, scan},
+        stanza::{Condition, Kind, Stanza, StanzaType},
+    };
 
     fn parse(xml: &str) -> Result<Option<IbbPayload>, Condition> {
         let element: Element =
@@ -156,6 +186,37 @@ mod tests {
     fn what_is_written_is_read() {
         for element in [open("s", 65_535, IbbStanza::Message), data("s", 7, b"x"), close("s")] {
             assert!(matches!(IbbPayload::parse(&element), Ok(Some(_))), "{element:?}");
+        }
+    }
+
+    proptest! {
+        /// What the fast reader takes is exactly what the general one reads.
+        #[test]
+        fn a_block_is_read_in_place_as_through_a_tree(
+            name in "iq|iq|iq|message",
+            type_ in "set|set|set|get|result|error|",
+            data in "data|data|data|close|open",
+            namespace in "http://jabber.org/protocol/ibb|http://jabber.org/protocol/ibb|urn:x|jabber:client",
+            sid in "(sid='[a-z\"&; ]{0,3}')?",
+            seq in "(seq=\"[+-]?[0-9]{0,6}\")?",
+            more in "( x='1'| xml:lang='en'| seq='1')?",
+            text in "([A-Za-z0-9+/]{4}){0,9}(eA==)?([ -~]{0,2}|&#65;|\n)",
+        ) {
+            let xml = format!(
+                "<{name} from='a@b.c/d' to='e@f.g/h' type='{type_}' id='1'><{data} xmlns='{namespace}' {sid} {seq}{more}>\
+                 {text}</{data}></{name}>"
+            );
+            let Scan::Plain(plain, _) = scan(xml.as_bytes(), ns::CLIENT) else { return Ok(()) };
+            let stanza = Stanza::parse(plain.to_element()).unwrap();
+            let of_tree = stanza.payload().map(IbbPayload::parse);
+            let is_request = stanza.kind == Kind::Iq && stanza.type_ == StanzaType::Set;
+            let expected = match &of_tree {
+                Some(Ok(Some(IbbPayload::Data { sid, seq, text }))) if is_request => {
+                    Some(PlainBlock { sid, seq: *seq, text })
+                }
+                _ => None,
+            };
+            prop_assert_eq!(PlainBlock::of(&plain), expected, "{}", xml);
         }
     }
 

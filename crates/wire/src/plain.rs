@@ -278,6 +278,11 @@ fn plain_text(bytes: &[u8]) -> Result<&str, Stop> {
     str::from_utf8(bytes).map_err(|_| Stop::Other)
 }
 
+/// Returns whether a value can be written between either kind of quotes as it is.
+pub fn is_plain_value(value: &str) -> bool {
+    is_plain(value.as_bytes()) && !value.contains(['\'', '"'])
+}
+
 /// Returns whether a text stands for itself everywhere: printable ASCII except `<`, `>` and `&`. An attribute's value
 /// must not contain its quote either.
 pub(crate) fn is_plain(bytes: &[u8]) -> bool {

@@ -132,7 +132,8 @@ mod tests {
         let (says, appeared) = (Arc::new(Mutex::new(Says::Here)), Arc::new(Mutex::new(0)));
         let (mode, count) = (Arc::clone(&says), Arc::clone(&appeared));
         tokio::spawn(async move {
-            while let Some(mut element) = sent.recv().await {
+            while let Some(stanza) = sent.recv().await {
+                let mut element = stanza.into_element();
                 if element.name() == "presence" {
                     *count.lock().unwrap() += 1;
                     continue;

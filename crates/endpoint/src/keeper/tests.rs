@@ -7,6 +7,7 @@ use fingerpost_wire::{
     ns,
     xml::{self, Rules},
 };
+use minidom::Element;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
 
 use super::*;
@@ -157,7 +158,7 @@ fn back(resumed: bool) -> Contact {
 async fn a_lost_connection_is_resumed_without_loss_and_without_a_second_time() {
     let (world, mut server, mut connection, keeper) = World::managed().await;
     for id in ["1", "2", "3"] {
-        connection.outbound.send(message(id)).await.unwrap();
+        connection.outbound.send(message(id).into()).await.unwrap();
     }
     server.until("id='3' to='a@b.c'/>").await;
     server.say("<a xmlns='urn:xmpp:sm:3' h='1'/>").await;
@@ -173,7 +174,7 @@ async fn a_lost_connection_is_resumed_without_loss_and_without_a_second_time() {
     server.say("<resumed xmlns='urn:xmpp:sm:3' previd='s1' h='2'/>").await;
     server.say(&from_server("in2")).await;
     assert_eq!(connection.inbound.recv().await.unwrap().id, "in2");
-    connection.outbound.send(message("4")).await.unwrap();
+    connection.outbound.send(message("4").into()).await.unwrap();
     let sent = server.until("id='4' to='a@b.c'/>").await;
     assert!(sent.contains("id='3'") && !sent.contains("id='2'"), "{sent}");
     server.say("<r xmlns='urn:xmpp:sm:3'/>").await;
@@ -186,7 +187,7 @@ async fn a_lost_connection_is_resumed_without_loss_and_without_a_second_time() {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_cannot_be_resumed_is_followed_by_one_at_the_same_address() {
     let (world, mut server, mut connection, keeper) = World::managed().await;
-    connection.outbound.send(message("old")).await.unwrap();
+    connection.outbound.send(message("old").into()).await.unwrap();
     server.until("id='old' to='a@b.c'/>").await;
     drop(server);
 
@@ -213,7 +214,7 @@ async fn a_session_that_cannot_be_resumed_is_followed_by_one_at_the_same_address
     }
     server.say("<r xmlns='urn:xmpp:sm:3'/>").await;
     server.until("h='1'/>").await;
-    connection.outbound.send(message("new")).await.unwrap();
+    connection.outbound.send(message("new").into()).await.unwrap();
     let sent = server.until("id='new' to='a@b.c'/>").await;
     // It is unknown whether it has arrived, so its senders get an error.
     assert!(!sent.contains("id='old'"), "{sent}");
@@ -246,7 +247,7 @@ async fn a_server_without_stream_management_gets_a_new_session() {
     let status = status.wait_for(|status| status.bound.is_some()).await.unwrap();
     assert_eq!(status.bound, Some(FullJid::new("bob@example.test/other").unwrap()));
     drop(status);
-    connection.outbound.send(message("new")).await.unwrap();
+    connection.outbound.send(message("new").into()).await.unwrap();
     server.until("id='new' to='a@b.c'/>").await;
 }
 
@@ -335,7 +336,7 @@ async fn a_server_that_falls_silent_or_acknowledges_nothing_is_left() {
     second.say("<resumed xmlns='urn:xmpp:sm:3' previd='s1' h='0'/>").await;
 
     // The server sends other elements and handles nothing: a new session begins.
-    connection.outbound.send(message("1")).await.unwrap();
+    connection.outbound.send(message("1").into()).await.unwrap();
     second.until("<r xmlns='urn:xmpp:sm:3'/>").await;
     let mut status = keeper.status.clone();
     let mut over = std::pin::pin!(status.wait_for(|status| status.bound.is_none()));
@@ -352,7 +353,7 @@ async fn a_server_that_falls_silent_or_acknowledges_nothing_is_left() {
 #[tokio::test(start_paused = true)]
 async fn the_stream_is_closed_at_the_end_and_a_wait_for_the_next_attempt_is_cut_short() {
     let (_world, mut server, connection, keeper) = World::managed().await;
-    connection.outbound.send(message("last")).await.unwrap();
+    connection.outbound.send(message("last").into()).await.unwrap();
     tokio::task::yield_now().await;
     keeper.closing.cancel();
     let last = server.until("</stream:stream>").await;

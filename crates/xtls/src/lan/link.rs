@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use fingerpost_carry::{iq::random_id, writer::forward};
+use fingerpost_carry::{iq::random_id, outbound::QueuedStanza, writer::forward};
 use fingerpost_endpoint::Connection;
 use fingerpost_wire::{ns, stanza::Stanza, xml};
 use jid::{BareJid, FullJid};
@@ -81,7 +81,7 @@ struct LinkDriver {
     xml: XmlStream,
     own: FullJid,
     peer: FullJid,
-    queue: mpsc::Receiver<Element>,
+    queue: mpsc::Receiver<QueuedStanza>,
     inbound: mpsc::Sender<Stanza>,
     arrived: VecDeque<Stanza>,
 }
@@ -111,16 +111,16 @@ impl LinkDriver {
                     let Ok(count @ 1..) = got else { break };
                     over = self.take(buffer.get(..count).unwrap_or_default(), &mut open);
                 }
-                element = self.queue.recv(), if open && pending.len() < FULL => match element {
-                    Some(element) => self.send(element),
+                stanza = self.queue.recv(), if open && pending.len() < FULL => match stanza {
+                    Some(stanza) => self.send(stanza.into_element()),
                     None => break,
                 },
                 () = token.cancelled() => break,
             }
         }
         // Earlier stanzas, such as the end of a session, go out first.
-        while let Ok(element) = self.queue.try_recv() {
-            self.send(element);
+        while let Ok(stanza) = self.queue.try_recv() {
+            self.send(stanza.into_element());
         }
         self.xml.close();
         pending.append(&mut self.xml.take_output());
