@@ -2,6 +2,7 @@
 //! sockets.
 
 use std::{
+    cell::RefCell,
     future::poll_fn,
     io,
     pin::Pin,
@@ -26,6 +27,12 @@ use super::{
 
 /// Bytes that are read at once, and kept at most, per direction.
 pub(super) const BUFFER: usize = 32 * 1024;
+
+thread_local! {
+    /// Takes what is read when a direction has no buffer, so that none is made before something comes. Its content is
+    /// of no use after one read.
+    static SPACE: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
+}
 
 // In-band, a session holds at most 256 KiB both ways.
 const _: () = assert!(2 * (fingerpost_wire::ibb::MAX_HELD + BUFFER) <= 256 * 1024);
@@ -484,16 +491,31 @@ impl CopyDirection {
             Some(limit) => ready!(limit.poll_allowed(cx)),
             None => BUFFER,
         };
-        self.buffer.resize(BUFFER, 0);
-        let end = self.end.saturating_add(most).min(BUFFER);
-        let mut space = ReadBuf::new(&mut self.buffer[self.end..end]);
-        match (Pin::new(r).poll_read(cx, &mut space), self.fate.lost) {
-            (Poll::Ready(result), _) => result.map_err(|error| error.kind())?,
+        let Self { buffer, end, .. } = self;
+        let mut read = |bytes: &mut [u8]| {
+            let mut space = ReadBuf::new(bytes);
+            ready!(Pin::new(&mut *r).poll_read(cx, &mut space)).map_err(|error| error.kind())?;
+            Poll::Ready(Ok(space.filled().len()))
+        };
+        let read = if buffer.is_empty() {
+            SPACE.with_borrow_mut(|space| {
+                let read = read(&mut space[..most.min(BUFFER)]);
+                if let Poll::Ready(Ok(n @ 1..)) = read {
+                    buffer.resize(BUFFER, 0);
+                    buffer[..n].copy_from_slice(&space[..n]);
+                }
+                read
+            })
+        } else {
+            let most = end.saturating_add(most).min(BUFFER);
+            read(&mut buffer[*end..most])
+        };
+        let n = match (read, self.fate.lost) {
+            (Poll::Ready(read), _) => read?,
             // The source is gone, so nothing more comes.
             (Poll::Pending, Some(kind)) => return Poll::Ready(Err(kind)),
             (Poll::Pending, None) => return Poll::Pending,
-        }
-        let n = space.filled().len();
+        };
         self.end += n;
         // A peer that sends its first bytes one by one must not appear to stand still.
         if !self.guarded {
