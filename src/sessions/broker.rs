@@ -103,7 +103,7 @@ impl Broker {
                 .map(|entry| (entry.side, entry.inbox.clone()))
         };
         let Some((side, inbox)) = found else { return false };
-        if inbox.try_send(SessionInput::Jingle(side, stanza.clone())).is_err() {
+        if inbox.try_send(Box::new(SessionInput::Jingle(side, stanza.clone()))).is_err() {
             let refused = stanza.refuse(SessionRefusal::TooManyRequests);
             let _ = self.shared.outbound.try_send(refused.into());
         }
@@ -220,19 +220,19 @@ impl Broker {
             facts: Arc::clone(&facts),
             place,
         };
+        let line = shared.journal.begin(peers.iter());
         let mut machine = BrokeredSession::new(
             Arc::clone(&options),
             random_id,
-            peers.clone(),
+            peers,
             leg,
             chosen,
             stanza,
             Instant::now(),
         );
         machine.expect_acknowledgement(patience, again.is_some(), has_others);
-        let line = shared.journal.begin(peers.iter());
         metrics::SESSIONS.count(&[]);
-        let driver = SessionDriver::new(guard, peers, machine, line, again);
+        let driver = Box::new(SessionDriver::new(guard, machine, line, again));
         let span = tracing::info_span!("session", id);
         self.tasks.spawn(tracing::Instrument::instrument(driver.run(inputs), span));
         Ok(())
@@ -362,7 +362,7 @@ impl Broker {
             by_sid.or_else(any).map(|entry| (entry.side, entry.inbox.clone()))
         };
         found.is_some_and(|(side, inbox)| {
-            inbox.try_send(SessionInput::Open(side, stanza.clone())).is_ok()
+            inbox.try_send(Box::new(SessionInput::Open(side, stanza.clone()))).is_ok()
         })
     }
 
@@ -434,7 +434,7 @@ impl Broker {
         for mask in state.masks.get(user).into_iter().flatten() {
             let entries = state.sessions.get(&(user.clone(), mask.clone()));
             for entry in entries.into_iter().flatten() {
-                let _ = entry.inbox.try_send(SessionInput::Gone(entry.side));
+                let _ = entry.inbox.try_send(Box::new(SessionInput::Gone(entry.side)));
             }
         }
     }
@@ -454,7 +454,7 @@ impl Broker {
         let state = self.shared.lock();
         for entry in state.sessions.values().flatten() {
             if entry.side == Side::Initiator {
-                let _ = entry.inbox.try_send(SessionInput::Check);
+                let _ = entry.inbox.try_send(Box::new(SessionInput::Check));
             }
         }
     }
@@ -481,7 +481,7 @@ impl Broker {
     /// session existed.
     pub fn end_session(&self, id: &str, reason: Reason, text: &str) -> bool {
         let end = |entry: &SessionEntry| {
-            entry.inbox.try_send(SessionInput::End(reason, text.to_owned())).is_ok()
+            entry.inbox.try_send(Box::new(SessionInput::End(reason, text.to_owned()))).is_ok()
         };
         let state = self.shared.lock();
         let mut entries = state.sessions.values().flatten();
@@ -518,7 +518,7 @@ impl Broker {
         state.draining = true;
         for entry in state.sessions.values().flatten() {
             if entry.side == Side::Initiator {
-                let _ = entry.inbox.try_send(SessionInput::Drain(deadline));
+                let _ = entry.inbox.try_send(Box::new(SessionInput::Drain(deadline)));
             }
         }
     }

@@ -2,21 +2,19 @@
 
 use std::{fmt, pin::Pin, time::Duration};
 
+use super::{
+    refusal::SessionRefusal,
+    session::{ANSWER, Inbox, SessionInput},
+    shared::SessionGuard,
+    side::Side,
+};
+use crate::refuse::Refuse as _;
 use fingerpost_wire::{
     jingle::{self, Action},
     stanza::Stanza,
 };
 use jid::Jid;
 use minidom::Element;
-use tokio::sync::mpsc;
-
-use super::{
-    refusal::SessionRefusal,
-    session::{ANSWER, SessionInput},
-    shared::SessionGuard,
-    side::Side,
-};
-use crate::refuse::Refuse as _;
 
 /// The resource that gets a session-initiate.
 #[derive(Debug)]
@@ -70,7 +68,7 @@ impl fmt::Debug for Again {
 /// until [`Left::close`] or its drop.
 pub struct Left {
     pub(super) guard: SessionGuard,
-    pub(super) inbox: mpsc::Receiver<SessionInput>,
+    pub(super) inbox: Inbox,
 }
 
 impl Left {
@@ -81,7 +79,7 @@ impl Left {
         self.guard.leave();
         let (mut answers, mut is_over) = (Vec::new(), false);
         while let Ok(input) = self.inbox.try_recv() {
-            match input {
+            match *input {
                 SessionInput::Jingle(Side::Initiator, stanza) if is_terminate(&stanza) => {
                     is_over = true;
                     answers.push(stanza.result(None));

@@ -69,7 +69,7 @@ pub(super) struct SessionEntry {
     pub(super) facts: Arc<Facts>,
     pub(super) sid: String,
     pub(super) side: Side,
-    pub(super) inbox: mpsc::Sender<SessionInput>,
+    pub(super) inbox: mpsc::Sender<Box<SessionInput>>,
     /// The in-band bytestream this leg expects: `None` none, `Some(None)` any.
     pub(super) ibb: Option<Option<String>>,
     /// The application of a crossing session, while the responder's client does not know of this one.

@@ -12,7 +12,7 @@ use fingerpost_wire::{
 };
 use minidom::Element;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::watch,
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
@@ -24,7 +24,7 @@ use super::{
     lookups::FeatureAnswer,
     peer::SessionPeer,
     refusal::SessionRefusal,
-    session::{ANSWER, BrokeredSession, SessionAction, SessionInput},
+    session::{ANSWER, BrokeredSession, Inbox, SessionAction, SessionInput},
     shared::{BrokerState, SessionGuard},
     side::{PerSide, Side},
 };
@@ -42,29 +42,36 @@ use crate::{
 /// over.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// An event that the session has waited for.
+/// An event that the session has waited for. It is small, because a task has room for its result while it runs.
 enum SessionEvent {
-    Told(SessionInput),
-    Arrived(Side, Option<Socket>),
+    Told(Box<SessionInput>),
+    Arrived(Side, Option<Box<Socket>>),
     Relayed(StreamOutcome),
-    /// Whether an in-band leg waits for its user has changed; `None`: the leg is gone.
-    Waits(Side, Option<watch::Receiver<bool>>),
+}
+
+impl SessionEvent {
+    fn told(input: SessionInput) -> Self {
+        Self::Told(Box::new(input))
+    }
 }
 
 /// The task of one session.
 pub(super) struct SessionDriver {
     shared: Arc<BrokerState>,
     facts: Arc<Facts>,
-    peers: PerSide<SessionPeer>,
     session: BrokeredSession,
-    sockets: PerSide<Option<Socket>>,
+    /// The responder's Jingle namespace in the journal.
+    noted: String,
+    sockets: PerSide<Option<Box<Socket>>>,
     legs: PerSide<Option<SocketLeg>>,
     streams: PerSide<Option<IbbHandle>>,
+    /// Whether each in-band leg waits for its user.
+    waits: PerSide<Option<watch::Receiver<bool>>>,
     relaying: bool,
     line: JournalLine,
     /// Where the session-initiate goes if the responder does not take it, and the answer to give then.
     again: Option<Again>,
-    given_back: Option<(Stanza, Option<Element>)>,
+    given_back: Option<Box<(Stanza, Option<Element>)>>,
     /// The tasks that the session waits for. Dropping the session ends them.
     work: JoinSet<SessionEvent>,
     /// The session's places in the tables. It is dropped last, because it checks which streams are over.
@@ -75,7 +82,6 @@ impl SessionDriver {
     /// Creates a driver for a session that has not begun.
     pub(super) fn new(
         guard: SessionGuard,
-        peers: PerSide<SessionPeer>,
         session: BrokeredSession,
         line: JournalLine,
         again: Option<Again>,
@@ -83,11 +89,12 @@ impl SessionDriver {
         Self {
             shared: Arc::clone(&guard.shared),
             facts: Arc::clone(&guard.facts),
-            peers,
+            noted: session.peers().responder.namespace.clone(),
             session,
             sockets: PerSide::default(),
             legs: PerSide::default(),
             streams: PerSide::default(),
+            waits: PerSide::default(),
             relaying: false,
             line,
             again,
@@ -97,11 +104,12 @@ impl SessionDriver {
         }
     }
 
-    /// Runs for the whole life of the session.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<SessionInput>) {
+    /// Runs for the whole life of the session. What is large is boxed, because the future has room for all that it ever
+    /// waits for.
+    pub(super) async fn run(mut self: Box<Self>, mut inbox: Inbox) {
         loop {
             while let Some(action) = self.session.poll_action() {
-                self.perform(action).await;
+                Box::pin(self.perform(action)).await;
             }
             if self.session.is_over() {
                 break;
@@ -109,10 +117,10 @@ impl SessionDriver {
             let input = tokio::select! {
                 biased;
                 input = inbox.recv() => {
-                    input.unwrap_or_else(|| SessionInput::Drain(Instant::now()))
+                    input.map_or_else(|| SessionInput::Drain(Instant::now()), |input| *input)
                 }
                 Some(done) = self.work.join_next() => match done {
-                    Ok(SessionEvent::Told(input)) => input,
+                    Ok(SessionEvent::Told(input)) => *input,
                     Ok(SessionEvent::Arrived(side, Some(socket))) => {
                         self.sockets[side] = Some(socket);
                         SessionInput::Arrived(side)
@@ -123,13 +131,9 @@ impl SessionDriver {
                         self.session.handle(SessionInput::Broken(broken), Instant::now());
                         SessionInput::Relayed(outcome)
                     }
-                    Ok(SessionEvent::Waits(side, Some(mut waiting))) => {
-                        let waits = *waiting.borrow_and_update();
-                        self.watch(side, waiting);
-                        SessionInput::Waits(side, waits)
-                    }
-                    Ok(SessionEvent::Arrived(_, None) | SessionEvent::Waits(_, None)) | Err(_) => continue,
+                    Ok(SessionEvent::Arrived(_, None)) | Err(_) => continue,
                 },
+                (side, waits) = changed(&mut self.waits) => SessionInput::Waits(side, waits),
                 () = until(self.session.deadline()) => SessionInput::Timeout,
             };
             self.session.handle(input, Instant::now());
@@ -137,9 +141,9 @@ impl SessionDriver {
         let legs = self.facts.legs.get();
         let legs = legs.map_or(PerSide::both("none"), |legs| legs.map(|leg| leg.as_str()));
         metrics::SESSIONS_ENDED.count(&[legs.initiator, legs.responder, self.session.reason()]);
-        if let (Some((stanza, error)), Some(Again(again))) =
-            (self.given_back.take(), self.again.take())
+        if let (Some(given_back), Some(Again(again))) = (self.given_back.take(), self.again.take())
         {
+            let (stanza, error) = *given_back;
             let guard = self.into_guard();
             return again(stanza, error, Left { guard, inbox }).await;
         }
@@ -150,31 +154,35 @@ impl SessionDriver {
                 self.send(stanza.refuse(SessionRefusal::Over)).await;
             }
         }
-        // Bytes that still flow when both users know of the end may reach their reader.
         if self.relaying {
-            let rest = async {
-                while let Some(done) = self.work.join_next().await {
-                    if matches!(done, Ok(SessionEvent::Relayed(_))) {
-                        break;
-                    }
-                }
-            };
-            tokio::pin!(rest);
-            let progress = &self.facts.progress;
-            // A slow reader gets everything, in bounded time: it keeps a place that no user and no admin can see.
-            let until = Instant::now() + self.shared.options().idle_timeout;
-            loop {
-                let before = progress.bytes();
-                let over = timeout(LINGER, &mut rest).await.is_ok() || Instant::now() >= until;
-                if over || progress.bytes() == before && !progress.holds() {
+            Box::pin(self.linger()).await;
+        }
+    }
+
+    /// Waits for bytes that still flow when both users know of the end: they may reach their reader.
+    async fn linger(&mut self) {
+        let rest = async {
+            while let Some(done) = self.work.join_next().await {
+                if matches!(done, Ok(SessionEvent::Relayed(_))) {
                     break;
                 }
+            }
+        };
+        tokio::pin!(rest);
+        let progress = &self.facts.progress;
+        // A slow reader gets everything, in bounded time: it keeps a place that no user and no admin can see.
+        let until = Instant::now() + self.shared.options().idle_timeout;
+        loop {
+            let before = progress.bytes();
+            let over = timeout(LINGER, &mut rest).await.is_ok() || Instant::now() >= until;
+            if over || progress.bytes() == before && !progress.holds() {
+                break;
             }
         }
     }
 
     /// Ends all work; the session keeps its places.
-    fn into_guard(self) -> SessionGuard {
+    fn into_guard(self: Box<Self>) -> SessionGuard {
         self.guard
     }
 
@@ -185,38 +193,38 @@ impl SessionDriver {
     async fn perform(&mut self, action: SessionAction) {
         match action {
             SessionAction::Acknowledged => {
-                self.shared.acknowledged(&self.peers.responder);
+                self.shared.acknowledged(&self.session.peers().responder);
             }
             SessionAction::Ask(side, number, payload) => {
                 let mut wait = ANSWER;
                 if jingle::action(&payload) == jingle::Action::SessionInitiate {
                     // The callee must not learn of a session that a crash would make the component forget.
-                    let peer = &mut self.peers[side];
-                    if !payload.has_ns(peer.namespace.as_str()) {
-                        peer.namespace = payload.ns();
-                        self.line.write(self.peers.iter());
+                    let peers = self.session.peers();
+                    if self.noted != peers.responder.namespace {
+                        self.noted.clone_from(&peers.responder.namespace);
+                        self.line.write(peers.iter());
                     }
                     self.line.written().await;
                     wait = self.session.patience();
                 }
-                let peer = &self.peers[side];
+                let peer = &self.session.peers()[side];
                 let pending = self
                     .shared
                     .requests
                     .send(RequestKind::Set, &peer.mask, &peer.user, payload)
                     .await;
                 self.work.spawn(async move {
-                    SessionEvent::Told(SessionInput::Answered(number, pending.answer(wait).await))
+                    SessionEvent::told(SessionInput::Answered(number, pending.answer(wait).await))
                 });
             }
             SessionAction::Connect(side, sid) => {
-                let mut registration = self.shared.register(&self.peers[side], &sid);
+                let mut registration = self.shared.register(&self.session.peers()[side], &sid);
                 self.work.spawn(async move {
-                    SessionEvent::Arrived(side, registration.arrived().await)
+                    SessionEvent::Arrived(side, registration.arrived().await.map(Box::new))
                 });
             }
             SessionAction::ExpectOpen(side, sid) => {
-                self.shared.expect_open(&self.peers[side], sid);
+                self.shared.expect_open(&self.session.peers()[side], sid);
             }
             SessionAction::Join => {
                 let PerSide { initiator: a, responder: b } = &mut self.legs;
@@ -227,14 +235,11 @@ impl SessionDriver {
                 let options = pipe::StreamOptions {
                     idle_timeout: settings.idle_timeout,
                     guard: settings.require_tls,
-                    account: pipe::PipeAccount::of(&self.peers.initiator.user.to_bare()),
+                    account: pipe::PipeAccount::of(&self.facts.users.initiator),
                 };
                 self.relaying = true;
                 for side in Side::BOTH {
-                    if let Some(stream) = &self.streams[side] {
-                        let waiting = stream.waiting();
-                        self.watch(side, waiting);
-                    }
+                    self.waits[side] = self.streams[side].as_ref().map(IbbHandle::waiting);
                 }
                 if legs == PerSide::both(TransportKind::S5b) {
                     self.line.streams();
@@ -247,9 +252,9 @@ impl SessionDriver {
             }
             SessionAction::LookUpFeatures => {
                 let shared = Arc::clone(&self.shared);
-                let SessionPeer { user, mask, .. } = self.peers.responder.clone();
+                let SessionPeer { user, mask, .. } = self.session.peers().responder.clone();
                 self.work.spawn(async move {
-                    SessionEvent::Told(match shared.features(&user, &mask).await {
+                    SessionEvent::told(match shared.features(&user, &mask).await {
                         FeatureAnswer::Features(features) => {
                             SessionInput::Features(features.to_vec())
                         }
@@ -265,32 +270,27 @@ impl SessionDriver {
             }
             SessionAction::LookUpKeys(side, prints) => {
                 let shared = Arc::clone(&self.shared);
-                let owner = self.peers[side].user.to_bare();
-                let asker = self.peers[side.other()].user.to_bare();
+                let owner = self.facts.users[side].clone();
+                let asker = self.facts.users[side.other()].clone();
                 self.work.spawn(async move {
-                    SessionEvent::Told(SessionInput::Keys(
+                    SessionEvent::told(SessionInput::Keys(
                         side,
                         shared.keys(&owner, &asker, &prints).await,
                     ))
                 });
             }
-            SessionAction::GiveBack(stanza, error) => self.given_back = Some((*stanza, error)),
+            SessionAction::GiveBack(stanza, error) => {
+                self.given_back = Some(Box::new((*stanza, error)));
+            }
             SessionAction::Send(element) => self.send(element).await,
             SessionAction::TakeSocket(side) => {
-                self.legs[side] = self.sockets[side].take().map(SocketLeg::Socket);
+                self.legs[side] =
+                    self.sockets[side].take().map(|socket| SocketLeg::Socket(*socket));
             }
             SessionAction::TakeStream(side, sid, block_size, stanza) => {
                 self.legs[side] = Some(self.stream(side, sid, block_size, stanza));
             }
         }
-    }
-
-    /// Follows whether an in-band leg waits for its user.
-    fn watch(&mut self, side: Side, mut waiting: watch::Receiver<bool>) {
-        self.work.spawn(async move {
-            let changed = waiting.changed().await;
-            SessionEvent::Waits(side, changed.is_ok().then_some(waiting))
-        });
     }
 
     /// Returns which in-band leg broke, and why.
@@ -300,11 +300,34 @@ impl SessionDriver {
     }
 
     fn stream(&mut self, side: Side, sid: String, block_size: u16, stanza: IbbStanza) -> SocketLeg {
-        let (peer, memory) = (&self.peers[side], Some(self.shared.memory.clone()));
+        let (peer, memory) = (&self.session.peers()[side], Some(self.shared.memory.clone()));
         let (stream, handle) = self.shared.stream(peer, sid, block_size, stanza, memory);
         self.streams[side] = Some(handle);
         SocketLeg::Ibb(stream)
     }
+}
+
+/// Waits until an in-band leg begins or ends to wait for its user.
+///
+/// # Cancel safety
+/// Nothing is lost if the future is dropped.
+async fn changed(waits: &mut PerSide<Option<watch::Receiver<bool>>>) -> (Side, bool) {
+    let PerSide { initiator, responder } = waits;
+    tokio::select! {
+        waits = next(initiator) => (Side::Initiator, waits),
+        waits = next(responder) => (Side::Responder, waits),
+    }
+}
+
+/// Waits until a leg begins or ends to wait for its user; for ever, if there is no such leg.
+async fn next(waits: &mut Option<watch::Receiver<bool>>) -> bool {
+    if let Some(waits) = waits
+        && waits.changed().await.is_ok()
+    {
+        return *waits.borrow_and_update();
+    }
+    *waits = None;
+    std::future::pending().await
 }
 
 /// Waits until this time; for ever, if there is none.

@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     own::{OwnAction, OwnSession},
     peer::SessionPeer,
-    session::SessionInput,
+    session::{Inbox, SessionInput},
     shared::BrokerState,
     side::Side,
 };
@@ -65,7 +65,7 @@ impl OwnDriver {
     }
 
     /// Runs for the whole life of the session.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<SessionInput>) {
+    pub(super) async fn run(mut self, mut inbox: Inbox) {
         loop {
             while let Some(action) = self.session.poll_action() {
                 self.perform(action).await;
@@ -74,7 +74,9 @@ impl OwnDriver {
                 break;
             }
             let input = tokio::select! {
-                input = inbox.recv() => input.unwrap_or_else(|| SessionInput::Drain(Instant::now())),
+                input = inbox.recv() => {
+                    input.map_or_else(|| SessionInput::Drain(Instant::now()), |input| *input)
+                }
                 Some(done) = self.work.join_next() => match done {
                     Ok(OwnDone::Arrived(Some(socket))) => {
                         self.socket = Some(socket);
@@ -93,7 +95,7 @@ impl OwnDriver {
         }
         inbox.close();
         while let Some(input) = inbox.recv().await {
-            self.session.handle(input);
+            self.session.handle(*input);
             while let Some(action) = self.session.poll_action() {
                 self.perform(action).await;
             }

@@ -24,7 +24,13 @@ use crate::{
 
 impl BrokeredSession {
     pub(super) fn handle_answer(&mut self, number: u32, answer: Answer, now: Instant) {
-        let Some(question) = self.questions.remove(&number) else { return };
+        let Some(at) = self.questions.iter().position(|(asked, _)| *asked == number) else {
+            return;
+        };
+        let (_, question) = self.questions.remove(at);
+        if self.questions.is_empty() {
+            self.questions = Vec::new();
+        }
         match (question, answer) {
             (Question::Initiate, answer) => self.initiated(answer),
             (Question::Forwarded(stanza), answer) => self.send(match answer {

@@ -66,7 +66,7 @@ impl BrokeredSession {
         self.timers = TimerTable::default();
         self.answer_initiate(None);
         let questions = std::mem::take(&mut self.questions);
-        let forwarded = questions.into_values().filter_map(|question| match question {
+        let forwarded = questions.into_iter().filter_map(|(_, question)| match question {
             Question::Forwarded(stanza) => Some(*stanza),
             _ => None,
         });

@@ -27,11 +27,7 @@ mod offers;
 mod timers;
 mod transports;
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use fingerpost_carry::iq::Answer;
 use fingerpost_wire::{
@@ -46,7 +42,7 @@ use fingerpost_wire::{
     xml,
 };
 use minidom::Element;
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 use tracing::{debug, info};
 
 pub(crate) use self::contents::{application, channel, choose, contents};
@@ -126,6 +122,9 @@ pub(crate) enum SessionInput {
     /// The in-band leg of a side waits for its silent user, or continues.
     Waits(Side, bool),
 }
+
+/// The inputs of a session that others send. A channel has room for 32 entries from the start, so each is a pointer.
+pub(crate) type Inbox = mpsc::Receiver<Box<SessionInput>>;
 
 impl SessionInput {
     /// Returns the stanza, if it is a request.
@@ -250,8 +249,9 @@ pub(crate) struct BrokeredSession {
     phase: SessionPhase,
     acceptance: Acceptance,
     content: BrokeredContent,
-    check: Option<Check>,
-    questions: HashMap<u32, Question>,
+    check: Option<Box<Check>>,
+    /// The open requests by number: few, and most of the time none.
+    questions: Vec<(u32, Question)>,
     asked: u32,
     timers: TimerTable,
     /// Which users have said that they are absent, or have moved, while the stream continues.
@@ -298,7 +298,7 @@ impl BrokeredSession {
             acceptance: Acceptance::Unanswered(Box::new(initiate)),
             content,
             check: None,
-            questions: HashMap::new(),
+            questions: Vec::new(),
             asked: 0,
             timers,
             absent: PerSide::default(),
@@ -330,7 +330,17 @@ impl BrokeredSession {
 
     /// Returns the next action; call until `None`.
     pub(crate) fn poll_action(&mut self) -> Option<SessionAction> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if action.is_none() {
+            // A session does nothing most of the time, and keeps no memory for that.
+            self.actions = VecDeque::new();
+        }
+        action
+    }
+
+    /// Returns both users' ends.
+    pub(crate) fn peers(&self) -> &PerSide<SessionPeer> {
+        &self.peers
     }
 
     /// Returns why it has ended: a condition of XEP-0166, `refused` if it never began, or `other` for an unknown
@@ -516,7 +526,7 @@ impl BrokeredSession {
 
     fn ask(&mut self, side: Side, payload: Element, question: Question) {
         self.asked = self.asked.wrapping_add(1);
-        self.questions.insert(self.asked, question);
+        self.questions.push((self.asked, question));
         self.actions.push_back(SessionAction::Ask(side, self.asked, payload));
     }
 
@@ -580,7 +590,8 @@ impl BrokeredSession {
 
     /// Refuses the stanza that is being checked, because the registry has no answer.
     fn refuse_check(&mut self, refusal: SessionRefusal, now: Instant) {
-        if let Some(Check { stanza, behind, .. }) = self.check.take() {
+        if let Some(check) = self.check.take() {
+            let Check { stanza, behind, .. } = *check;
             self.send(stanza.refuse(refusal));
             return self.handle_all(behind, now);
         }
@@ -634,8 +645,8 @@ impl BrokeredSession {
                 if !self.is_told(side.other()) {
                     return self.send(stanza.refuse(SessionRefusal::NotTold));
                 }
-                let asked = self.questions.values().filter(
-                    |asked| matches!(asked, Question::Forwarded(other) if other.from == stanza.from),
+                let asked = self.questions.iter().filter(
+                    |(_, asked)| matches!(asked, Question::Forwarded(other) if other.from == stanza.from),
                 );
                 if asked.count() >= FORWARDED {
                     return self.send(stanza.refuse(SessionRefusal::TooManyRequests));
@@ -652,7 +663,7 @@ impl BrokeredSession {
 
     /// Looks up the keys of a side, to check the offer in its stanza.
     fn look_up(&mut self, side: Side, stanza: Stanza, prints: Vec<Print>) {
-        self.check = Some(Check { side, stanza, behind: Vec::new() });
+        self.check = Some(Box::new(Check { side, stanza, behind: Vec::new() }));
         self.actions.push_back(SessionAction::LookUpKeys(side, prints));
     }
 

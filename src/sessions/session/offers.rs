@@ -192,10 +192,8 @@ impl BrokeredSession {
 
     /// Passes a stanza on whose offer had to be checked.
     pub(super) fn pass_checked(&mut self, side: Side, keys: &[Key], now: Instant) {
-        let Some(Check { stanza, behind, .. }) = self.check.take_if(|check| check.side == side)
-        else {
-            return;
-        };
+        let Some(check) = self.check.take_if(|check| check.side == side) else { return };
+        let Check { stanza, behind, .. } = *check;
         self.pass_on(side, stanza, keys, now);
         self.handle_all(behind, now);
     }

@@ -1,13 +1,11 @@
 //! What is due in a session, and when.
 
-use std::collections::BTreeMap;
-
 use tokio::time::Instant;
 
 use crate::sessions::side::Side;
 
 /// What can be due. Of timers that expire together, the first one here is handled first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Timer {
     /// The session's phase has lasted as long as it may.
     Phase,
@@ -19,34 +17,57 @@ pub(super) enum Timer {
     Ping(Side),
 }
 
+impl Timer {
+    const ALL: [Self; 6] = [
+        Self::Phase,
+        Self::Stop,
+        Self::FallBack(Side::Initiator),
+        Self::FallBack(Side::Responder),
+        Self::Ping(Side::Initiator),
+        Self::Ping(Side::Responder),
+    ];
+
+    /// Returns its place in [`Timer::ALL`].
+    fn index(self) -> usize {
+        let of = |side| usize::from(side == Side::Responder);
+        match self {
+            Self::Phase => 0,
+            Self::Stop => 1,
+            Self::FallBack(side) => 2 + of(side),
+            Self::Ping(side) => 4 + of(side),
+        }
+    }
+}
+
 /// The timers of a session. Each is set once at most.
 #[derive(Debug, Default)]
-pub(super) struct TimerTable(BTreeMap<Timer, Instant>);
+pub(super) struct TimerTable([Option<Instant>; Timer::ALL.len()]);
 
 impl TimerTable {
     /// Sets a timer, also if it is set already.
     pub(super) fn set(&mut self, timer: Timer, at: Instant) {
-        self.0.insert(timer, at);
+        self.0[timer.index()] = Some(at);
     }
 
     /// Removes a timer.
     pub(super) fn stop(&mut self, timer: Timer) {
-        self.0.remove(&timer);
+        self.0[timer.index()] = None;
     }
 
     /// Returns whether a timer is set.
     pub(super) fn is_set(&self, timer: Timer) -> bool {
-        self.0.contains_key(&timer)
+        self.0[timer.index()].is_some()
     }
 
     /// Returns when the next timer expires.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.0.values().min().copied()
+        self.0.iter().flatten().min().copied()
     }
 
     /// Removes and returns the first timer that has expired.
     pub(super) fn expired(&mut self, now: Instant) -> Option<Timer> {
-        let timer = *self.0.iter().find(|(_, at)| **at <= now)?.0;
+        let due = |timer: &Timer| self.0[timer.index()].is_some_and(|at| at <= now);
+        let timer = Timer::ALL.into_iter().find(due)?;
         self.stop(timer);
         Some(timer)
     }
@@ -105,17 +126,10 @@ mod tests {
     fn the_end_of_a_phase_comes_before_all_that_expires_with_it() {
         let now = Instant::now();
         let mut timers = TimerTable::default();
-        let expected = [
-            Timer::Phase,
-            Timer::Stop,
-            Timer::FallBack(Side::Initiator),
-            Timer::FallBack(Side::Responder),
-            Timer::Ping(Side::Initiator),
-            Timer::Ping(Side::Responder),
-        ];
-        for timer in expected.into_iter().rev() {
+        for (place, timer) in Timer::ALL.into_iter().enumerate().rev() {
+            assert_eq!(timer.index(), place);
             timers.set(timer, now);
         }
-        assert_eq!(all_expired(&mut timers, now), expected);
+        assert_eq!(all_expired(&mut timers, now), Timer::ALL);
     }
 }

@@ -254,7 +254,8 @@ impl BrokeredSession {
 
     /// Returns whether too many requests of our own are open for another transport.
     fn asks_enough(&self) -> bool {
-        let ours = self.questions.values().filter(|asked| !matches!(asked, Question::Forwarded(_)));
+        let ours =
+            self.questions.iter().filter(|(_, asked)| !matches!(asked, Question::Forwarded(_)));
         ours.count() >= QUESTIONS
     }
 

@@ -120,7 +120,7 @@ impl World {
             self.tell(SessionInput::Keys(side, Ok(Vec::new())));
         }
         // Each of the stanzas that waited may have an offer that has to be checked.
-        while let Some(Check { side, .. }) = &self.session.check {
+        while let Some(Check { side, .. }) = self.session.check.as_deref() {
             let keys = SessionInput::Keys(*side, Ok(Vec::new()));
             self.tell(keys);
         }
