@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::relays::Relay;
+use super::relays::{Relay, kib};
 
 /// How long a relay may take to settle.
 const SETTLE: Duration = Duration::from_millis(1500);
@@ -34,15 +34,8 @@ pub(crate) fn run(relay: &Relay, pairs: usize) -> Figure {
 }
 
 fn state(relay: &Relay) -> [f64; 3] {
-    let number = |path: &str, name: &str| -> f64 {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-        let kib = line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok());
-        kib.unwrap_or_default() * 1024.0
-    };
     let ids = relay.processes();
-    let resident = ids.iter().map(|id| number(&format!("/proc/{id}/status"), "VmRSS:")).sum();
     let descriptors =
         ids.iter().map(|id| std::fs::read_dir(format!("/proc/{id}/fd")).map_or(0, Iterator::count));
-    [resident, number("/proc/meminfo", "Slab:"), descriptors.sum::<usize>() as f64]
+    [relay.resident(), kib("/proc/meminfo", "Slab:"), descriptors.sum::<usize>() as f64]
 }

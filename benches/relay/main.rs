@@ -3,7 +3,7 @@
 //! `cargo bench --bench relay` (or `make bench`) prints the tables and writes them into docs/BENCHMARKS.md. The same
 //! load drives all relays, one after the other in each round, so that a change of the machine's speed affects all of
 //! them. `-- ROUNDS PART…` sets another number of rounds, or only some parts (`throughput`, `trips`, `idle`,
-//! `exchange`, `inband`). It runs in a network namespace of its own, with cubic or reno congestion control, if it may
+//! `exchange`, `inband`, `sessions`). It runs in a network namespace of its own, with cubic or reno congestion control, if it may
 //! create one.
 
 #![allow(clippy::print_stdout, reason = "the output is the purpose")]
@@ -15,6 +15,7 @@ mod inband;
 mod link;
 mod load;
 mod relays;
+mod sessions;
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -36,6 +37,11 @@ const SETUPS: (f64, f64) = (17_000.0, 45.0);
 const QUESTIONS: f64 = 250_000.0;
 /// The sizes of in-band blocks, each with the goal for processor seconds per GB.
 const BLOCKS: [(usize, f64); 2] = [(4_096, 1.0), (65_535, 0.4)];
+/// The numbers of brokered sessions, and the goal for the bytes of each.
+const SESSIONS: [usize; 2] = [1_000, 10_000];
+const SESSION_GOAL: f64 = 8192.0;
+/// How much more one of many may cost than one of few.
+const FLAT: f64 = 1.2;
 /// The goal for brokered in-band throughput, as a part of a direct stream through the same server.
 const INBAND: f64 = 0.5;
 
@@ -87,6 +93,9 @@ fn main() {
     }
     if wanted("inband") {
         write("inband", "In-band bytestreams", &repeated, in_band(&relays[1], rounds));
+    }
+    if wanted("sessions") {
+        write("sessions", "Brokered sessions", once, brokered(&relays[1]));
     }
 }
 
@@ -276,6 +285,24 @@ fn in_band(alone: &Relay, rounds: usize) -> String {
                 relay.name
             ));
         }
+    }
+    text
+}
+
+fn brokered(relay: &Relay) -> String {
+    let mut text = "\nSessions whose two legs are in-band, open and idle, each with two users of its own, in a process of \
+                    their own: resident memory of each, and the processor time that set it up.\n\n\
+                    | sessions | bytes | µs |\n|---|---|---|\n"
+        .to_owned();
+    let figures = SESSIONS.map(sessions::run);
+    for (sessions, figure) in SESSIONS.into_iter().zip(figures) {
+        text.push_str(&format!(
+            "| {sessions} | {:.0}{} | {:.0}{} |\n",
+            figure.bytes,
+            at_most(relay, figure.bytes, SESSION_GOAL.min(figures[0].bytes * FLAT)),
+            figure.micros,
+            at_most(relay, figure.micros, figures[0].micros * FLAT),
+        ));
     }
     text
 }

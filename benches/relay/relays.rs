@@ -207,6 +207,11 @@ impl Relay {
         ids.filter(|id| *id == own || parent(*id) == Some(own)).collect()
     }
 
+    /// Returns the resident bytes of the relay and its children.
+    pub(crate) fn resident(&self) -> f64 {
+        self.processes().into_iter().map(|id| kib(&format!("/proc/{id}/status"), "VmRSS:")).sum()
+    }
+
     /// Returns the processor time of the relay and its children, seconds.
     pub(crate) fn processor_time(&self) -> f64 {
         let own = self.id();
@@ -219,6 +224,14 @@ impl Relay {
         };
         self.processes().into_iter().filter_map(ticks).sum::<f64>() / 100.0
     }
+}
+
+/// Returns the bytes of a line in KiB of a file of the kernel.
+pub(crate) fn kib(path: &str, name: &str) -> f64 {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    let kib = line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok());
+    kib.unwrap_or_default() * 1024.0
 }
 
 /// Serves a link while nothing else uses it.
