@@ -3,8 +3,9 @@
 //! `cargo bench --bench relay` (or `make bench`) prints the tables and writes them into docs/BENCHMARKS.md. The same
 //! load drives all relays, one after the other in each round, so that a change of the machine's speed affects all of
 //! them. `-- ROUNDS PART…` sets another number of rounds, or only some parts (`throughput`, `trips`, `idle`,
-//! `exchange`, `inband`, `sessions`). It runs in a network namespace of its own, with cubic or reno congestion control, if it may
-//! create one.
+//! `exchange`, `scale`, `inband`, `sessions`). It runs in a network namespace of its own, if it may create one. There it measures
+//! throughput with cubic and with reno congestion control, and everything else with cubic; `-- cubic` and `-- reno`
+//! choose one of them.
 
 #![allow(clippy::print_stdout, reason = "the output is the purpose")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails stops and says where")]
@@ -15,6 +16,7 @@ mod inband;
 mod link;
 mod load;
 mod relays;
+mod scale;
 mod sessions;
 
 use std::os::unix::process::CommandExt;
@@ -23,27 +25,34 @@ use std::process::Command;
 use relays::Relay;
 use support::servers::Kind;
 
-/// The number of pairs, and the goal as a part of direct throughput.
-const THROUGHPUT: [(usize, f64); 3] = [(1, 0.85), (8, 0.85), (64, 0.75)];
-/// The goal for the processor time per GB, as a part of HAProxy's.
-const COST: f64 = 0.5;
-/// The goal for the time added to a direct round trip, in µs: median, 99th percentile.
-const TRIP: (f64, f64) = (5.5, 7.0);
+/// The numbers of pairs.
+const THROUGHPUT: [usize; 3] = [1, 8, 64];
+/// The goals for throughput, as a part of HAProxy's with 1 MiB pipes, and for the processor time per GB, as a part of
+/// HAProxy's with its default pipes.
+const FASTER: f64 = 1.05;
+const COST: f64 = 0.45;
+/// The goal for the time added to a round trip, as a part of what HAProxy adds.
+const TRIP: f64 = 0.6;
 /// The number of idle pairs, and the goals for each: bytes of the process, descriptors.
 const IDLE: [usize; 2] = [1_000, 5_000];
 const IDLE_GOAL: (f64, f64) = (256.0, 2.0);
-/// The goals for pairs set up per second, the processor time of each in µs, and requests answered per second.
-const SETUPS: (f64, f64) = (17_000.0, 45.0);
-const QUESTIONS: f64 = 250_000.0;
+/// The goals for pairs set up per second, as a part of direct connections, and for the processor time of each in µs.
+const SETUPS: (f64, f64) = (0.6, 45.0);
+/// The goal for requests answered per second, as a part of what a constant answer allows.
+const QUESTIONS: f64 = 0.9;
+/// The goal for the cost of one of many, as a part of the least cost of one of fewer.
+const FLAT: f64 = 1.2;
 /// The sizes of in-band blocks, each with the goal for processor seconds per GB.
 const BLOCKS: [(usize, f64); 2] = [(4_096, 1.0), (65_535, 0.4)];
 /// The numbers of brokered sessions, and the goal for the bytes of each.
 const SESSIONS: [usize; 2] = [1_000, 10_000];
 const SESSION_GOAL: f64 = 8192.0;
-/// How much more one of many may cost than one of few.
-const FLAT: f64 = 1.2;
 /// The goal for brokered in-band throughput, as a part of a direct stream through the same server.
 const INBAND: f64 = 0.5;
+/// Relays that are compared with each other.
+const OURS: &str = "Fingerpost";
+const HAPROXY: &str = "HAProxy, splice";
+const HAPROXY_LARGE: &str = "HAProxy, splice, 1 MiB pipes";
 
 fn main() {
     enter_namespace();
@@ -54,13 +63,19 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let rounds: usize = args.iter().find_map(|arg| arg.parse().ok()).unwrap_or(5);
     let parts: Vec<&String> = args.iter().filter(|arg| arg.parse::<usize>().is_err()).collect();
+    let is_control = |part: &str| CONTROLS.contains(&part);
+    let (controls, parts): (Vec<&String>, Vec<&String>) =
+        parts.into_iter().partition(|part| is_control(part));
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| *wanted == part);
+    let chosen = |control: &str| controls.is_empty() || controls.iter().any(|one| *one == control);
+    let controls: Vec<&str> = CONTROLS.into_iter().filter(|control| chosen(control)).collect();
+    use_control(controls[0]);
 
     let relays = [
         Relay::direct(),
         Relay::fingerpost(),
-        Relay::haproxy("HAProxy, splice", 0),
-        Relay::haproxy("HAProxy, splice, 1 MiB pipes", 1 << 20),
+        Relay::haproxy(HAPROXY, 0),
+        Relay::haproxy(HAPROXY_LARGE, 1 << 20),
         Relay::socat(),
         Relay::mod_proxy65("Prosody mod_proxy65", Kind::Prosody),
         Relay::mod_proxy65("ejabberd mod_proxy65", Kind::Ejabberd),
@@ -73,15 +88,25 @@ fn main() {
     };
     let once =
         "This table is measured once, because the allocator does not always return freed memory.";
-    let tail =
-        format!("{} {} *Short of* marks what has not reached its goal.\n", network(), peers());
-    let write = |part: &str, title: &str, how: &str, text: String| {
+    let once_each = "Each figure is measured once.";
+    let peers = peers();
+    let write = |part: &str, title: &str, how: String, text: String| {
         println!("\n{title}\n{text}");
+        let tail = format!("{peers} *Short of* marks what has not reached its goal.\n");
         support::report::write(part, title, &format!("{how} {tail}{text}"));
     };
     if wanted("throughput") {
-        write("throughput", "Throughput", &repeated, throughput(&relays, rounds));
+        let mut text = String::new();
+        for control in &controls {
+            use_control(control);
+            text.push_str(&throughput(&relays, rounds));
+        }
+        use_control(controls[0]);
+        write("throughput", "Throughput", repeated.clone(), text);
     }
+    let write = |part: &str, title: &str, how: &str, text: String| {
+        write(part, title, format!("{how} TCP congestion control: {}.", control()), text);
+    };
     if wanted("trips") {
         write("trips", "Round trips", &repeated, trips(&relays, rounds));
     }
@@ -90,6 +115,9 @@ fn main() {
     }
     if wanted("exchange") {
         write("exchange", "Exchanges", &repeated, exchanges(&relays, rounds));
+    }
+    if wanted("scale") {
+        write("scale", "Scale", once_each, scale_tables(&relays));
     }
     if wanted("inband") {
         write("inband", "In-band bytestreams", &repeated, in_band(&relays[1], rounds));
@@ -102,7 +130,7 @@ fn main() {
 fn throughput(relays: &[Relay], rounds: usize) -> String {
     let mut measured = vec![vec![Vec::<load::Figure>::new(); THROUGHPUT.len()]; relays.len()];
     for round in 1..=rounds {
-        for (n, (pairs, _)) in THROUGHPUT.into_iter().enumerate() {
+        for (n, pairs) in THROUGHPUT.into_iter().enumerate() {
             for (relay, figures) in relays.iter().zip(&mut measured) {
                 figures[n].push(load::run(relay, pairs));
             }
@@ -110,39 +138,50 @@ fn throughput(relays: &[Relay], rounds: usize) -> String {
         println!("throughput: round {round} of {rounds}");
     }
     let mut text = format!(
-        "\nThroughput in one direction, all pairs together, divided by that of direct connections in the same round; \
-         {} s per measurement. Processor seconds per GB are those of the relay, user and system.\n\n| relay |",
+        "\n### {}\n\nThroughput in one direction, all pairs together, divided by that of direct connections in the same \
+         round; {} s per measurement. Processor seconds per GB are those of the relay, user and system.\n\n| relay |",
+        control(),
         load::TIME.as_secs()
     );
-    for (pairs, _) in THROUGHPUT {
+    for pairs in THROUGHPUT {
         let plural = if pairs == 1 { "" } else { "s" };
         text.push_str(&format!(" {pairs} pair{plural} | s/GB |"));
     }
     text.push_str(&format!("\n|---|{}\n", "---|---|".repeat(THROUGHPUT.len())));
-    let cost =
-        |figures: &[load::Figure]| spread(figures.iter().map(|figure| figure.seconds_per_gb)).1;
-    let haproxy = relays.iter().position(|relay| relay.name == "HAProxy, splice").unwrap();
+    let ratios = |of: &[load::Figure], by: &[load::Figure], what: fn(&load::Figure) -> f64| {
+        spread(of.iter().zip(by).map(|(of, by)| what(of) / what(by)))
+    };
+    let rate = |figure: &load::Figure| figure.bytes_per_second;
+    let cost = |figure: &load::Figure| figure.seconds_per_gb;
     for (relay, figures) in relays.iter().zip(&measured).skip(1) {
         text.push_str(&format!("| {} |", relay.name));
-        for (n, (_, goal)) in THROUGHPUT.into_iter().enumerate() {
-            let ratios = figures[n].iter().zip(&measured[0][n]);
-            let (low, median, high) = spread(
-                ratios.map(|(figure, direct)| figure.bytes_per_second / direct.bytes_per_second),
-            );
-            let short = at_least(relay, median, goal);
-            let (spent, most) = (cost(&figures[n]), cost(&measured[haproxy][n]) * COST);
-            let costly = at_most(relay, spent, most);
-            text.push_str(&format!(
-                " {median:.2} ({low:.2} to {high:.2}){short} | {spent:.3}{costly} |"
-            ));
+        for (figures, direct) in figures.iter().zip(&measured[0]) {
+            let (low, median, high) = ratios(figures, direct, rate);
+            let spent = spread(figures.iter().map(cost)).1;
+            text.push_str(&format!(" {median:.2} ({low:.2} to {high:.2}) | {spent:.3} |"));
         }
         text.push('\n');
     }
-    let direct = THROUGHPUT.iter().zip(&measured[0]).map(|((pairs, _), figures)| {
+    let direct = THROUGHPUT.iter().zip(&measured[0]).map(|(pairs, figures)| {
         let rate = spread(figures.iter().map(|figure| figure.bytes_per_second / 1e9)).1;
         format!("{rate:.2} GB/s with {pairs}")
     });
-    text.push_str(&format!("\nDirect: {}.\n", direct.collect::<Vec<_>>().join(", ")));
+    text.push_str(&format!(
+        "\nDirect: {}.\n\nFingerpost as a part of HAProxy, in each round:\n\n\
+         | pairs | throughput, by 1 MiB pipes | s/GB, by default pipes |\n|---|---|---|\n",
+        direct.collect::<Vec<_>>().join(", ")
+    ));
+    let of = |name| &measured[number(relays, name)];
+    let (ours, small, large) = (of(OURS), of(HAPROXY), of(HAPROXY_LARGE));
+    for (n, pairs) in THROUGHPUT.into_iter().enumerate() {
+        let (slow, faster, fast) = ratios(&ours[n], &large[n], rate);
+        let (least, spent, most) = ratios(&ours[n], &small[n], cost);
+        text.push_str(&format!(
+            "| {pairs} | {faster:.2} ({slow:.2} to {fast:.2}){} | {spent:.2} ({least:.2} to {most:.2}){} |\n",
+            at_least(&relays[1], faster, FASTER),
+            at_most(&relays[1], spent, COST),
+        ));
+    }
     text
 }
 
@@ -163,18 +202,24 @@ fn trips(relays: &[Relay], rounds: usize) -> String {
         let p50 = spread(added().map(|(figure, direct)| figure.0 - direct.0));
         let p99 = spread(added().map(|(figure, direct)| figure.1 - direct.1));
         text.push_str(&format!(
-            "| {} | {:.1} ({:.1} to {:.1}){} | {:.1} ({:.1} to {:.1}){} |\n",
-            relay.name,
-            p50.1,
-            p50.0,
-            p50.2,
-            at_most(relay, p50.1, TRIP.0),
-            p99.1,
-            p99.0,
-            p99.2,
-            at_most(relay, p99.1, TRIP.1),
+            "| {} | {:.1} ({:.1} to {:.1}) | {:.1} ({:.1} to {:.1}) |\n",
+            relay.name, p50.1, p50.0, p50.2, p99.1, p99.0, p99.2,
         ));
     }
+    let (ours, theirs) = (&measured[number(relays, OURS)], &measured[number(relays, HAPROXY)]);
+    let part = |what: fn(&(f64, f64)) -> f64| {
+        let rounds = ours.iter().zip(theirs).zip(&measured[0]);
+        let (low, median, high) = spread(rounds.map(|((ours, theirs), direct)| {
+            (what(ours) - what(direct)) / (what(theirs) - what(direct))
+        }));
+        let mark = at_most(&relays[1], median, TRIP);
+        format!("{median:.2} ({low:.2} to {high:.2}){mark}")
+    };
+    text.push_str(&format!(
+        "| *Fingerpost as a part of HAProxy, splice, in each round* | {} | {} |\n",
+        part(|trip| trip.0),
+        part(|trip| trip.1)
+    ));
     let direct =
         (spread(measured[0].iter().map(|d| d.0)).1, spread(measured[0].iter().map(|d| d.1)).1);
     text.push_str(&format!("\nDirect: {:.1} and {:.1} µs.\n", direct.0, direct.1));
@@ -208,39 +253,121 @@ fn idle_pairs(relays: &[Relay]) -> String {
 }
 
 fn exchanges(relays: &[Relay], rounds: usize) -> String {
-    let proxies: Vec<&Relay> = relays.iter().filter(|relay| relay.link().is_some()).collect();
-    let mut measured = vec![(Vec::new(), Vec::new()); proxies.len()];
+    // A process for each connection is not the subject of this measurement.
+    let relays: Vec<&Relay> = relays.iter().filter(|relay| relay.name != "socat").collect();
+    let constant = relays[number(&relays, OURS)].to_constant();
+    let mut pairs = vec![Vec::new(); relays.len()];
+    let mut questions = vec![Vec::new(); relays.len()];
+    let mut constants = Vec::new();
     for round in 1..=rounds {
-        for (relay, figures) in proxies.iter().zip(&mut measured) {
-            figures.0.push(exchange::pairs(relay));
-            figures.1.push(exchange::questions(relay));
+        constants.push(exchange::questions(&constant));
+        for (n, relay) in relays.iter().enumerate() {
+            pairs[n].push(exchange::pairs(relay));
+            if relay.link().is_some() {
+                questions[n].push(exchange::questions(relay));
+            }
         }
         println!("exchange: round {round} of {rounds}");
     }
-    let mut text = "\nPairs set up (two connections, their SOCKS5 handshakes, activation) and disco#info \
-                    answered, with the relay's processor time for each. The load generator talks to Fingerpost \
-                    directly. It reaches mod_proxy65 through the XMPP server, so those figures include the server's \
-                    work.\n\n\
-                    | relay | pairs/s | µs | disco#info/s | µs |\n|---|---|---|---|---|\n"
+    let mut text =
+        "\nPairs set up (two connections, their SOCKS5 handshakes, activation), with the relay's processor time for each. \
+         HAProxy has no handshakes and no activation. *Of direct* is the rate, divided by that of as many direct \
+         connections (two for a pair) in the same round: connected, accepted and closed, and no byte sent. \
+         The load generator talks to Fingerpost directly. It reaches mod_proxy65 through the XMPP server, so those figures \
+         include the server's work.\n\n| relay | pairs/s | of direct | µs |\n|---|---|---|---|\n"
         .to_owned();
-    for (relay, (pairs, questions)) in proxies.iter().zip(&measured) {
-        let rate =
-            |figures: &[exchange::Figure]| spread(figures.iter().map(|figure| figure.per_second));
-        let micros =
-            |figures: &[exchange::Figure]| spread(figures.iter().map(|figure| figure.micros)).1;
-        let (low, median, high) = rate(pairs);
-        let (least, middle, most) = rate(questions);
+    let rate = |figure: &exchange::Figure| figure.per_second;
+    let micros =
+        |figures: &[exchange::Figure]| spread(figures.iter().map(|figure| figure.micros)).1;
+    let parts = |of: &[exchange::Figure], by: &[exchange::Figure]| {
+        spread(of.iter().zip(by).map(|(of, by)| rate(of) / rate(by)))
+    };
+    for (relay, figures) in relays.iter().zip(&pairs).skip(1) {
+        let (slow, median, fast) = spread(figures.iter().map(rate));
+        let (low, part, high) = parts(figures, &pairs[0]);
         text.push_str(&format!(
-            "| {} | {median:.0} ({low:.0} to {high:.0}){} | {:.0}{} | {middle:.0} ({least:.0} to {most:.0}){} | {:.1} |\n",
+            "| {} | {median:.0} ({slow:.0} to {fast:.0}) | {part:.2} ({low:.2} to {high:.2}){} | {:.0}{} |\n",
             relay.name,
-            at_least(relay, median, SETUPS.0),
-            micros(pairs),
-            at_most(relay, micros(pairs), SETUPS.1),
-            at_least(relay, middle, QUESTIONS),
-            micros(questions),
+            at_least(relay, part, SETUPS.0),
+            micros(figures),
+            at_most(relay, micros(figures), SETUPS.1),
         ));
     }
+    text.push_str(&format!(
+        "\nDirect: {:.0} pairs of connections per second.\n\n\
+         disco#info answered. *Of constant* is the rate, divided by that of a program in the same round that reads as many \
+         bytes as a request has, and writes the answer of Fingerpost as one constant.\n\n\
+         | relay | disco#info/s | of constant | µs |\n|---|---|---|---|\n",
+        spread(pairs[0].iter().map(rate)).1
+    ));
+    for (relay, figures) in relays.iter().zip(&questions).filter(|(_, all)| !all.is_empty()) {
+        let (slow, median, fast) = spread(figures.iter().map(rate));
+        let (low, part, high) = parts(figures, &constants);
+        text.push_str(&format!(
+            "| {} | {median:.0} ({slow:.0} to {fast:.0}) | {part:.2} ({low:.2} to {high:.2}){} | {:.2} |\n",
+            relay.name,
+            at_least(relay, part, QUESTIONS),
+            micros(figures),
+        ));
+    }
+    text.push_str(&format!(
+        "\nConstant: {:.0} per second.\n",
+        spread(constants.iter().map(rate)).1
+    ));
     text
+}
+
+fn scale_tables(relays: &[Relay]) -> String {
+    let of = |name| &relays[number(relays, name)];
+    let mut text = format!(
+        "\nThe relay's processor time for each of many: the goal is that none costs more than {FLAT} times what one of fewer \
+         costs.\n"
+    );
+    let all = [of(OURS), of(HAPROXY), of(HAPROXY_LARGE)];
+    text.push_str("\n| busy pairs |");
+    all.iter().for_each(|relay| text.push_str(&format!(" {}, µs |", relay.name)));
+    text.push_str("\n|---|---|---|---|\n");
+    let busy: Vec<Vec<f64>> = all.iter().map(|relay| scale::busy(relay)).collect();
+    for (n, pairs) in scale::BUSY.iter().enumerate() {
+        text.push_str(&format!("| {pairs} |"));
+        for (relay, figures) in all.iter().zip(&busy) {
+            text.push_str(&format!(" {:.2}{} |", figures[n], steep(relay, figures, n)));
+        }
+        text.push('\n');
+    }
+    println!("scale: busy pairs");
+    let (idle, figure) = scale::beside_idle(of(OURS));
+    text.push_str(&format!(
+        "\nA message of {} bytes crosses one pair after the other, {} pairs at once. Beside {idle} idle pairs, a message of \
+         Fingerpost takes {figure:.2} µs.\n",
+        scale::MESSAGE,
+        scale::AT_ONCE,
+    ));
+    text.push_str(
+        "\n| users reachable | kept | presence, µs | ping, µs | lookup, µs |\n|---|---|---|---|---|\n",
+    );
+    let users = scale::users(of(OURS));
+    for (n, row) in users.iter().enumerate() {
+        text.push_str(&format!("| {} | {} |", row.users, row.kept));
+        for column in 0..row.micros.len() {
+            let figures: Vec<f64> = users.iter().map(|row| row.micros[column]).collect();
+            text.push_str(&format!(" {:.1}{} |", figures[n], steep(of(OURS), &figures, n)));
+        }
+        text.push('\n');
+    }
+    println!("scale: users");
+    text.push_str(
+        "\nEach stanza is from or for another user. A presence repeats that its user is reachable, a ping is for the \
+         component, and a lookup is a disco#info request to a bare proxied address: two requests to the resource, and three \
+         answers. *Kept* is limited by the memory for reachable users, 44 MiB.\n",
+    );
+    text
+}
+
+/// Returns a mark if one of our figures is not flat.
+fn steep(relay: &Relay, figures: &[f64], n: usize) -> String {
+    let least = figures[..=n].iter().copied().fold(f64::INFINITY, f64::min);
+    at_most(relay, figures[n], FLAT * least)
 }
 
 fn in_band(alone: &Relay, rounds: usize) -> String {
@@ -307,6 +434,11 @@ fn brokered(relay: &Relay) -> String {
     text
 }
 
+/// Returns the place of a relay in a list.
+fn number(relays: &[impl std::borrow::Borrow<Relay>], name: &str) -> usize {
+    relays.iter().position(|relay| relay.borrow().name == name).unwrap()
+}
+
 /// Returns a mark if ours falls short of a goal.
 fn at_least(relay: &Relay, value: f64, goal: f64) -> String {
     if relay.is_ours() && value < goal { format!(", short of {goal}") } else { String::new() }
@@ -315,7 +447,7 @@ fn at_least(relay: &Relay, value: f64, goal: f64) -> String {
 /// Returns a mark if ours exceeds a goal.
 fn at_most(relay: &Relay, value: f64, goal: f64) -> String {
     if relay.is_ours() && value > goal {
-        let places = if goal < 1.0 { 3 } else { 1 };
+        let places = if goal < 1.0 { 2 } else { 1 };
         format!(", short of {goal:.places$}")
     } else {
         String::new()
@@ -329,15 +461,15 @@ fn spread(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
     (values[0], values[values.len() / 2], values[values.len() - 1])
 }
 
+/// Set in the process that runs in a network namespace of its own.
+const INSIDE: &str = "FINGERPOST_BENCH_NAMESPACE";
+/// The algorithms of TCP congestion control that a loss-free loopback does not slow down.
+const CONTROLS: [&str; 2] = ["cubic", "reno"];
+
 /// Restarts this program in a network namespace of its own, if that is permitted.
 fn enter_namespace() {
-    const INSIDE: &str = "FINGERPOST_BENCH_NAMESPACE";
     if std::env::var_os(INSIDE).is_some() {
         let _up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-        // The first available one that a loss-free loopback does not slow down.
-        let set =
-            |name: &str| std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", name).is_ok();
-        let _set = ["cubic", "reno"].into_iter().find(|name| set(name));
         return;
     }
     if Command::new("unshare").args(["--net", "true"]).status().is_ok_and(|done| done.success()) {
@@ -351,6 +483,28 @@ fn enter_namespace() {
     }
 }
 
+/// Sets the congestion control of connections that begin from now on. A route may have one that a namespace may not
+/// make its default.
+fn use_control(control: &str) {
+    if std::env::var_os(INSIDE).is_none() {
+        return;
+    }
+    for to in ["127.0.0.0/8", "127.0.0.1"] {
+        let mut route = Command::new("ip");
+        route.args(["route", "replace", "local", to, "dev", "lo", "table", "local"]);
+        route.args(["proto", "kernel", "scope", "host", "src", "127.0.0.1", "congctl", control]);
+        assert!(route.status().unwrap().success(), "{control}");
+    }
+}
+
+/// Returns the congestion control of a new connection.
+fn control() -> String {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let name = socket2::SockRef::from(&stream).tcp_congestion().unwrap();
+    String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned()
+}
+
 /// Returns the versions of the other relays.
 fn peers() -> String {
     let output = Command::new("dpkg-query")
@@ -358,9 +512,4 @@ fn peers() -> String {
         .output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     format!("Others: {}.", text.unwrap_or_default().trim_end_matches(", "))
-}
-
-fn network() -> String {
-    let control = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
-    format!("TCP congestion control: {}.", control.unwrap_or_default().trim())
 }

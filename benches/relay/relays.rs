@@ -22,6 +22,10 @@ pub(crate) struct Relay {
     way: Way,
     process: Option<Process>,
     server: Option<Server>,
+    /// Held while connections are on their way to the listener.
+    alone: Mutex<()>,
+    /// The port of Fingerpost's status server.
+    http: Option<u16>,
     _directory: Option<TempDir>,
 }
 
@@ -35,10 +39,18 @@ enum Way {
 impl Relay {
     /// No relay: the baseline for all others.
     pub(crate) fn direct() -> Self {
-        let sink = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let sink = sink();
         let port = sink.local_addr().unwrap().port();
         let way = Way::Forward { port, sink };
-        Self { name: "direct", way, process: None, server: None, _directory: None }
+        Self {
+            name: "direct",
+            way,
+            process: None,
+            server: None,
+            alone: Mutex::default(),
+            http: None,
+            _directory: None,
+        }
     }
 
     /// HAProxy in TCP mode with forced splice; 0 for `pipe` leaves the pipes' size to it.
@@ -71,7 +83,7 @@ impl Relay {
 
     fn forward(name: &'static str, command: impl FnOnce(u16, u16, &Path) -> Command) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let sink = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let sink = sink();
         let port = free_port();
         let command = command(port, sink.local_addr().unwrap().port(), directory.path());
         let process = Process::start(command, &directory.path().join("log"));
@@ -88,6 +100,8 @@ impl Relay {
             way: Way::Forward { port, sink },
             process: Some(process),
             server: None,
+            alone: Mutex::default(),
+            http: None,
             _directory: Some(directory),
         }
     }
@@ -97,14 +111,22 @@ impl Relay {
         let server = Server::start_to_measure(kind);
         let link = Arc::new(Mutex::new(Link::connect(&server.component_address())));
         let way = Way::Socks5 { port: server.proxy_port().unwrap(), jid: PROXY, link };
-        Self { name, way, process: None, server: Some(server), _directory: None }
+        Self {
+            name,
+            way,
+            process: None,
+            server: Some(server),
+            alone: Mutex::default(),
+            http: None,
+            _directory: None,
+        }
     }
 
     /// Fingerpost, attached to this program as its XMPP server.
     pub(crate) fn fingerpost() -> Self {
         let server = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = server.local_addr().unwrap().to_string();
-        let (process, directory, port) = start_fingerpost(&address);
+        let (process, directory, [port, http]) = start_fingerpost(&address);
         let link = Arc::new(Mutex::new(Link::accept(&server)));
         serve_meanwhile(&link);
         let way = Way::Socks5 { port, jid: COMPONENT, link };
@@ -113,14 +135,59 @@ impl Relay {
             way,
             process: Some(process),
             server: None,
+            alone: Mutex::default(),
+            http: Some(http),
             _directory: Some(directory),
         }
+    }
+
+    /// A program that writes `answer` for every `request` bytes that it reads: the baseline for requests.
+    fn constant(request: usize, answer: &str) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer = answer.to_owned();
+        std::thread::spawn(move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_nodelay(true).unwrap();
+            let (mut bytes, mut answers, mut pending) = (vec![0; 1 << 18], Vec::new(), 0);
+            while let Ok(n @ 1..) = stream.read(&mut bytes) {
+                pending += n;
+                answers.clear();
+                for _ in 0..pending / request {
+                    answers.extend_from_slice(answer.as_bytes());
+                }
+                pending %= request;
+                if stream.write_all(&answers).is_err() {
+                    return;
+                }
+            }
+        });
+        let link = Arc::new(Mutex::new(Link::plain(&listener)));
+        let way = Way::Socks5 { port: 0, jid: COMPONENT, link };
+        Self {
+            name: "constant",
+            way,
+            process: None,
+            server: None,
+            alone: Mutex::default(),
+            http: None,
+            _directory: None,
+        }
+    }
+
+    /// Returns a program that answers a disco#info request as this one does.
+    pub(crate) fn to_constant(&self) -> Self {
+        let (jid, link) = self.link().unwrap();
+        let mut link = link.lock().unwrap();
+        let request = link.information_request(jid);
+        link.send(&request);
+        Self::constant(request.len(), &link.stanza())
     }
 
     /// Fingerpost as a component of a real server, beside this program as another component.
     pub(crate) fn fingerpost_at(name: &'static str, kind: Kind) -> Self {
         let server = Server::start_to_measure(kind);
-        let (process, directory, port) = start_fingerpost(&server.component_address());
+        let (process, directory, [port, http]) = start_fingerpost(&server.component_address());
         let link = Arc::new(Mutex::new(Link::connect(&server.component_address())));
         let ready = || process.log().contains("link up");
         wait_for("the component's login", Duration::from_secs(30), || process.log(), ready);
@@ -130,6 +197,8 @@ impl Relay {
             way,
             process: Some(process),
             server: Some(server),
+            alone: Mutex::default(),
+            http: Some(http),
             _directory: Some(directory),
         }
     }
@@ -189,10 +258,48 @@ impl Relay {
         }
     }
 
+    /// Returns both ends of so many pairs, connected in one step. Two direct connections count as a pair.
+    pub(crate) fn set_up(&self, pairs: usize) -> Vec<TcpStream> {
+        let connect = |port| {
+            let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream
+        };
+        let join = |port, sink: &TcpListener, connections| {
+            let mut ends: Vec<TcpStream> = (0..connections).map(|_| connect(port)).collect();
+            ends.extend((0..connections).map(|_| sink.accept().unwrap().0));
+            ends
+        };
+        match &self.way {
+            Way::Socks5 { .. } => {
+                self.connect(pairs).into_iter().flat_map(<[TcpStream; 2]>::from).collect()
+            }
+            Way::Forward { .. } if self.process.is_none() => {
+                let sink = sink();
+                join(sink.local_addr().unwrap().port(), &sink, 2 * pairs)
+            }
+            Way::Forward { port, sink } => {
+                // One thread at a time: a relay makes no second connection if the first has ended before.
+                let _alone = self.alone.lock().unwrap();
+                join(*port, sink, pairs)
+            }
+        }
+    }
+
     /// Returns the relay's process.
     fn id(&self) -> Option<u32> {
         let own = self.process.as_ref().map(Process::id);
         own.or_else(|| self.server.as_ref().and_then(Server::id))
+    }
+
+    /// Returns how often a thing has happened in Fingerpost, by its metrics: the sum of all lines that begin so.
+    pub(crate) fn counted(&self, begin: &str) -> u64 {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.http.unwrap())).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let lines = text.lines().filter(|line| line.starts_with(begin));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
     }
 
     /// Returns the relay's processes: its own and its children.
@@ -234,6 +341,15 @@ pub(crate) fn kib(path: &str, name: &str) -> f64 {
     kib.unwrap_or_default() * 1024.0
 }
 
+/// Returns a listener with a long queue.
+fn sink() -> TcpListener {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any.into()).unwrap();
+    socket.listen(4096).unwrap();
+    socket.into()
+}
+
 /// Serves a link while nothing else uses it.
 fn serve_meanwhile(link: &Arc<Mutex<Link>>) {
     let link = Arc::downgrade(link);
@@ -251,14 +367,15 @@ fn serve_meanwhile(link: &Arc<Mutex<Link>>) {
 /// Pairs connected in one step.
 const STEP: usize = 64;
 
-fn start_fingerpost(server: &str) -> (Process, TempDir, u16) {
+/// Starts Fingerpost; returns also its SOCKS5 port and that of its status server.
+fn start_fingerpost(server: &str) -> (Process, TempDir, [u16; 2]) {
     let directory = tempfile::tempdir().unwrap();
-    let port = free_port();
+    let [port, http] = [free_port(), free_port()];
     let config = directory.path().join("fingerpost.toml");
     let text = format!(
         "[component]\njid = \"{COMPONENT}\"\nserver = \"{server}\"\nsecret = \"{SECRET}\"\n\
          [database]\nurl = \"sqlite::memory:\"\n[socks5]\nlisten = [\"127.0.0.1:{port}\"]\n\
-         [http]\nlisten = \"\"\n[access]\nusers = [\"example.test\", \"{LOAD}\"]\n\
+         [http]\nlisten = \"127.0.0.1:{http}\"\n[registry]\nimport_pep = false\n[access]\nusers = [\"example.test\", \"{LOAD}\"]\n\
          [broker]\nrequire_tls = false\n\
          [limits]\nrequests_per_second = 1000000\nconnections_per_ip = 1000000\nsessions = 100000\n\
          sessions_per_user = 1000000\n"
@@ -266,7 +383,7 @@ fn start_fingerpost(server: &str) -> (Process, TempDir, u16) {
     std::fs::write(&config, text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_fingerpost"));
     command.arg("serve").arg("-c").arg(config);
-    (Process::start(command, &directory.path().join("log")), directory, port)
+    (Process::start(command, &directory.path().join("log")), directory, [port, http])
 }
 
 /// Connections through the SOCKS5 handshake, in step.
