@@ -90,15 +90,21 @@ impl Reserve {
         self.files.is_empty()
     }
 
-    /// Accepts a waiting connection with a reserved descriptor. If another thread takes that descriptor first, tries
-    /// the next one.
+    /// Accepts a waiting connection with a reserved descriptor.
     pub(crate) fn accept(&mut self, listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+        let would_block = || Err(io::ErrorKind::WouldBlock.into());
+        self.accept_by(|| listener.accept().now_or_never().unwrap_or_else(would_block))
+    }
+
+    /// Calls `accept`, which does not wait, with a reserved descriptor. If another thread takes that descriptor first,
+    /// tries the next one.
+    pub(crate) fn accept_by<T>(&mut self, mut accept: impl FnMut() -> io::Result<T>) -> Option<T> {
         while let Some(file) = self.files.pop() {
             drop(file);
-            match listener.accept().now_or_never() {
-                Some(Ok(accepted)) => return Some(accepted),
-                Some(Err(error)) if Failed::of(&error) == Failed::Descriptors => {}
-                _ => return None,
+            match accept() {
+                Ok(accepted) => return Some(accepted),
+                Err(error) if Failed::of(&error) == Failed::Descriptors => {}
+                Err(_) => return None,
             }
         }
         None

@@ -10,13 +10,13 @@
 //! through a port forwarder, from the address that all clients share.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 
 use super::clock::now;
 
@@ -57,36 +57,68 @@ struct CrowdState {
 struct Greeting {
     network: Option<IpAddr>,
     since: Instant,
-    displaced: CancellationToken,
+    displaced: Arc<Displaced>,
 }
 
 /// The connections of one address.
 #[derive(Debug, Default)]
 struct Network {
-    greeting: BTreeSet<u64>,
+    /// Those in their handshake.
+    greeting: usize,
     seats: usize,
 }
 
+/// The connections that must make room, by number. Each accept loop has one of these.
+#[derive(Debug, Default)]
+pub(super) struct Displaced {
+    numbers: Mutex<Vec<u64>>,
+    came: Notify,
+}
+
+impl Displaced {
+    fn push(&self, number: u64) {
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+        self.came.notify_one();
+    }
+
+    /// Waits until one must make room.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub(super) async fn came(&self) {
+        self.came.notified().await;
+    }
+
+    /// Returns those that have not been returned yet.
+    pub(super) fn take(&self) -> Vec<u64> {
+        std::mem::take(&mut self.numbers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 impl Crowd {
-    /// Lets a connection begin its handshake. If there are too many, the oldest one makes room. A connection without an
-    /// address counts only among all: behind a load balancer the address is not known yet.
-    pub(super) fn enter(&self, ip: Option<IpAddr>, bounds: Bounds) -> Visitor {
-        let displaced = CancellationToken::new();
+    /// Lets a connection begin its handshake. If there are too many, the oldest one makes room: its number is added to
+    /// the `displaced` of its own loop. A connection without an address counts only among all: behind a load balancer
+    /// the address is not known yet.
+    pub(super) fn enter(
+        &self,
+        ip: Option<IpAddr>,
+        bounds: Bounds,
+        displaced: &Arc<Displaced>,
+    ) -> Visitor {
         let mut state = self.lock();
         if state.greeting.len() >= bounds.of_all {
             state.displace(None, Duration::ZERO);
         }
         let number = state.next;
         state.next += 1;
-        let since = now();
-        let greeting = Greeting { network: None, since, displaced: displaced.clone() };
-        state.greeting.insert(number, greeting);
-        drop(state);
-        let mut visitor = Visitor { crowd: self.clone(), number, network: None, displaced };
-        if let Some(ip) = ip {
-            visitor.comes_from(ip, bounds);
+        let displaced = Arc::clone(displaced);
+        state.greeting.insert(number, Greeting { network: None, since: now(), displaced });
+        let network = ip.map(network);
+        if let Some(network) = network {
+            state.comes_from(number, network, bounds);
         }
-        visitor
+        drop(state);
+        Visitor { crowd: self.clone(), number, network }
     }
 
     /// Ends the oldest handshake if it has taken at least this long.
@@ -103,27 +135,33 @@ impl Crowd {
 impl CrowdState {
     /// Ends the oldest handshake, of one address or of all.
     fn displace(&mut self, network: Option<IpAddr>, at_least: Duration) {
-        let oldest = match network {
-            Some(network) => {
-                self.networks.get(&network).and_then(|network| network.greeting.first()).copied()
-            }
-            None => self.greeting.first_key_value().map(|(number, _)| *number),
-        };
-        let Some(oldest) = oldest else { return };
-        let waited = |greeting: &Greeting| now().saturating_duration_since(greeting.since);
-        if self.greeting.get(&oldest).is_some_and(|greeting| waited(greeting) >= at_least)
+        // An address with so many handshakes has some of the oldest.
+        let mut all = self.greeting.iter();
+        let oldest = all.find(|(_, greeting)| network.is_none() || greeting.network == network);
+        let Some((&oldest, greeting)) = oldest else { return };
+        if now().saturating_duration_since(greeting.since) >= at_least
             && let Some(greeting) = self.leave(oldest)
         {
-            greeting.displaced.cancel();
+            greeting.displaced.push(oldest);
+        }
+    }
+
+    /// Notes the address of a handshake; the oldest one of that address makes room if there are too many.
+    fn comes_from(&mut self, number: u64, network: IpAddr, bounds: Bounds) {
+        if self.networks.get(&network).is_some_and(|of| of.greeting >= bounds.of_one) {
+            self.displace(Some(network), Duration::ZERO);
+        }
+        // A connection that has made room already counts nowhere.
+        if let Some(greeting) = self.greeting.get_mut(&number) {
+            greeting.network = Some(network);
+            self.change(network, |of| of.greeting += 1);
         }
     }
 
     fn leave(&mut self, number: u64) -> Option<Greeting> {
         let greeting = self.greeting.remove(&number)?;
         if let Some(network) = greeting.network {
-            self.change(network, |of| {
-                of.greeting.remove(&number);
-            });
+            self.change(network, |of| of.greeting = of.greeting.saturating_sub(1));
         }
         Some(greeting)
     }
@@ -132,7 +170,7 @@ impl CrowdState {
     fn change(&mut self, network: IpAddr, change: impl FnOnce(&mut Network)) {
         let of = self.networks.entry(network).or_default();
         change(of);
-        if of.greeting.is_empty() && of.seats == 0 {
+        if of.greeting == 0 && of.seats == 0 {
             self.networks.remove(&network);
         }
     }
@@ -144,32 +182,19 @@ pub(super) struct Visitor {
     crowd: Crowd,
     number: u64,
     network: Option<IpAddr>,
-    displaced: CancellationToken,
 }
 
 impl Visitor {
+    /// Returns the connection's number, which no other connection of the listener ever has.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Notes the address that counts; the oldest handshake of that address makes room if there are too many.
     pub(super) fn comes_from(&mut self, ip: IpAddr, bounds: Bounds) {
         let network = network(ip);
-        let mut state = self.crowd.lock();
-        if state.networks.get(&network).is_some_and(|of| of.greeting.len() >= bounds.of_one) {
-            state.displace(Some(network), Duration::ZERO);
-        }
-        let number = self.number;
-        // A connection that has made room already counts nowhere.
-        if let Some(greeting) = state.greeting.get_mut(&number) {
-            greeting.network = Some(network);
-            state.change(network, |of| {
-                of.greeting.insert(number);
-            });
-        }
-        drop(state);
+        self.crowd.lock().comes_from(self.number, network, bounds);
         self.network = Some(network);
-    }
-
-    /// Cancelled when this connection makes room for another one.
-    pub(super) fn displaced(&self) -> &CancellationToken {
-        &self.displaced
     }
 
     /// Counts the connection against its address, unless `most` seats of that address are taken.
@@ -222,63 +247,78 @@ mod tests {
         IpAddr::from([192, 0, 2, n])
     }
 
-    fn displaced(visitors: &[Visitor]) -> Vec<bool> {
-        visitors.iter().map(|visitor| visitor.displaced().is_cancelled()).collect()
+    /// A crowd with one loop, and the numbers that have made room.
+    #[derive(Default)]
+    struct Room {
+        crowd: Crowd,
+        loop_: Arc<Displaced>,
+        gone: Vec<u64>,
+    }
+
+    impl Room {
+        fn enter(&self, ip: Option<IpAddr>) -> Visitor {
+            self.crowd.enter(ip, BOUNDS, &self.loop_)
+        }
+
+        fn displaced(&mut self, visitors: &[Visitor]) -> Vec<bool> {
+            self.gone.extend(self.loop_.take());
+            visitors.iter().map(|visitor| self.gone.contains(&visitor.number())).collect()
+        }
     }
 
     #[test]
     fn the_oldest_handshake_of_an_address_makes_room_for_its_next() {
-        let crowd = Crowd::default();
-        let mine: Vec<_> = [1, 2, 1, 1].map(|n| crowd.enter(Some(ip(n)), BOUNDS)).into();
+        let mut room = Room::default();
+        let mine: Vec<_> = [1, 2, 1, 1].map(|n| room.enter(Some(ip(n)))).into();
         assert_eq!(
-            displaced(&mine),
+            room.displaced(&mine),
             [true, false, false, false],
             "another address is not affected"
         );
         // A connection that has made room no longer counts, whether or not it is gone.
-        let next = crowd.enter(Some(ip(3)), BOUNDS);
-        assert_eq!(displaced(&mine), [true, false, false, false]);
-        let one_more = crowd.enter(Some(ip(4)), BOUNDS);
-        assert_eq!(displaced(&mine), [true, true, false, false], "the oldest of all");
+        let next = room.enter(Some(ip(3)));
+        assert_eq!(room.displaced(&mine), [true, false, false, false]);
+        let one_more = room.enter(Some(ip(4)));
+        assert_eq!(room.displaced(&mine), [true, true, false, false], "the oldest of all");
         drop((mine, next, one_more));
-        assert!(crowd.lock().networks.is_empty() && crowd.lock().greeting.is_empty());
+        assert!(room.crowd.lock().networks.is_empty() && room.crowd.lock().greeting.is_empty());
     }
 
     #[test]
     fn without_an_address_a_handshake_counts_among_all_only() {
-        let crowd = Crowd::default();
-        let mut behind: Vec<_> = (0..4).map(|_| crowd.enter(None, BOUNDS)).collect();
-        assert_eq!(displaced(&behind), [false; 4]);
+        let mut room = Room::default();
+        let mut behind: Vec<_> = (0..4).map(|_| room.enter(None)).collect();
+        assert_eq!(room.displaced(&behind), [false; 4]);
         assert!(behind[0].seat(9).is_none(), "the address of this seat is not known");
         for visitor in &mut behind {
             visitor.comes_from(ip(7), BOUNDS);
         }
-        assert_eq!(displaced(&behind), [true, true, false, false]);
+        assert_eq!(room.displaced(&behind), [true, true, false, false]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_young_handshake_is_given_time() {
-        let crowd = Crowd::default();
-        let visitor = crowd.enter(Some(ip(1)), BOUNDS);
-        crowd.displace(Duration::from_secs(1));
-        assert!(!visitor.displaced().is_cancelled());
+        let mut room = Room::default();
+        let mine = [room.enter(Some(ip(1)))];
+        room.crowd.displace(Duration::from_secs(1));
+        assert_eq!(room.displaced(&mine), [false]);
         tokio::time::advance(Duration::from_secs(1)).await;
-        crowd.displace(Duration::from_secs(1));
-        assert!(visitor.displaced().is_cancelled());
+        room.crowd.displace(Duration::from_secs(1));
+        assert_eq!(room.displaced(&mine), [true]);
     }
 
     #[test]
     fn an_address_has_so_many_seats_and_all_are_given_back() {
-        let crowd = Crowd::default();
-        let visitor = crowd.enter(Some(ip(1)), BOUNDS);
-        let other = crowd.enter(Some(ip(2)), BOUNDS);
+        let room = Room::default();
+        let visitor = room.enter(Some(ip(1)));
+        let other = room.enter(Some(ip(2)));
         let seats: Vec<_> = (0..5).filter_map(|_| visitor.seat(3)).collect();
         assert_eq!(seats.len(), 3);
         assert!(other.seat(3).is_some());
         drop((visitor, other));
-        assert_eq!(crowd.lock().networks.len(), 1, "the seats outlive the handshake");
+        assert_eq!(room.crowd.lock().networks.len(), 1, "the seats outlive the handshake");
         drop(seats);
-        assert!(crowd.lock().networks.is_empty());
+        assert!(room.crowd.lock().networks.is_empty());
     }
 
     #[test]

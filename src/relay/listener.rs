@@ -1,43 +1,32 @@
 //! The SOCKS5 port: accepts connections within limits, negotiates, and gives them to the table.
 
+mod reception;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZero,
-    os::fd::AsRawFd,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
-use fingerpost_secure::redact::Pii;
-use fingerpost_wire::dst_addr::DstAddr;
-use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, SockRef, TcpKeepalive, Type};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, lookup_host},
+    net::{TcpListener, lookup_host},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::reception::Reception;
 use super::{
-    admission::SocketAdmission,
-    crowd::{Bounds, Crowd, Visitor},
-    metrics::{Cause, TimeoutPhase},
+    crowd::{Bounds, Crowd},
     origins::{self, Origins},
-    proxy_header::{Header, HeaderReader},
-    socket::Socket,
-    socks5::{Code, Handshake, Socks5Action},
-    table::{SocketArrival, TransferTable},
+    table::TransferTable,
 };
-use crate::accept::{Backoff, Failed, Reserve};
 
 /// The most accept loops for each address; the kernel spreads new connections over them.
 const ACCEPTORS: usize = 8;
-
-/// The shortest time between two log lines about missing file descriptors.
-const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Connections that the kernel may queue: enough for the burst after a restart.
 const BACKLOG: i32 = 4096;
@@ -52,9 +41,6 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// When all places are taken: how often to check for a handshake that can make room, and how long each handshake may
 /// take before that.
 const ROOM: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
-
-/// How long a refused client may take to read the reason, so that a reset does not overtake the reply.
-const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How connections are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,8 +143,12 @@ impl Socks5Listener {
             origins: Arc::default(),
             options: Arc::new(RwLock::new(options)),
         };
-        for listener in listeners {
-            tasks.spawn(accept(listener, gate.clone(), table.clone(), soft.clone(), tasks.clone()));
+        let receptions = listeners.into_iter().map(|listener| {
+            let listener = listener.into_std()?;
+            Reception::new(listener, gate.clone(), table.clone(), soft.clone(), tasks.clone())
+        });
+        for reception in receptions.collect::<io::Result<Vec<_>>>()? {
+            tasks.spawn(reception.run());
         }
         Ok(Self { gate, local_addrs })
     }
@@ -217,11 +207,11 @@ impl Gate {
         }
     }
 
-    /// Notes where a request came from. Warns once if all users seem to have one address.
-    fn note(&self, ip: IpAddr, stream: &TcpStream, refused: bool) {
-        let own = || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == ip);
+    /// Notes where a request came from, and to which of our addresses. Warns once if all users seem to have one address.
+    fn note(&self, ip: IpAddr, to: impl FnOnce() -> io::Result<SocketAddr>, refused: bool) {
+        let own = || to().is_ok_and(|own| own.ip().to_canonical() == ip);
         let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(address) = origins.note(ip, own(), refused) {
+        if let Some(address) = origins.note(ip, own, refused) {
             drop(origins);
             tracing::warn!(%address, "most SOCKS5 connections come from one address: {}", origins::CURE);
         }
@@ -313,263 +303,6 @@ fn listen(address: SocketAddr, only_v6: bool, max_segment: u32) -> io::Result<Tc
         }
         other => other,
     }
-}
-
-async fn accept(
-    listener: TcpListener,
-    gate: Gate,
-    table: TransferTable,
-    soft: CancellationToken,
-    tasks: TaskTracker,
-) {
-    let mut backoff = Backoff::new();
-    let mut spare = Spare::new();
-    loop {
-        match soft.run_until_cancelled(listener.accept()).await {
-            None => return,
-            Some(Ok((stream, _))) if spare.is_needed(&stream) => {
-                drop(stream);
-                table.plane().metrics().refused(Cause::Descriptors);
-                spare.note(&io::Error::from_raw_os_error(libc::EMFILE));
-                // Wait, because a refused client may come again at once.
-                tokio::task::yield_now().await;
-            }
-            Some(Ok((stream, peer))) => {
-                backoff.reset();
-                // The connection comes first, its place second: an idle address must not hold a place that another one
-                // needs. So at the limit each loop keeps one accepted connection waiting, and the others wait in the
-                // kernel.
-                let place = soft.run_until_cancelled(gate.place()).await;
-                let Some(Some(permit)) = place else { return };
-                // Behind a load balancer the peer's own address says nothing.
-                let known = (!gate.options().proxy_protocol).then(|| peer.ip());
-                let visitor = gate.crowd.enter(known, gate.bounds());
-                let displaced = visitor.displaced().clone();
-                let (gate, table) = (gate.clone(), table.clone());
-                let metrics = table.plane().clone();
-                let serve = serve(stream, peer.ip(), permit, visitor, gate, table);
-                let soft = soft.clone();
-                tasks.spawn(async move {
-                    match soft.run_until_cancelled(displaced.run_until_cancelled(serve)).await {
-                        Some(None) => metrics.metrics().refused(Cause::MadeRoom),
-                        Some(Some(Err(error))) => {
-                            tracing::debug!(%error, "could not accept a connection");
-                        }
-                        Some(Some(Ok(()))) | None => {}
-                    }
-                });
-            }
-            Some(Err(error)) => match Failed::of(&error) {
-                Failed::Connection => {
-                    tracing::debug!(%error, "connection broke before it was accepted");
-                }
-                failed => {
-                    let pause = backoff.next();
-                    if failed == Failed::Descriptors {
-                        let refused = spare.refuse(&listener);
-                        table.plane().metrics().refused(Cause::Descriptors);
-                        spare.note(&error);
-                        if refused {
-                            backoff.reset();
-                            // Wait, because a refused client may come again at once.
-                            tokio::task::yield_now().await;
-                            continue;
-                        }
-                    } else {
-                        tracing::warn!(%error, ?pause, "cannot accept connections");
-                    }
-                    if soft.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                        return;
-                    }
-                }
-            },
-        }
-    }
-}
-
-/// The last file descriptors, which the status server, the database and the link need: no client gets one.
-const KEPT: u64 = 16;
-
-/// File descriptors that clients do not get, and one in reserve, so that a client can be refused when no other is free.
-struct Spare {
-    reserve: Reserve,
-    /// The first of the last descriptors.
-    first_kept: u64,
-    logged_at: Option<Instant>,
-    /// Connections refused since the last log line.
-    refused: u64,
-}
-
-impl Spare {
-    fn new() -> Self {
-        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        Self {
-            reserve: Reserve::new(1),
-            first_kept: most.saturating_sub(KEPT),
-            logged_at: None,
-            refused: 0,
-        }
-    }
-
-    /// Returns whether a connection has one of the last descriptors: the kernel gives the lowest that is free.
-    fn is_needed(&self, stream: &TcpStream) -> bool {
-        u64::try_from(stream.as_raw_fd()).is_ok_and(|descriptor| descriptor >= self.first_kept)
-    }
-
-    /// Closes the next waiting connection; returns false if that failed.
-    fn refuse(&mut self, listener: &TcpListener) -> bool {
-        let accepted = self.reserve.accept(listener).is_some();
-        self.reserve.refill();
-        accepted
-    }
-
-    /// Counts a refused connection, and logs the lack at most once in a while.
-    fn note(&mut self, error: &io::Error) {
-        self.refused += 1;
-        if self.logged_at.is_some_and(|at| at.elapsed() < LOG_PAUSE) {
-            return;
-        }
-        self.logged_at = Some(Instant::now());
-        tracing::warn!(
-            %error,
-            refused = std::mem::take(&mut self.refused),
-            "cannot accept connections: raise the limit of open files, or lower limits.sessions"
-        );
-    }
-}
-
-/// Serves one connection. `ip` is the address that connected.
-async fn serve(
-    mut stream: TcpStream,
-    ip: IpAddr,
-    permit: OwnedSemaphorePermit,
-    mut visitor: Visitor,
-    gate: Gate,
-    table: TransferTable,
-) -> io::Result<()> {
-    #[cfg(not(target_os = "linux"))]
-    prepare(&SockRef::from(&stream), gate.options().max_segment)?;
-
-    let mut handshake = Handshake::new();
-    let options = gate.options();
-    let negotiation = async {
-        let mut ip = ip;
-        if options.proxy_protocol {
-            let Some(header) = read_header(&mut stream, &table).await? else { return Ok(None) };
-            // The load balancer connects for itself, or for a client whose address it cannot tell.
-            ip = header.source.map_or(ip, |source| source.ip());
-            visitor.comes_from(ip, gate.bounds());
-            handshake.handle_bytes(&header.rest);
-        }
-        let asked = negotiate(&mut stream, &mut handshake).await?;
-        Ok::<_, io::Error>(Some((ip.to_canonical(), asked)))
-    };
-    let (ip, asked) = match timeout(options.handshake_timeout, negotiation).await {
-        Err(_) => {
-            table.plane().metrics().timed_out(TimeoutPhase::Handshake, 1);
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "handshake timed out"));
-        }
-        Ok(Ok(Some(done))) => done,
-        Ok(Ok(None)) => return Ok(()),
-        Ok(Err(error)) => {
-            table.plane().metrics().refused(Cause::Handshake);
-            return Err(error);
-        }
-    };
-    let hash = match asked {
-        Requested::Nothing => return Ok(()),
-        Requested::Wrong => {
-            table.plane().metrics().refused(Cause::Handshake);
-            return say_goodbye(&mut stream).await;
-        }
-        Requested::Transfer(hash) => hash,
-    };
-    let success = handshake.reply(Code::Succeeded);
-    let refusal = handshake.reply(Code::NotAllowed);
-    gate.note(ip, &stream, false);
-    let admission = SocketAdmission::new(permit, visitor, options.connections_per_ip);
-    let socket = Socket::accepted(stream, handshake.into_rest(), admission);
-    match table.arrive(hash, socket, &success) {
-        SocketArrival::Taken => Ok(()),
-        SocketArrival::Gone(error) => Err(error),
-        SocketArrival::Refused(mut socket, cause) => {
-            if cause == Cause::AddressLimit {
-                gate.note(ip, socket.stream_mut(), true);
-                tracing::debug!(ip = %Pii(ip), "too many connections from this address");
-            }
-            socket.write_all(&refusal).await?;
-            say_goodbye(&mut socket).await
-        }
-    }
-}
-
-/// Reads the load balancer's header; bytes behind it may be read too. `None` if the connection ended before its first
-/// byte, as those of health checks do.
-async fn read_header(stream: &mut TcpStream, table: &TransferTable) -> io::Result<Option<Header>> {
-    let mut reader = HeaderReader::new();
-    let mut buffer = [0; 256];
-    let mut untouched = true;
-    loop {
-        let n = match stream.read(&mut buffer).await {
-            Ok(0) if untouched => return Ok(None),
-            Err(error) if untouched && Failed::of(&error) == Failed::Connection => return Ok(None),
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            other => other?,
-        };
-        untouched = false;
-        match reader.handle_bytes(&buffer[..n]) {
-            Ok(Some(header)) => return Ok(Some(header)),
-            Ok(None) => {}
-            Err(error) => {
-                table.plane().metrics().refused(Cause::ProxyHeader);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-            }
-        }
-    }
-}
-
-/// What a client requested.
-enum Requested {
-    /// Nothing: it left without a byte, as health checks do.
-    Nothing,
-    /// Something that is not served here; the client was told.
-    Wrong,
-    /// A part in a transfer.
-    Transfer(DstAddr),
-}
-
-/// Reads greeting and request, and perhaps the first bytes of the stream, which the handshake keeps.
-async fn negotiate(stream: &mut TcpStream, handshake: &mut Handshake) -> io::Result<Requested> {
-    // The bytes that may precede the reply, so that one read gets them.
-    let mut buffer = [0; 512];
-    loop {
-        while let Some(action) = handshake.poll_action() {
-            match action {
-                Socks5Action::Close => return Ok(Requested::Wrong),
-                Socks5Action::Connect(hash) => return Ok(Requested::Transfer(hash)),
-                Socks5Action::Write(bytes) => stream.write_all(&bytes).await?,
-            }
-        }
-        match stream.read(&mut buffer).await {
-            Ok(0) if handshake.is_untouched() => return Ok(Requested::Nothing),
-            Err(error) if handshake.is_untouched() && Failed::of(&error) == Failed::Connection => {
-                return Ok(Requested::Nothing);
-            }
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => handshake.handle_bytes(&buffer[..n]),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Ends the connection so that the last reply arrives: reads what the client still sends, for a while.
-async fn say_goodbye(
-    stream: &mut (impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin),
-) -> io::Result<()> {
-    stream.shutdown().await?;
-    let mut rest = stream.take(64 * 1024);
-    let _ = timeout(GOODBYE, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
-    Ok(())
 }
 
 #[cfg(test)]

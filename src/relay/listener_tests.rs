@@ -1,7 +1,12 @@
+use fingerpost_wire::dst_addr::DstAddr;
 use jid::Jid;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use super::*;
-use crate::relay::table;
+use crate::relay::{metrics::Cause, table};
 
 const HASH: &str = "972b7bf47291ca609517f67f86b5081086052dad";
 

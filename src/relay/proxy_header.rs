@@ -55,6 +55,11 @@ impl HeaderReader {
         Self::default()
     }
 
+    /// Returns whether nothing has been received yet.
+    pub fn is_untouched(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
     /// Takes received bytes and returns the header once it is complete. Do not call it again after that.
     ///
     /// # Errors

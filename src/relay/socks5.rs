@@ -10,7 +10,7 @@
 //!
 //! Spec: RFC 1928, sections 3 to 6; XEP-0065 1.8.2, section 5.3.2 (Target Connects).
 
-use std::collections::VecDeque;
+use std::{fmt, ops::Deref};
 
 use fingerpost_wire::dst_addr::DstAddr;
 
@@ -19,6 +19,11 @@ const NO_AUTHENTICATION: u8 = 0x00;
 const NO_ACCEPTABLE_METHOD: u8 = 0xff;
 const CONNECT: u8 = 0x01;
 const DOMAIN_NAME: u8 = 0x03;
+
+/// The bytes of a request or a reply before its address type.
+const HEAD: usize = 3;
+/// The longest replies: the answer to the greeting, then a domain name of 255 bytes, with its length and a port.
+const LONGEST: usize = 2 + HEAD + 1 + 1 + 255 + 2;
 
 /// The reply codes in use (RFC 1928, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,29 +40,85 @@ pub enum Code {
     AddressNotSupported = 0x08,
 }
 
+/// Bytes for the client, without an allocation.
+#[derive(Clone)]
+pub struct Reply {
+    bytes: [u8; LONGEST],
+    length: usize,
+}
+
+impl Reply {
+    const EMPTY: Self = Self { bytes: [0; LONGEST], length: 0 };
+
+    /// Returns both replies as one.
+    pub fn then(&self, second: &Self) -> Self {
+        Self::new([self, second])
+    }
+
+    /// Creates a reply of at most [`LONGEST`] bytes; more are cut off.
+    fn new(parts: [&[u8]; 2]) -> Self {
+        let mut reply = Self::EMPTY;
+        for part in parts {
+            let free = &mut reply.bytes[reply.length..];
+            let length = part.len().min(free.len());
+            free[..length].copy_from_slice(&part[..length]);
+            reply.length += length;
+        }
+        reply
+    }
+}
+
+impl Deref for Reply {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reply").field(&&**self).finish()
+    }
+}
+
+impl PartialEq for Reply {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Reply {}
+
 /// An action that the owner of the socket must carry out, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "handled at once, and never kept")]
 pub enum Socks5Action {
     /// Close the connection after what was written.
     Close,
     /// Decide about this connection, answer with [`Handshake::reply`], continue with [`Handshake::into_rest`].
     Connect(DstAddr),
     /// Write these bytes, in one piece.
-    Write(Vec<u8>),
+    Write(Reply),
 }
 
 /// The negotiation on one accepted connection.
 ///
 /// Give the input to [`Self::handle_bytes`] in chunks of any size; then call [`Self::poll_action`] until `None`. Until
-/// the request is complete, at most its length (262 bytes) is kept, besides the last chunk.
-#[derive(Debug, Default)]
+/// the request is complete, at most its length (262 bytes) is kept, besides the last chunk. A greeting and a request
+/// that arrive whole are not kept at all.
+#[derive(Debug)]
 pub struct Handshake {
     state: HandshakeState,
     /// Bytes that were received and not yet parsed; after the request, the bytes behind it.
     buffer: Vec<u8>,
     /// ATYP, DST.ADDR and DST.PORT as they were sent.
-    address: Vec<u8>,
-    actions: VecDeque<Socks5Action>,
+    address: Reply,
+    /// The actions that are due, in this order: the answer to the greeting, the refusal, the decision, the end.
+    method: Option<u8>,
+    refusal: Option<Code>,
+    connect: Option<DstAddr>,
+    close: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,40 +130,73 @@ enum HandshakeState {
     Closed,
 }
 
+impl Default for Handshake {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Handshake {
     /// Creates a negotiation that has not seen a byte.
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            state: HandshakeState::default(),
+            buffer: Vec::new(),
+            address: Reply::EMPTY,
+            method: None,
+            refusal: None,
+            connect: None,
+            close: false,
+        }
     }
 
     /// Takes what was received.
     pub fn handle_bytes(&mut self, bytes: &[u8]) {
-        if self.state == HandshakeState::Closed {
-            return;
+        match self.state {
+            HandshakeState::Closed => return,
+            HandshakeState::Requested => return self.buffer.extend_from_slice(bytes),
+            HandshakeState::Greeting | HandshakeState::Request if self.buffer.is_empty() => {
+                return self.parse(bytes);
+            }
+            HandshakeState::Greeting | HandshakeState::Request => {}
         }
-        self.buffer.extend_from_slice(bytes);
+        let mut all = std::mem::take(&mut self.buffer);
+        all.extend_from_slice(bytes);
+        self.parse(&all);
+    }
+
+    /// Parses everything that has not been parsed, and keeps the rest.
+    fn parse(&mut self, mut bytes: &[u8]) {
         if self.state == HandshakeState::Greeting {
-            self.read_greeting();
+            self.read_greeting(&mut bytes);
         }
         if self.state == HandshakeState::Request {
-            self.read_request();
+            self.read_request(&mut bytes);
+        }
+        if self.state != HandshakeState::Closed {
+            self.buffer.extend_from_slice(bytes);
         }
     }
 
     /// Returns what to do next; call until `None`.
     pub fn poll_action(&mut self) -> Option<Socks5Action> {
-        self.actions.pop_front()
+        if let Some(method) = self.method.take() {
+            return Some(Socks5Action::Write(Reply::new([&[VERSION, method], &[]])));
+        }
+        if let Some(code) = self.refusal.take() {
+            return Some(Socks5Action::Write(self.reply(code)));
+        }
+        if let Some(hash) = self.connect.take() {
+            return Some(Socks5Action::Connect(hash));
+        }
+        std::mem::take(&mut self.close).then_some(Socks5Action::Close)
     }
 
     /// Returns the reply to the request, which echoes its address, or 0.0.0.0:0 if no address was parsed.
-    pub fn reply(&self, code: Code) -> Vec<u8> {
-        let mut reply = vec![VERSION, code as u8, 0x00];
-        if self.address.is_empty() {
-            reply.extend_from_slice(&[0x01, 0, 0, 0, 0, 0, 0]);
-        } else {
-            reply.extend_from_slice(&self.address);
-        }
-        reply
+    pub fn reply(&self, code: Code) -> Reply {
+        let address: &[u8] =
+            if self.address.is_empty() { &[0x01, 0, 0, 0, 0, 0, 0] } else { &self.address };
+        Reply::new([&[VERSION, code as u8, 0x00], address])
     }
 
     /// Returns whether the client has not sent anything yet.
@@ -115,18 +209,19 @@ impl Handshake {
         if self.state == HandshakeState::Requested { self.buffer } else { Vec::new() }
     }
 
-    fn read_greeting(&mut self) {
-        match *self.buffer.as_slice() {
+    fn read_greeting(&mut self, bytes: &mut &[u8]) {
+        match **bytes {
             [version, ..] if version != VERSION => self.close(),
             [_, count, ref rest @ ..] => {
-                let Some(methods) = rest.get(..usize::from(count)) else { return };
+                let Some((methods, after)) = rest.split_at_checked(usize::from(count)) else {
+                    return;
+                };
                 if methods.contains(&NO_AUTHENTICATION) {
-                    self.actions.push_back(Socks5Action::Write(vec![VERSION, NO_AUTHENTICATION]));
+                    self.method = Some(NO_AUTHENTICATION);
                     self.state = HandshakeState::Request;
-                    self.buffer.drain(..2 + usize::from(count));
+                    *bytes = after;
                 } else {
-                    self.actions
-                        .push_back(Socks5Action::Write(vec![VERSION, NO_ACCEPTABLE_METHOD]));
+                    self.method = Some(NO_ACCEPTABLE_METHOD);
                     self.close();
                 }
             }
@@ -134,24 +229,22 @@ impl Handshake {
         }
     }
 
-    fn read_request(&mut self) {
-        match *self.buffer.as_slice() {
+    fn read_request(&mut self, bytes: &mut &[u8]) {
+        match **bytes {
             [version, ..] if version != VERSION => self.close(),
             [_, command, ..] if command != CONNECT => self.refuse(Code::CommandNotSupported),
             [_, _, _, atyp, ..] if atyp != DOMAIN_NAME => self.refuse(Code::AddressNotSupported),
             [_, _, _, _, length, ref rest @ ..] => {
                 let length = usize::from(length);
-                let Some(address) = rest.get(..length + 2) else { return };
-                let hash =
-                    str::from_utf8(&address[..length]).ok().and_then(|host| host.parse().ok());
-                let after = self.buffer.split_off(5 + length + 2);
-                self.address = self.buffer.split_off(3);
-                self.buffer = after;
-                match hash {
+                let Some((address, after)) = rest.split_at_checked(length + 2) else { return };
+                let host = str::from_utf8(&address[..length]).ok();
+                self.address = Reply::new([&bytes[HEAD..HEAD + 2], address]);
+                *bytes = after;
+                match host.and_then(|host| host.parse().ok()) {
                     None => self.refuse(Code::HostUnreachable),
                     Some(hash) => {
                         self.state = HandshakeState::Requested;
-                        self.actions.push_back(Socks5Action::Connect(hash));
+                        self.connect = Some(hash);
                     }
                 }
             }
@@ -160,14 +253,13 @@ impl Handshake {
     }
 
     fn refuse(&mut self, code: Code) {
-        self.actions.push_back(Socks5Action::Write(self.reply(code)));
+        self.refusal = Some(code);
         self.close();
     }
 
     fn close(&mut self) {
         self.state = HandshakeState::Closed;
-        self.buffer = Vec::new();
-        self.actions.push_back(Socks5Action::Close);
+        self.close = true;
     }
 }
 
@@ -196,9 +288,13 @@ mod tests {
         (handshake, actions)
     }
 
+    fn write(bytes: &[u8]) -> Socks5Action {
+        Socks5Action::Write(Reply::new([bytes, &[]]))
+    }
+
     fn after_greeting(request: &[u8]) -> Vec<Socks5Action> {
         let (_, actions) = run(&[&[5, 1, 0], request]);
-        assert_eq!(actions[0], Socks5Action::Write(vec![5, 0]));
+        assert_eq!(actions[0], write(&[5, 0]));
         actions[1..].to_vec()
     }
 
@@ -208,10 +304,7 @@ mod tests {
         all.extend(request(1, 3, HASH, [0, 0]));
         let chunks: Vec<&[u8]> = all.chunks(1).collect();
         let (_, actions) = run(&chunks);
-        assert_eq!(
-            actions,
-            [Socks5Action::Write(vec![5, 0]), Socks5Action::Connect(HASH.parse().unwrap())]
-        );
+        assert_eq!(actions, [write(&[5, 0]), Socks5Action::Connect(HASH.parse().unwrap())]);
     }
 
     #[test]
@@ -227,9 +320,8 @@ mod tests {
 
     #[test]
     fn wrong_cmd_and_atyp_get_their_reply_code() {
-        let refused = |code: u8| {
-            vec![Socks5Action::Write(vec![5, code, 0, 1, 0, 0, 0, 0, 0, 0]), Socks5Action::Close]
-        };
+        let refused =
+            |code: u8| vec![write(&[5, code, 0, 1, 0, 0, 0, 0, 0, 0]), Socks5Action::Close];
         assert_eq!(after_greeting(&request(2, 3, HASH, [0, 0])), refused(7));
         assert_eq!(after_greeting(&request(3, 3, HASH, [0, 0])), refused(7));
         assert_eq!(after_greeting(&[5, 1, 0, 1, 127, 0, 0, 1, 0, 80]), refused(8));
@@ -269,8 +361,8 @@ mod tests {
 
     #[test]
     fn no_acceptable_method_is_said_before_closing() {
-        assert_eq!(run(&[&[5, 1, 2]]).1, [Socks5Action::Write(vec![5, 0xff]), Socks5Action::Close]);
-        assert_eq!(run(&[&[5, 0]]).1, [Socks5Action::Write(vec![5, 0xff]), Socks5Action::Close]);
+        assert_eq!(run(&[&[5, 1, 2]]).1, [write(&[5, 0xff]), Socks5Action::Close]);
+        assert_eq!(run(&[&[5, 0]]).1, [write(&[5, 0xff]), Socks5Action::Close]);
     }
 
     #[test]

@@ -34,8 +34,12 @@ impl FromStr for DstAddr {
     type Err = NoDstAddr;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let hash = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| NoDstAddr)?;
-        hash.try_into().map(Self).map_err(|_| NoDstAddr)
+        let mut hash = [0; 20];
+        if text.len() != 2 * hash.len() {
+            return Err(NoDstAddr);
+        }
+        let decoded = HEXLOWER_PERMISSIVE.decode_mut(text.as_bytes(), &mut hash);
+        decoded.map(|_| Self(hash)).map_err(|_| NoDstAddr)
     }
 }
 
