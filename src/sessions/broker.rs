@@ -17,6 +17,7 @@ use fingerpost_wire::{
     transport::Transport,
     transport_kind::TransportKind,
 };
+use futures::channel::mpsc as inbox;
 use jid::Jid;
 use minidom::Element;
 use tokio::{sync::mpsc, time::Instant};
@@ -95,15 +96,14 @@ impl Broker {
         let Some(sid) = stanza.payload().and_then(|jingle| jingle.attr("sid")) else {
             return false;
         };
-        let found = {
-            let state = self.shared.lock();
-            let entries = state.sessions.get(&(stanza.from.clone(), stanza.to.clone()));
-            entries
-                .and_then(|entries| entries.iter().find(|entry| entry.sid == sid))
-                .map(|entry| (entry.side, entry.inbox.clone()))
+        let told = {
+            let mut state = self.shared.lock();
+            let mut entries = state.legs.between_mut(&stanza.from, &stanza.to);
+            let found = entries.find(|entry| entry.sid == sid);
+            found.map(|entry| entry.tell(SessionInput::Jingle(entry.side, stanza.clone())))
         };
-        let Some((side, inbox)) = found else { return false };
-        if inbox.try_send(Box::new(SessionInput::Jingle(side, stanza.clone()))).is_err() {
+        let Some(told) = told else { return false };
+        if !told {
             let refused = stanza.refuse(SessionRefusal::TooManyRequests);
             let _ = self.shared.outbound.try_send(refused.into());
         }
@@ -113,8 +113,10 @@ impl Broker {
     /// Returns whether a user has a session: with the user at that address here, or any.
     pub fn has_session(&self, user: &Jid, mask: Option<&Jid>) -> bool {
         let state = self.shared.lock();
-        let masks = state.masks.get(user);
-        masks.is_some_and(|masks| mask.is_none_or(|mask| masks.contains(mask)))
+        match mask {
+            Some(mask) => state.legs.between(user, mask).next().is_some(),
+            None => state.legs.has_user(user),
+        }
     }
 
     /// Returns whether a Jingle stanza is about a session that has ended recently.
@@ -159,11 +161,10 @@ impl Broker {
         let theirs = known.unwrap_or_else(|| format!("-{}", random_id()));
         let responder = SessionPeer { user: callee.clone(), mask, sid: theirs, namespace };
         let peers = PerSide { initiator, responder };
-        let pairs =
-            PerSide { initiator: peers.initiator.pair(), responder: peers.responder.pair() };
+        let [ours, theirs] = peers.to_array().map(|peer| Arc::new(peer.pair()));
         let facts = Arc::new(Facts::new(&stanza.from, callee));
         let id = facts.id.clone();
-        let (inbox, inputs) = mpsc::channel(INBOX);
+        let (inbox, inputs) = inbox::channel(INBOX);
         let (leg, ibb) = match transport {
             Transport::Ibb { namespace, sid, block_size } => {
                 (LegState::ibb(&namespace, sid.clone(), block_size), Some(sid))
@@ -181,42 +182,38 @@ impl Broker {
             // know.
             if channel.is_some()
                 && let Some(theirs) = proxied(callee, &options.jid)
-                && let Some(entries) = state.sessions.get(&(stanza.from.clone(), theirs))
-                && entries.iter().any(|e| e.crossable == channel && e.sid < peers.initiator.sid)
+                && let mut entries = state.legs.between(&stanza.from, &theirs)
+                && entries.any(|e| e.crossable == channel && e.sid < peers.initiator.sid)
             {
                 return Err(SessionRefusal::Crossed);
             }
-            if state.has(&pairs.initiator, &peers.initiator.sid) {
+            if state.has(&ours, &peers.initiator.sid) {
                 return Err(SessionRefusal::Exists);
             }
             let place = shared.admit(&mut state, &user)?;
-            state.insert(
-                &pairs.initiator,
-                SessionEntry {
-                    facts: Arc::clone(&facts),
-                    sid: peers.initiator.sid.clone(),
-                    side: Side::Initiator,
-                    inbox: inbox.clone(),
-                    ibb,
-                    crossable: None,
-                },
-            );
-            state.insert(
-                &pairs.responder,
-                SessionEntry {
-                    facts: Arc::clone(&facts),
-                    sid: peers.responder.sid.clone(),
-                    side: Side::Responder,
-                    inbox,
-                    ibb: Some(None),
-                    crossable: channel,
-                },
-            );
+            state.legs.insert(SessionEntry {
+                facts: Arc::clone(&facts),
+                pair: Arc::clone(&ours),
+                sid: peers.initiator.sid.clone(),
+                side: Side::Initiator,
+                inbox: inbox.clone(),
+                ibb,
+                crossable: None,
+            });
+            state.legs.insert(SessionEntry {
+                facts: Arc::clone(&facts),
+                pair: Arc::clone(&theirs),
+                sid: peers.responder.sid.clone(),
+                side: Side::Responder,
+                inbox,
+                ibb: Some(None),
+                crossable: channel,
+            });
             place
         };
         let guard = SessionGuard {
             shared: Arc::clone(shared),
-            pairs: vec![pairs.initiator, pairs.responder],
+            pairs: vec![ours, theirs],
             facts: Arc::clone(&facts),
             place,
         };
@@ -277,11 +274,11 @@ impl Broker {
             Transport::Ibb { sid, .. } => Some(sid.clone()),
             Transport::S5b { .. } => None,
         };
-        let (inbox, inputs) = mpsc::channel(INBOX);
+        let (inbox, inputs) = inbox::channel(INBOX);
         let facts = Arc::new(Facts::new(&peer.user, &peer.mask));
         let id = facts.id.clone();
         let user = peer.user.to_bare();
-        let pair = peer.pair();
+        let pair = Arc::new(peer.pair());
         let place = {
             let mut state = shared.lock();
             if state.has(&pair, &peer.sid) {
@@ -289,8 +286,9 @@ impl Broker {
             }
             let place = shared.admit(&mut state, &user)?;
             let (sid, side) = (peer.sid.clone(), Side::Initiator);
-            let facts = Arc::clone(&facts);
-            state.insert(&pair, SessionEntry { facts, sid, side, inbox, ibb, crossable: None });
+            let (facts, pair) = (Arc::clone(&facts), Arc::clone(&pair));
+            let crossable = None;
+            state.legs.insert(SessionEntry { facts, pair, sid, side, inbox, ibb, crossable });
             place
         };
         let guard = SessionGuard { shared: Arc::clone(shared), pairs: vec![pair], facts, place };
@@ -352,18 +350,17 @@ impl Broker {
             let handle = self.stream(stanza.from.as_str(), stanza.to.as_str(), sid);
             return handle.is_some_and(|handle| handle.handle(stanza));
         }
-        let pair = (stanza.from.clone(), stanza.to.clone());
-        let found = {
-            let state = self.shared.lock();
-            let entries = state.sessions.get(&pair).map(Vec::as_slice).unwrap_or_default();
-            let by_sid =
-                entries.iter().find(|entry| entry.ibb.as_ref() == Some(&Some(sid.to_owned())));
-            let any = || entries.iter().find(|entry| entry.ibb == Some(None));
-            by_sid.or_else(any).map(|entry| (entry.side, entry.inbox.clone()))
+        let mut state = self.shared.lock();
+        // One that expects this stream, otherwise one that expects any.
+        let expects = |entry: &&mut SessionEntry| match &entry.ibb {
+            Some(Some(expected)) => (expected == sid).then_some(0),
+            Some(None) => Some(1),
+            None => None,
         };
-        found.is_some_and(|(side, inbox)| {
-            inbox.try_send(Box::new(SessionInput::Open(side, stanza.clone()))).is_ok()
-        })
+        let entries = state.legs.between_mut(&stanza.from, &stanza.to);
+        let found = entries.filter_map(|entry| Some((expects(&&mut *entry)?, entry)));
+        let found = found.min_by_key(|(rank, _)| *rank);
+        found.is_some_and(|(_, entry)| entry.tell(SessionInput::Open(entry.side, stanza.clone())))
     }
 
     /// Takes an answer to one of our in-band blocks.
@@ -430,13 +427,9 @@ impl Broker {
 
     /// Ends the sessions of a resource that has gone.
     pub fn user_gone(&self, user: &Jid) {
-        let state = self.shared.lock();
-        for mask in state.masks.get(user).into_iter().flatten() {
-            let entries = state.sessions.get(&(user.clone(), mask.clone()));
-            for entry in entries.into_iter().flatten() {
-                let _ = entry.inbox.try_send(Box::new(SessionInput::Gone(entry.side)));
-            }
-        }
+        self.shared.lock().legs.for_user(user, |entry| {
+            entry.tell(SessionInput::Gone(entry.side));
+        });
     }
 
     /// Handles a link that is up again: blocks of in-band streams may be missing, and users may have gone unnoticed.
@@ -451,10 +444,9 @@ impl Broker {
 
     /// Checks the users of all sessions, because some may have gone unnoticed.
     pub fn check_users(&self) {
-        let state = self.shared.lock();
-        for entry in state.sessions.values().flatten() {
+        for entry in self.shared.lock().legs.iter_mut() {
             if entry.side == Side::Initiator {
-                let _ = entry.inbox.try_send(Box::new(SessionInput::Check));
+                entry.tell(SessionInput::Check);
             }
         }
     }
@@ -462,8 +454,9 @@ impl Broker {
     /// Returns all sessions, oldest first.
     pub fn list(&self) -> Vec<SessionInfo> {
         let state = self.shared.lock();
-        let entries = state.sessions.values().flatten();
-        let mut found: Vec<SessionInfo> = entries
+        let mut found: Vec<SessionInfo> = state
+            .legs
+            .iter()
             .filter(|entry| entry.side == Side::Initiator)
             .map(|entry| SessionInfo {
                 id: entry.facts.id.clone(),
@@ -480,23 +473,23 @@ impl Broker {
     /// Ends a session with a reason (a condition of XEP-0166, 7.4, and a text) that both users see. Returns whether the
     /// session existed.
     pub fn end_session(&self, id: &str, reason: Reason, text: &str) -> bool {
-        let end = |entry: &SessionEntry| {
-            entry.inbox.try_send(Box::new(SessionInput::End(reason, text.to_owned()))).is_ok()
-        };
-        let state = self.shared.lock();
-        let mut entries = state.sessions.values().flatten();
-        entries.any(|entry| entry.facts.id == id && entry.side == Side::Initiator && end(entry))
+        let mut state = self.shared.lock();
+        state.legs.iter_mut().any(|entry| {
+            entry.facts.id == id
+                && entry.side == Side::Initiator
+                && entry.tell(SessionInput::End(reason, text.to_owned()))
+        })
     }
 
     /// Ends the streams inside XMPP, because the link is about to end.
     pub fn end_in_band(&self) {
-        for session in self.list() {
-            if session.legs.is_none_or(|legs| legs.contains(&TransportKind::Ibb)) {
-                self.end_session(
-                    &session.id,
-                    Reason::Gone,
-                    "The service is being restarted: try again",
-                );
+        let text = "The service is being restarted: try again";
+        for entry in self.shared.lock().legs.iter_mut() {
+            let legs = entry.facts.legs.get();
+            let needs_link =
+                legs.is_none_or(|legs| legs.iter().any(|leg| *leg == TransportKind::Ibb));
+            if entry.side == Side::Initiator && needs_link {
+                entry.tell(SessionInput::End(Reason::Gone, text.to_owned()));
             }
         }
     }
@@ -516,9 +509,9 @@ impl Broker {
     pub fn drain(&self, deadline: Instant) {
         let mut state = self.shared.lock();
         state.draining = true;
-        for entry in state.sessions.values().flatten() {
+        for entry in state.legs.iter_mut() {
             if entry.side == Side::Initiator {
-                let _ = entry.inbox.try_send(Box::new(SessionInput::Drain(deadline)));
+                entry.tell(SessionInput::Drain(deadline));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The sessions that exist, and where their stanzas go.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
     sync::{Arc, OnceLock},
     time::Duration,
@@ -9,9 +9,10 @@ use std::{
 
 use fingerpost_carry::{ibb_handle::IbbHandle, iq::random_id, shares::Shares};
 use fingerpost_wire::transport_kind::TransportKind;
+use futures::channel::mpsc;
 use hashlink::LruCache;
 use jid::{BareJid, Jid};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     features,
@@ -67,6 +68,8 @@ impl Facts {
 #[derive(Debug)]
 pub(super) struct SessionEntry {
     pub(super) facts: Arc<Facts>,
+    /// The user's address, and ours.
+    pub(super) pair: Arc<Pair>,
     pub(super) sid: String,
     pub(super) side: Side,
     pub(super) inbox: mpsc::Sender<Box<SessionInput>>,
@@ -74,6 +77,13 @@ pub(super) struct SessionEntry {
     pub(super) ibb: Option<Option<String>>,
     /// The application of a crossing session, while the responder's client does not know of this one.
     pub(super) crossable: Option<String>,
+}
+
+impl SessionEntry {
+    /// Gives an input to the session; returns whether it takes it.
+    pub(super) fn tell(&mut self, input: SessionInput) -> bool {
+        self.inbox.try_send(Box::new(input)).is_ok()
+    }
 }
 
 /// The sessions that have ended recently, each with the time until which that is known. Addresses and session ids are
@@ -142,15 +152,103 @@ impl IbbStreams {
     }
 }
 
+/// The sessions, by each of their users and the address under which the other one appears there. Addresses are kept
+/// once, and found by keyed hashes.
+#[derive(Debug, Default)]
+pub(super) struct Legs {
+    hasher: RandomState,
+    by_ends: HashMap<u64, Vec<SessionEntry>>,
+    /// The keys above of the legs of each user, by its address.
+    by_user: HashMap<u64, Vec<u64>>,
+}
+
+impl Legs {
+    fn key(&self, user: &Jid, mask: &Jid) -> u64 {
+        self.hasher.hash_one((user.as_str(), mask.as_str()))
+    }
+
+    /// Returns the legs of a user at one address here.
+    pub(super) fn between(&self, user: &Jid, mask: &Jid) -> impl Iterator<Item = &SessionEntry> {
+        let entries = self.by_ends.get(&self.key(user, mask)).into_iter().flatten();
+        entries.filter(move |entry| entry.pair.0 == *user && entry.pair.1 == *mask)
+    }
+
+    /// Returns the same.
+    pub(super) fn between_mut(
+        &mut self,
+        user: &Jid,
+        mask: &Jid,
+    ) -> impl Iterator<Item = &mut SessionEntry> {
+        let key = self.key(user, mask);
+        let entries = self.by_ends.get_mut(&key).into_iter().flatten();
+        entries.filter(move |entry| entry.pair.0 == *user && entry.pair.1 == *mask)
+    }
+
+    /// Returns whether a user has a leg.
+    pub(super) fn has_user(&self, user: &Jid) -> bool {
+        let keys = self.by_user.get(&self.hasher.hash_one(user.as_str())).into_iter().flatten();
+        let mut entries = keys.filter_map(|key| self.by_ends.get(key)).flatten();
+        entries.any(|entry| entry.pair.0 == *user)
+    }
+
+    /// Calls a function for all legs of a user.
+    pub(super) fn for_user(&mut self, user: &Jid, mut each: impl FnMut(&mut SessionEntry)) {
+        let keys = self.by_user.get(&self.hasher.hash_one(user.as_str())).into_iter().flatten();
+        for key in keys {
+            let entries = self.by_ends.get_mut(key).into_iter().flatten();
+            entries.filter(|entry| entry.pair.0 == *user).for_each(&mut each);
+        }
+    }
+
+    /// Returns all legs.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &SessionEntry> {
+        self.by_ends.values().flatten()
+    }
+
+    /// Returns all legs.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut SessionEntry> {
+        self.by_ends.values_mut().flatten()
+    }
+
+    pub(super) fn insert(&mut self, entry: SessionEntry) {
+        let (user, mask) = &*entry.pair;
+        let (key, user) = (self.key(user, mask), self.hasher.hash_one(user.as_str()));
+        // Nearly all have one.
+        let entries = self.by_ends.entry(key).or_insert_with(|| Vec::with_capacity(1));
+        if entries.is_empty() {
+            self.by_user.entry(user).or_insert_with(|| Vec::with_capacity(1)).push(key);
+        }
+        entries.push(entry);
+    }
+
+    /// Removes the legs of one session at these addresses, and returns their session ids. Another session may have the
+    /// same by now.
+    pub(super) fn remove(&mut self, pair: &Pair, facts: &Arc<Facts>) -> Vec<String> {
+        let key = self.key(&pair.0, &pair.1);
+        let Some(entries) = self.by_ends.get_mut(&key) else { return Vec::new() };
+        let removed = entries.extract_if(.., |entry| Arc::ptr_eq(&entry.facts, facts));
+        let removed = removed.map(|entry| entry.sid).collect();
+        if entries.is_empty() {
+            self.by_ends.remove(&key);
+            let user = self.hasher.hash_one(pair.0.as_str());
+            if let Some(keys) = self.by_user.get_mut(&user) {
+                keys.retain(|known| *known != key);
+                if keys.is_empty() {
+                    self.by_user.remove(&user);
+                }
+            }
+        }
+        removed
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     pub(super) rooms: Rooms,
-    pub(super) sessions: HashMap<Pair, Vec<SessionEntry>>,
-    /// The addresses under which a user has sessions.
-    pub(super) masks: HashMap<Jid, HashSet<Jid>>,
+    pub(super) legs: Legs,
     pub(super) streams: IbbStreams,
     /// Pairs whose session has ended and whose streams may still lack an answer to their close, with the deadline.
-    pub(super) closing: VecDeque<(Instant, Pair)>,
+    pub(super) closing: VecDeque<(Instant, Arc<Pair>)>,
     /// Shares of sessions, by the user that began them.
     pub(super) shares: Shares,
     pub(super) features: features::Cache,
@@ -161,13 +259,12 @@ pub(super) struct Directory {
 impl Directory {
     /// Returns the entries of a leg.
     pub(super) fn of_leg(&mut self, peer: &SessionPeer) -> impl Iterator<Item = &mut SessionEntry> {
-        let entries = self.sessions.get_mut(&peer.pair()).into_iter().flatten();
-        entries.filter(|entry| entry.sid == peer.sid)
+        self.legs.between_mut(&peer.user, &peer.mask).filter(|entry| entry.sid == peer.sid)
     }
 
     /// Returns whether there is a session with that sid.
-    pub(super) fn has(&self, pair: &Pair, sid: &str) -> bool {
-        self.sessions.get(pair).is_some_and(|entries| entries.iter().any(|entry| entry.sid == sid))
+    pub(super) fn has(&self, (user, mask): &Pair, sid: &str) -> bool {
+        self.legs.between(user, mask).any(|entry| entry.sid == sid)
     }
 
     /// Forgets the streams of a pair that are over; returns whether all are.
@@ -183,10 +280,5 @@ impl Directory {
         {
             self.drop_streams(&pair);
         }
-    }
-
-    pub(super) fn insert(&mut self, pair: &Pair, entry: SessionEntry) {
-        self.masks.entry(pair.0.clone()).or_default().insert(pair.1.clone());
-        self.sessions.entry(pair.clone()).or_default().push(entry);
     }
 }

@@ -10,6 +10,7 @@ use fingerpost_wire::{
     stanza::{RequestKind, Stanza},
     transport_kind::TransportKind,
 };
+use futures::StreamExt as _;
 use minidom::Element;
 use tokio::{
     sync::watch,
@@ -116,7 +117,7 @@ impl SessionDriver {
             }
             let input = tokio::select! {
                 biased;
-                input = inbox.recv() => {
+                input = inbox.next() => {
                     input.map_or_else(|| SessionInput::Drain(Instant::now()), |input| *input)
                 }
                 Some(done) = self.work.join_next() => match done {
@@ -147,6 +148,11 @@ impl SessionDriver {
             let guard = self.into_guard();
             return again(stanza, error, Left { guard, inbox }).await;
         }
+        Box::pin(self.leave(inbox)).await;
+    }
+
+    /// Ends what is left: requests that came too late, then bytes.
+    async fn leave(&mut self, mut inbox: Inbox) {
         inbox.close();
         self.guard.leave();
         while let Ok(input) = inbox.try_recv() {
@@ -155,7 +161,7 @@ impl SessionDriver {
             }
         }
         if self.relaying {
-            Box::pin(self.linger()).await;
+            self.linger().await;
         }
     }
 

@@ -69,7 +69,7 @@ struct JournalState {
     /// Whether the last write failed; then sessions do not wait for the next.
     failing: bool,
     /// The present sessions, and what becomes of their lines.
-    lines: HashMap<String, LineFate>,
+    lines: HashMap<Arc<str>, LineFate>,
 }
 
 /// The journal of one component. Cheap to clone.
@@ -86,8 +86,9 @@ pub struct Journal {
 /// A session in the journal. Dropping it removes the session.
 #[derive(Debug)]
 pub(super) struct JournalLine {
-    journal: Journal,
-    session: String,
+    state: Arc<Mutex<JournalState>>,
+    news: Arc<Notify>,
+    session: Arc<str>,
     noted: bool,
     written: Option<oneshot::Receiver<()>>,
 }
@@ -99,7 +100,7 @@ impl Journal {
     }
 
     fn lock(&self) -> MutexGuard<'_, JournalState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Records the beginning of a session.
@@ -108,12 +109,13 @@ impl Journal {
         peers: impl IntoIterator<Item = &'a SessionPeer>,
     ) -> JournalLine {
         let mut line = JournalLine {
-            journal: self.clone(),
-            session: self.run.clone() + &random_id(),
+            state: Arc::clone(&self.state),
+            news: Arc::clone(&self.news),
+            session: (self.run.clone() + &random_id()).into(),
             noted: false,
             written: None,
         };
-        self.lock().lines.insert(line.session.clone(), LineFate::Removed);
+        self.lock().lines.insert(Arc::clone(&line.session), LineFate::Removed);
         line.write(peers);
         line
     }
@@ -241,8 +243,9 @@ impl Journal {
         }
         let forgetting = async {
             let mut going_on = self.open(true).await?;
-            let streams =
-                |side: &OpenSide| self.lock().lines.get(&side.session) == Some(&LineFate::Streams);
+            let streams = |side: &OpenSide| {
+                self.lock().lines.get(side.session.as_str()) == Some(&LineFate::Streams)
+            };
             going_on.retain(streams);
             self.forget(going_on).await
         };
@@ -260,6 +263,11 @@ impl Journal {
     }
 }
 
+/// Never held over an `.await`.
+fn lock(state: &Mutex<JournalState>) -> MutexGuard<'_, JournalState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn terminate(side: &OpenSide) -> Element {
     let frame = Frame {
         namespace: &side.namespace,
@@ -275,7 +283,7 @@ impl JournalLine {
     /// Records the session as it is now.
     pub(super) fn write<'a>(&mut self, peers: impl IntoIterator<Item = &'a SessionPeer>) {
         let side = |peer: &SessionPeer| OpenSide {
-            session: self.session.clone(),
+            session: self.session.to_string(),
             user: peer.user.clone(),
             mask: peer.mask.clone(),
             sid: peer.sid.clone(),
@@ -283,22 +291,22 @@ impl JournalLine {
         };
         let sides = peers.into_iter().map(side).collect();
         let (sender, receiver) = oneshot::channel();
-        let mut state = self.journal.lock();
-        let fresh = match state.changes.get(&self.session) {
+        let mut state = lock(&self.state);
+        let fresh = match state.changes.get(&*self.session) {
             Some(LineChange::Begun { fresh, .. }) => *fresh,
             _ => !self.noted,
         };
         let waiting = (!state.failing).then_some(sender);
-        state.changes.insert(self.session.clone(), LineChange::Begun { sides, fresh, waiting });
+        state.changes.insert(self.session.to_string(), LineChange::Begun { sides, fresh, waiting });
         drop(state);
         self.noted = true;
         self.written = Some(receiver);
-        self.journal.news.notify_one();
+        self.news.notify_one();
     }
 
     /// Notes that the session continues without a link: its bytes go from one socket to another.
     pub(super) fn streams(&self) {
-        if let Some(fate) = self.journal.lock().lines.get_mut(&self.session)
+        if let Some(fate) = lock(&self.state).lines.get_mut(&self.session)
             && *fate == LineFate::Removed
         {
             *fate = LineFate::Streams;
@@ -315,16 +323,16 @@ impl JournalLine {
 
 impl Drop for JournalLine {
     fn drop(&mut self) {
-        let mut state = self.journal.lock();
+        let mut state = lock(&self.state);
         if state.lines.remove(&self.session) == Some(LineFate::Left) {
             return;
         }
         if !matches!(
-            state.changes.remove(&self.session),
+            state.changes.remove(&*self.session),
             Some(LineChange::Begun { fresh: true, .. })
         ) {
-            state.changes.insert(self.session.clone(), LineChange::Ended);
-            self.journal.news.notify_one();
+            state.changes.insert(self.session.to_string(), LineChange::Ended);
+            self.news.notify_one();
         }
     }
 }

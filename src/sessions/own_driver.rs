@@ -7,6 +7,7 @@ use fingerpost_secure::{
     stream::{self, TlsError, TlsStream},
 };
 use fingerpost_wire::{print::Print, stanza::Refusal};
+use futures::StreamExt as _;
 use minidom::Element;
 use time::OffsetDateTime;
 use tokio::{
@@ -74,7 +75,7 @@ impl OwnDriver {
                 break;
             }
             let input = tokio::select! {
-                input = inbox.recv() => {
+                input = inbox.next() => {
                     input.map_or_else(|| SessionInput::Drain(Instant::now()), |input| *input)
                 }
                 Some(done) = self.work.join_next() => match done {
@@ -94,7 +95,7 @@ impl OwnDriver {
             self.session.handle(input);
         }
         inbox.close();
-        while let Some(input) = inbox.recv().await {
+        while let Some(input) = inbox.next().await {
             self.session.handle(*input);
             while let Some(action) = self.session.poll_action() {
                 self.perform(action).await;

@@ -116,7 +116,7 @@ impl BrokerState {
 /// Removes a session from the tables whenever its task ends.
 pub(super) struct SessionGuard {
     pub(super) shared: Arc<BrokerState>,
-    pub(super) pairs: Vec<Pair>,
+    pub(super) pairs: Vec<Arc<Pair>>,
     pub(super) facts: Arc<Facts>,
     pub(super) place: Place,
 }
@@ -127,22 +127,8 @@ impl SessionGuard {
         let now = Instant::now();
         let mut state = self.shared.lock();
         for pair in &self.pairs {
-            let Directory { sessions, masks, ended, .. } = &mut *state;
-            if let Some(entries) = sessions.get_mut(pair) {
-                // Another session may have the sid by now.
-                for entry in entries.extract_if(.., |entry| Arc::ptr_eq(&entry.facts, &self.facts))
-                {
-                    ended.insert(pair, &entry.sid, now);
-                }
-                if entries.is_empty() {
-                    sessions.remove(pair);
-                    if let Some(of_user) = masks.get_mut(&pair.0) {
-                        of_user.remove(&pair.1);
-                        if of_user.is_empty() {
-                            masks.remove(&pair.0);
-                        }
-                    }
-                }
+            for sid in state.legs.remove(pair, &self.facts) {
+                state.ended.insert(pair, &sid, now);
             }
         }
     }
@@ -156,7 +142,7 @@ impl Drop for SessionGuard {
         state.drop_closed(now);
         for pair in &self.pairs {
             if !state.drop_streams(pair) {
-                state.closing.push_back((now + CLOSING, pair.clone()));
+                state.closing.push_back((now + CLOSING, Arc::clone(pair)));
             }
         }
         state.shares.give_back(&self.place);
