@@ -18,6 +18,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    hash::{BuildHasher, RandomState},
+    num::NonZeroU64,
     sync::Arc,
     time::Duration,
 };
@@ -27,13 +29,13 @@ use jid::{BareJid, FullJid, Jid};
 use tokio::time::Instant;
 
 /// The bytes that users with access share: at most 16 resources each.
-const USERS: Limits = Limits::new(44 << 20, 16 * ENTRY_MAX, 4);
+const USERS: Limits = Limits::new(50 << 20, 16 * ENTRY_MAX, 4);
 /// The bytes that all others share: callees of sessions need no access.
 const GUESTS: Limits = Limits::new(8 << 20, 4 * ENTRY_MAX, 1);
 /// The most resources of one user, with access and without.
 const RESOURCES: (usize, usize) = (16, 4);
 /// The bytes of an entry besides its addresses: measured, and rounded up.
-const ENTRY: usize = 512;
+const ENTRY: usize = 352;
 /// The largest entry: two addresses of the greatest length.
 const ENTRY_MAX: usize = ENTRY + 2 * 3071;
 
@@ -106,6 +108,36 @@ pub enum ResourceChoice {
     Nobody(Option<Instant>),
 }
 
+/// A time in half of an [`Instant`]'s memory: nanoseconds since a table was created, plus one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Moment(NonZeroU64);
+
+impl Moment {
+    /// Returns the time later by `span`.
+    fn after(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(nanos(span)))
+    }
+}
+
+fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The clock of a table.
+#[derive(Clone, Copy, Debug)]
+struct Clock(Instant);
+
+impl Clock {
+    fn moment(self, at: Instant) -> Moment {
+        let since = nanos(at.saturating_duration_since(self.0));
+        Moment(NonZeroU64::MIN.saturating_add(since))
+    }
+
+    fn instant(self, moment: Moment) -> Instant {
+        self.0 + Duration::from_nanos(moment.0.get() - 1)
+    }
+}
+
 #[derive(Debug)]
 struct Resource {
     jid: Arc<FullJid>,
@@ -113,22 +145,25 @@ struct Resource {
     /// Whether it has shown itself since the link came up.
     confirmed: bool,
     /// When it last sent something.
-    heard: Option<Instant>,
+    heard: Option<Moment>,
     /// When it last answered a check.
-    answered: Option<Instant>,
+    answered: Option<Moment>,
     /// When it was checked for a session, until that is settled.
-    asked: Option<Instant>,
+    asked: Option<Moment>,
     /// When the first of its unanswered checks was sent, and when the last one timed out.
-    silent: Option<(Instant, Instant)>,
+    silent: Option<(Moment, Moment)>,
     /// Whether it is forgotten at its next turn.
     is_lost: bool,
     has_access: bool,
     /// When it is checked next, with a number that makes the key unique.
-    due: (Instant, u64),
+    due: Due,
     /// When it was last reported to the database.
-    remembered: Option<Instant>,
+    remembered: Option<Moment>,
     place: Place,
 }
+
+/// When a resource is checked, with a number that makes the key unique.
+type Due = (Moment, u64);
 
 /// A silent resource, and since when.
 type SilentSince = (Arc<FullJid>, Instant);
@@ -136,10 +171,13 @@ type SilentSince = (Arc<FullJid>, Instant);
 /// The reachable resources of each user.
 #[derive(Debug)]
 pub struct Presences {
-    users: HashMap<BareJid, Vec<Resource>>,
+    hasher: RandomState,
+    /// By the keyed hash of the bare JID, which nobody can choose to collide.
+    users: HashMap<u64, Vec<Resource>>,
     /// The shares of users with access, and of others.
     shares: [Shares; 2],
-    due: BTreeMap<(Instant, u64), Arc<FullJid>>,
+    due: BTreeMap<Due, Arc<FullJid>>,
+    clock: Clock,
     number: u64,
     /// When the next check may be sent; `None` while the link is down.
     ask_at: Option<Instant>,
@@ -156,13 +194,22 @@ impl Presences {
     /// Creates an empty table; the link is down.
     pub fn new() -> Self {
         Self {
+            hasher: RandomState::new(),
             users: HashMap::new(),
             shares: Default::default(),
             due: BTreeMap::new(),
+            // Times shortly before are valid too.
+            clock: Clock(Instant::now().checked_sub(AGE).unwrap_or_else(Instant::now)),
             number: 0,
             ask_at: None,
             changes: VecDeque::new(),
         }
+    }
+
+    /// Returns the key of the user of an address.
+    fn user(&self, jid: &str) -> u64 {
+        let (bare, _) = jid.split_once('/').unwrap_or((jid, ""));
+        self.hasher.hash_one(bare)
     }
 
     /// Takes the presence of a resource that is available. Returns whether the user was not reachable before.
@@ -177,13 +224,14 @@ impl Presences {
         now: Instant,
     ) -> Result<bool, Full> {
         let came = !self.is_reachable(&jid.to_bare());
+        let at = self.clock.moment(now);
         let due = self.next_due(now + AGE);
         if let Some(resource) = self.find(&jid) {
             let old = std::mem::replace(&mut resource.due, due);
             resource.confirmed = true;
             resource.silent = None;
             resource.is_lost = false;
-            resource.heard = Some(now);
+            resource.heard = Some(at);
             let changed = resource.priority != priority;
             resource.priority = priority;
             let (jid, has_access) = (Arc::clone(&resource.jid), resource.has_access);
@@ -197,9 +245,9 @@ impl Presences {
         }
         let resource = self.insert(jid, priority, has_access, due)?;
         resource.confirmed = true;
-        resource.heard = Some(now);
+        resource.heard = Some(at);
         if has_access {
-            resource.remembered = Some(now);
+            resource.remembered = Some(at);
             let jid = Arc::clone(&resource.jid);
             let change = PresenceChange::Remember { jid, priority, is_new: true };
             self.changes.push_back(change);
@@ -209,12 +257,12 @@ impl Presences {
 
     /// Removes a resource that went away. Returns whether it was known.
     pub fn unavailable(&mut self, jid: &FullJid) -> bool {
-        let bare = jid.to_bare();
-        let Some(resources) = self.users.get_mut(&bare) else { return false };
+        let user = self.user(jid.as_str());
+        let Some(resources) = self.users.get_mut(&user) else { return false };
         let Some(at) = resources.iter().position(|known| *known.jid == *jid) else { return false };
         let resource = resources.remove(at);
         if resources.is_empty() {
-            self.users.remove(&bare);
+            self.users.remove(&user);
         }
         self.forget(&resource);
         true
@@ -225,9 +273,9 @@ impl Presences {
         if self.find(&jid).is_some() {
             return;
         }
-        let due = self.next_due(now);
+        let (due, at) = (self.next_due(now), self.clock.moment(now));
         match self.insert(jid.clone(), priority, true, due) {
-            Ok(resource) => resource.remembered = Some(now),
+            Ok(resource) => resource.remembered = Some(at),
             Err(_) => {
                 let jid = Arc::new(jid);
                 self.changes.push_back(PresenceChange::Gone { jid, remembered: true });
@@ -238,7 +286,7 @@ impl Presences {
     /// Handles a link that came up: users may have gone away meanwhile.
     pub fn link_is_up(&mut self, now: Instant) {
         self.ask_at = Some(now);
-        let mut number = self.number;
+        let (mut number, at) = (self.number, self.clock.moment(now));
         self.due.clear();
         for resource in self.users.values_mut().flatten() {
             number += 1;
@@ -246,7 +294,7 @@ impl Presences {
             resource.silent = None;
             resource.is_lost = false;
             resource.heard = None;
-            resource.due = (now, number);
+            resource.due = (at, number);
             self.due.insert(resource.due, Arc::clone(&resource.jid));
         }
         self.number = number;
@@ -265,7 +313,7 @@ impl Presences {
     /// Returns when [`Presences::ask`] has a resource to check.
     pub fn deadline(&self) -> Option<Instant> {
         let ask_at = self.ask_at?;
-        self.due.first_key_value().map(|((due, _), _)| ask_at.max(*due))
+        self.due.first_key_value().map(|((due, _), _)| ask_at.max(self.clock.instant(*due)))
     }
 
     /// Returns the resource to check now; call until `None`. Give its answer to [`Presences::answered`]. If it cannot
@@ -276,10 +324,12 @@ impl Presences {
                 return None;
             }
             let (_, jid) = self.due.pop_first()?;
+            let clock = self.clock;
             let lost = self.find(&jid).filter(|resource| resource.is_lost);
-            match lost.and_then(|resource| resource.silent) {
+            let seen = lost.and_then(|resource| resource.silent);
+            match seen.map(|(_, seen)| clock.instant(seen)) {
                 None => break jid,
-                Some((_, seen)) if seen + LATE > now => self.put_off(&jid, seen + LATE),
+                Some(seen) if seen + LATE > now => self.put_off(&jid, seen + LATE),
                 Some(_) => {
                     self.unavailable(&jid);
                 }
@@ -298,11 +348,12 @@ impl Presences {
 
     /// Notes that a resource sent something.
     pub fn heard(&mut self, jid: &Jid, now: Instant) {
-        let Some(resources) = self.users.get_mut(&jid.to_bare()) else { return };
+        let (user, at) = (self.user(jid.as_str()), self.clock.moment(now));
+        let Some(resources) = self.users.get_mut(&user) else { return };
         let resource = resources.iter_mut().find(|known| known.jid.as_str() == jid.as_str());
         if let Some(resource) = resource {
             resource.confirmed = true;
-            resource.heard = Some(now);
+            resource.heard = Some(at);
             resource.silent = None;
             resource.is_lost = false;
         }
@@ -310,6 +361,7 @@ impl Presences {
 
     /// Takes the result of a check that was sent at `asked`.
     pub fn answered(&mut self, jid: &FullJid, sign: Sign, asked: Instant, now: Instant) {
+        let (asked, at) = (self.clock.moment(asked), self.clock.moment(now));
         let Some(resource) = self.find(jid) else { return };
         resource.asked = None;
         // A busy client may answer late: anything that it sent counts as an answer.
@@ -320,8 +372,8 @@ impl Presences {
                 resource.confirmed = true;
                 resource.silent = None;
                 resource.is_lost = false;
-                resource.heard = Some(now);
-                resource.answered = Some(now);
+                resource.heard = Some(at);
+                resource.answered = Some(at);
                 let has_access = resource.has_access;
                 self.put_off(jid, now + AGE);
                 if has_access {
@@ -330,14 +382,14 @@ impl Presences {
             }
             Sign::Silence | Sign::Refused => match resource.silent {
                 None => {
-                    resource.silent = Some((asked, now));
+                    resource.silent = Some((asked, at));
                     resource.confirmed = false;
                     self.put_off(jid, now + AGAIN);
                 }
                 Some((since, _)) => {
-                    resource.silent = Some((since, now));
+                    resource.silent = Some((since, at));
                     // The answer to this check may still come.
-                    let is_long = now.saturating_duration_since(since) >= LOST;
+                    let is_long = at >= since.after(LOST);
                     if is_long && !std::mem::replace(&mut resource.is_lost, true) {
                         self.put_off(jid, now + LATE);
                     }
@@ -357,12 +409,13 @@ impl Presences {
 
     /// Returns all reachable resources of a user.
     pub fn all(&self, user: &BareJid) -> impl Iterator<Item = &FullJid> {
-        self.users.get(user).into_iter().flatten().map(|resource| &*resource.jid)
+        let resources = self.users.get(&self.user(user.as_str())).into_iter().flatten();
+        resources.map(|resource| &*resource.jid)
     }
 
     /// Returns whether the user has another resource, not in `tried`, that may take a stanza for the bare JID.
     pub fn has_other(&self, jid: &Jid, tried: &[FullJid]) -> bool {
-        let own = self.users.get(&jid.to_bare()).into_iter().flatten();
+        let own = self.users.get(&self.user(jid.as_str())).into_iter().flatten();
         let mut others = own.filter(|other| other.jid.as_str() != jid.as_str());
         others.any(|other| {
             other.priority >= 0 && other.silent.is_none() && !tried.contains(&other.jid)
@@ -371,7 +424,8 @@ impl Presences {
 
     /// Returns whether any resource may take stanzas for the bare JID.
     fn is_reachable(&self, user: &BareJid) -> bool {
-        self.users.get(user).into_iter().flatten().any(|resource| resource.priority >= 0)
+        let mut resources = self.users.get(&self.user(user.as_str())).into_iter().flatten();
+        resources.any(|resource| resource.priority >= 0)
     }
 
     /// Chooses the resource that gets a stanza for the bare JID which came at `since`. Returns also the resources to
@@ -389,9 +443,12 @@ impl Presences {
         fit: impl Fn(&FullJid) -> Option<u8>,
         now: Instant,
     ) -> (ResourceChoice, Vec<Arc<FullJid>>) {
+        let clock = self.clock;
+        let (since, at) = (clock.moment(since), clock.moment(now));
         let mut none: [Resource; 0] = [];
-        let resources = self.users.get_mut(user).map_or(&mut none[..], Vec::as_mut_slice);
-        let is_sure = |at: Option<Instant>| at.is_some_and(|at| at >= since);
+        let user = self.user(user.as_str());
+        let resources = self.users.get_mut(&user).map_or(&mut none[..], Vec::as_mut_slice);
+        let is_sure = |at: Option<Moment>| at.is_some_and(|at| at >= since);
         let mut order: Vec<_> = resources
             .iter_mut()
             .enumerate()
@@ -415,9 +472,9 @@ impl Presences {
         let (mut ask, mut waiting, mut silent) = (Vec::new(), 0, None);
         for (_, fit, resource) in order {
             if let Some((began, seen)) = resource.silent
-                && seen + SILENT > since
+                && seen.after(SILENT) > since
             {
-                silent = silent.max(Some(began));
+                silent = silent.max(Some(clock.instant(began)));
                 continue;
             }
             if is_sure(resource.heard) && (fit.is_some() || is_alone) {
@@ -431,7 +488,7 @@ impl Presences {
             }
             waiting += 1;
             if resource.asked.is_none() {
-                resource.asked = Some(now);
+                resource.asked = Some(at);
                 ask.push(Arc::clone(&resource.jid));
             }
         }
@@ -446,15 +503,17 @@ impl Presences {
         now: Instant,
     ) -> (Vec<Arc<FullJid>>, Vec<SilentSince>) {
         let (mut ask, mut silent) = (Vec::new(), Vec::new());
-        for resource in self.users.get_mut(user).into_iter().flatten() {
+        let (clock, at) = (self.clock, self.clock.moment(now));
+        let user = self.user(user.as_str());
+        for resource in self.users.get_mut(&user).into_iter().flatten() {
             match resource.silent {
-                Some((since, seen)) if seen + SILENT > now => {
-                    silent.push((Arc::clone(&resource.jid), since));
+                Some((since, seen)) if seen.after(SILENT) > at => {
+                    silent.push((Arc::clone(&resource.jid), clock.instant(since)));
                 }
-                _ if resource.heard.is_some_and(|heard| heard + FRESH >= now) => {}
+                _ if resource.heard.is_some_and(|heard| heard.after(FRESH) >= at) => {}
                 _ if resource.asked.is_some() => {}
                 _ => {
-                    resource.asked = Some(now);
+                    resource.asked = Some(at);
                     ask.push(Arc::clone(&resource.jid));
                 }
             }
@@ -464,9 +523,9 @@ impl Presences {
 
     /// Returns since when a resource does not answer, if it does not.
     pub fn silent_since(&self, jid: &FullJid) -> Option<Instant> {
-        let resources = self.users.get(&jid.to_bare())?;
+        let resources = self.users.get(&self.user(jid.as_str()))?;
         let resource = resources.iter().find(|resource| *resource.jid == *jid)?;
-        resource.silent.map(|(since, _)| since)
+        resource.silent.map(|(since, _)| self.clock.instant(since))
     }
 
     /// Returns how many resources are reachable.
@@ -480,13 +539,14 @@ impl Presences {
     }
 
     fn find(&mut self, jid: &FullJid) -> Option<&mut Resource> {
-        let resources = self.users.get_mut(&jid.to_bare())?;
+        let user = self.user(jid.as_str());
+        let resources = self.users.get_mut(&user)?;
         resources.iter_mut().find(|resource| *resource.jid == *jid)
     }
 
-    fn next_due(&mut self, at: Instant) -> (Instant, u64) {
+    fn next_due(&mut self, at: Instant) -> Due {
         self.number += 1;
-        (at, self.number)
+        (self.clock.moment(at), self.number)
     }
 
     /// Takes a place for a new resource. If a user has the most that a user may have, its oldest one makes room.
@@ -495,11 +555,12 @@ impl Presences {
         jid: FullJid,
         priority: i8,
         has_access: bool,
-        due: (Instant, u64),
+        due: Due,
     ) -> Result<&mut Resource, Full> {
         let bare = jid.to_bare();
         let most = if has_access { RESOURCES.0 } else { RESOURCES.1 };
-        let own = self.users.get(&bare).map(Vec::as_slice).unwrap_or_default();
+        let user = self.user(jid.as_str());
+        let own = self.users.get(&user).map(Vec::as_slice).unwrap_or_default();
         if own.len() >= most
             && let Some(oldest) = own.first().map(|resource| Arc::clone(&resource.jid))
         {
@@ -510,7 +571,7 @@ impl Presences {
         let place = self.shares[usize::from(!has_access)].take(&bare, weight, limits)?;
         let jid = Arc::new(jid);
         self.due.insert(due, Arc::clone(&jid));
-        let resources = self.users.entry(bare).or_default();
+        let resources = self.users.entry(user).or_default();
         resources.reserve_exact(1);
         resources.push(Resource {
             jid,
@@ -550,7 +611,8 @@ impl Presences {
 
     /// Makes a resource the latest among equals.
     fn make_latest(&mut self, jid: &FullJid) {
-        let Some(resources) = self.users.get_mut(&jid.to_bare()) else { return };
+        let user = self.user(jid.as_str());
+        let Some(resources) = self.users.get_mut(&user) else { return };
         if let Some(at) = resources.iter().position(|resource| *resource.jid == *jid) {
             let resource = resources.remove(at);
             resources.push(resource);
@@ -558,11 +620,11 @@ impl Presences {
     }
 
     fn remember_again(&mut self, jid: &FullJid, changed: bool, now: Instant) {
+        let at = self.clock.moment(now);
         let Some(resource) = self.find(jid) else { return };
-        let is_old =
-            resource.remembered.is_none_or(|at| now.saturating_duration_since(at) >= STORE_AGAIN);
+        let is_old = resource.remembered.is_none_or(|before| at >= before.after(STORE_AGAIN));
         if changed || is_old {
-            let is_new = resource.remembered.replace(now).is_none();
+            let is_new = resource.remembered.replace(at).is_none();
             let (jid, priority) = (Arc::clone(&resource.jid), resource.priority);
             let change = PresenceChange::Remember { jid, priority, is_new };
             self.changes.push_back(change);

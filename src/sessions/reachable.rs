@@ -38,7 +38,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// Resources that were not seen for this long before the start are not checked.
 const OLD: Duration = Duration::from_secs(24 * 3600);
 /// The most resources that are read at the start.
-const READ: u32 = 50_000;
+const READ: u32 = 120_000;
 
 /// A pending change of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
