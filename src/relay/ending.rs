@@ -73,40 +73,38 @@ impl WayFate {
     }
 }
 
-/// Waits until the remaining leg has got everything, or makes no progress for the idle time.
+/// Tells when the remaining leg has got everything, or has made no progress for the idle time.
 #[derive(Debug)]
 pub(super) struct Ending {
     idle_timeout: Duration,
     /// When the peer last acknowledged something, and the count of bytes that it had then.
     progress: Option<(Instant, u64)>,
     pause: Duration,
-    sleep: Option<Pin<Box<Sleep>>>,
+    /// When to check next.
+    due: Option<Instant>,
 }
 
 impl Ending {
     /// Creates an ending that begins now.
     pub(super) fn new(idle_timeout: Duration) -> Self {
-        Self { idle_timeout, progress: None, pause: PAUSE.0, sleep: None }
+        Self { idle_timeout, progress: None, pause: PAUSE.0, due: None }
     }
 
-    /// Returns `Ready` when the leg may be dropped.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, side: &impl LegEnd) -> Poll<()> {
-        loop {
-            if let Some(sleep) = &mut self.sleep {
-                ready!(sleep.as_mut().poll(cx));
-            }
-            let info = match side.delivery() {
-                Delivery::ByShutdown => return Poll::Ready(()),
-                Delivery::Tcp(info) => info,
-            };
-            let at = now();
-            let Some(pause) = self.next_look(info, at) else { return Poll::Ready(()) };
-            let deadline = (at + pause).into();
-            match &mut self.sleep {
-                Some(sleep) => sleep.as_mut().reset(deadline),
-                None => self.sleep = Some(Box::pin(tokio::time::sleep_until(deadline))),
-            }
+    /// Checks the leg if it is time. Returns when to come again; `None` when the leg may be dropped.
+    pub(super) fn look(
+        &mut self,
+        delivery: impl FnOnce() -> Delivery,
+        now: Instant,
+    ) -> Option<Instant> {
+        if let Some(due) = self.due.filter(|due| *due > now) {
+            return Some(due);
         }
+        let info = match delivery() {
+            Delivery::ByShutdown => return None,
+            Delivery::Tcp(info) => info,
+        };
+        self.due = self.next_look(info, now).map(|pause| now + pause);
+        self.due
     }
 
     /// Returns how long to wait before the next check; `None` if the ending is over.
@@ -131,6 +129,35 @@ impl Ending {
         let pause = self.pause;
         self.pause = (pause * 2).min(PAUSE.1);
         Some(pause)
+    }
+}
+
+/// An ending that a task waits for.
+#[derive(Debug)]
+pub(super) struct AwaitedEnding {
+    ending: Ending,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl AwaitedEnding {
+    /// Creates an ending that begins now.
+    pub(super) fn new(idle_timeout: Duration) -> Self {
+        Self { ending: Ending::new(idle_timeout), sleep: None }
+    }
+
+    /// Returns `Ready` when the leg may be dropped.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, side: &impl LegEnd) -> Poll<()> {
+        while let Some(at) = self.ending.look(|| side.delivery(), now()) {
+            let sleep = match &mut self.sleep {
+                Some(sleep) => {
+                    sleep.as_mut().reset(at.into());
+                    sleep
+                }
+                None => self.sleep.insert(Box::pin(tokio::time::sleep_until(at.into()))),
+            };
+            ready!(sleep.as_mut().poll(cx));
+        }
+        Poll::Ready(())
     }
 }
 

@@ -1,14 +1,20 @@
 //! Joins two legs of any kind.
 
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
 use fingerpost_carry::leg_end::LegEnd;
 use fingerpost_wire::transport_kind::TransportKind;
+use tokio::sync::oneshot;
 
 use super::{
-    pair::Relay,
-    pipe::{self, StreamOptions, StreamOutcome},
+    engine::PairId,
+    pipe::{self, Ended, StreamOptions, StreamOutcome},
     plane::Plane,
     socket::SocketLeg,
-    watch::StreamProgress,
+    watch::{Counters, StreamOwner, StreamProgress},
 };
 
 /// Joins two legs until both are done, and reports progress meanwhile. Two sockets are joined without copying where
@@ -25,9 +31,21 @@ pub async fn join(
 ) -> StreamOutcome {
     let outcome = match (initiator, responder) {
         (SocketLeg::Socket(a), SocketLeg::Socket(b)) => {
-            let relay = Box::pin(Relay::new(a, b, plane.clone(), options));
-            progress.follow(relay.watch());
-            relay.await
+            let (told, end) = oneshot::channel();
+            let joined =
+                Arc::new(Joined { counters: Counters::default(), told: Mutex::new(Some(told)) });
+            progress.follow(joined.clone());
+            let counters = Arc::clone(&joined);
+            let failed = |kind| counters.counters.outcome(Ended::Error(kind));
+            match plane.run(a, b, options, joined) {
+                Ok(id) => {
+                    let _cut = CutOnDrop { plane, id };
+                    // Nobody cuts it while this task waits, so the engine tells an outcome, unless its thread is gone.
+                    let outcome = end.await.ok().flatten();
+                    outcome.unwrap_or_else(|| failed(io::ErrorKind::Other))
+                }
+                Err(error) => failed(error.kind()),
+            }
         }
         (a, b) => {
             let open = OpenStream::new(plane, a.transport_kind(), b.transport_kind());
@@ -42,6 +60,39 @@ pub async fn join(
     };
     plane.ended(outcome.end);
     outcome
+}
+
+/// A pair of sockets whose end a task waits for.
+#[derive(Debug)]
+struct Joined {
+    counters: Counters,
+    told: Mutex<Option<oneshot::Sender<Option<StreamOutcome>>>>,
+}
+
+impl StreamOwner for Joined {
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn ended(&self, outcome: Option<StreamOutcome>) {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(told) = told {
+            // The task may have been dropped.
+            let _heard = told.send(outcome);
+        }
+    }
+}
+
+/// Cuts a pair when the task that waits for its end is dropped.
+struct CutOnDrop<'a> {
+    plane: &'a Plane,
+    id: PairId,
+}
+
+impl Drop for CutOnDrop<'_> {
+    fn drop(&mut self) {
+        self.plane.cut(self.id);
+    }
 }
 
 /// A stream's entry in the count of open ones.

@@ -1,6 +1,7 @@
 //! The metrics of streams, counted as things happen.
 
 use std::{
+    io,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -8,6 +9,7 @@ use std::{
 use fingerpost_wire::transport_kind::TransportKind;
 use strum::{IntoStaticStr, VariantArray};
 
+use super::pipe::Ended;
 use crate::metrics::{Histogram, head, sample};
 
 /// Why a connection or an activation was refused.
@@ -104,6 +106,17 @@ impl Metrics {
     /// Counts a refusal.
     pub(super) fn refused(&self, cause: Cause) {
         add(&self.refusals[cause as usize], 1);
+    }
+
+    /// Counts why a stream ended.
+    pub(super) fn ended(&self, end: Ended) {
+        match end {
+            Ended::Idle => self.timed_out(TimeoutPhase::Idle, 1),
+            Ended::NotTls => self.refused(Cause::NotTls),
+            // The component, keepalive, or the acknowledgements of an in-band leg found it.
+            Ended::Error(io::ErrorKind::TimedOut) => self.timed_out(TimeoutPhase::Vanished, 1),
+            Ended::Eof | Ended::Error(_) => {}
+        }
     }
 
     /// Counts timeouts.

@@ -10,6 +10,7 @@ mod byte_rate;
 mod clock;
 mod crowd;
 mod ending;
+mod engine;
 #[cfg(test)]
 mod ibb_stream_tests;
 pub mod join;

@@ -5,70 +5,101 @@
 //! takes a pipe, moves the bytes through it to the other socket, and gives the pipe back when nothing more comes. It
 //! keeps the pipe only while the other socket accepts nothing more, and not even then if other streams need it. It
 //! never fills the pipe much beyond the room of the other socket. Without a pipe it copies.
+//!
+//! A pair never waits. The [engine](super::engine) tells it what its sockets are ready for and runs it; the pair
+//! answers how it can go on.
 
 use std::{
-    cell::RefCell,
-    io,
-    pin::Pin,
+    io::{self, Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+    os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::Poll,
+    time::Instant,
 };
 
-use fingerpost_carry::{leg_end::LegEnd, tcp};
-use fingerpost_wire::client_hello::{self, Guard};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
-    net::TcpStream,
+use fingerpost_carry::{
+    leg_end::{self, Delivery},
+    tcp,
 };
+use fingerpost_wire::client_hello::{self, Guard};
 
 use super::{
+    admission::SocketAdmission,
+    byte_rate::ByteRate,
     ending::{Ending, WayFate},
-    pipe::{CopyFailure, Ended, RateLimit, StreamOptions, StreamOutcome},
-    plane::Plane,
-    socket::{self, Socket},
+    pipe::{CopyFailure, Ended, StreamOptions},
+    plane::{Resources, SLOW},
+    socket::Socket,
     splice::{Pipe, PipeAccount},
-    watch::{StreamNews, StreamWatch},
+    watch::{Silence, StreamNews, StreamOwner, add},
 };
 
 /// The size of the first read; a longer burst is worth a pipe.
 const PROBE: usize = 16 * 1024;
 
-/// The size of a read of a busy direction without a pipe.
-const COPY: usize = 64 * 1024;
+/// The size of a read of a busy direction without a pipe, and of the buffer of a thread.
+pub(super) const COPY: usize = 64 * 1024;
 
 /// The most bytes that are taken out of a pipe into memory when others need the pipe.
 const KEPT: usize = 2 * COPY;
 
-/// Rounds in one turn of the task, so that a busy direction starves neither the other direction nor other tasks.
-const ROUNDS: usize = 16;
+/// Rounds in one turn, so that a busy direction starves neither the other direction nor other pairs.
+const ROUNDS: usize = 4;
 
-thread_local! {
-    /// Holds bytes only within one turn of a task.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+/// What a thread of the engine lends a pair for one turn.
+#[derive(Debug)]
+pub(super) struct Turn<'a> {
+    /// The pipes and counters of all pairs.
+    pub(super) resources: &'a Resources,
+    /// A buffer of [`COPY`] bytes, which holds bytes only within the turn.
+    pub(super) buffer: &'a mut [u8],
+    /// The time.
+    pub(super) now: Instant,
 }
 
-/// A running stream between two sockets, as the future of its end. It behaves as [`super::pipe::relay_at_rate`] does.
+/// How a pair goes on after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// With another turn, after those of other pairs.
+    Again,
+    /// When a socket is ready for more, or at this time.
+    Wait(Option<Instant>),
+    /// Not at all.
+    Ended(Ended),
+}
+
+/// A socket of a pair, and what it is ready for as far as we know.
 #[derive(Debug)]
-pub(super) struct Relay {
-    a: Socket,
-    b: Socket,
+pub(super) struct Side {
+    stream: TcpStream,
+    /// A read may give bytes or the end; false once a read would have blocked.
+    readable: bool,
+    /// A write may take bytes; false once a write would have blocked.
+    writable: bool,
+    /// The peer has sent its last byte, or the connection is broken: reads never block again.
+    ended: bool,
+    /// Whether the engine is told when the socket takes bytes again. Most pairs never ask.
+    pub(super) reports_room: bool,
+}
+
+/// A running stream between two sockets. It behaves as [`super::pipe::relay_at_rate`] does.
+#[derive(Debug)]
+pub(super) struct Pair {
+    a: Side,
+    b: Side,
     forward: Way,
     backward: Way,
-    plane: Plane,
-    watch: Arc<StreamWatch>,
-    limit: Option<Box<RateLimit>>,
+    owner: Arc<dyn StreamOwner>,
+    silence: Silence,
+    account: PipeAccount,
+    limit: Option<Box<ByteRate>>,
     /// Present when one socket is gone and its bytes are written: the other one soon has them.
     ending: Option<Box<Ending>>,
-}
-
-/// The lender of pipes, and the account that borrows them.
-#[derive(Clone, Copy)]
-struct Lender<'a> {
-    plane: &'a Plane,
-    account: PipeAccount,
+    _admissions: [Option<SocketAdmission>; 2],
 }
 
 /// One direction.
@@ -101,80 +132,262 @@ struct KeptBytes {
     start: usize,
 }
 
-impl Relay {
-    /// Joins two sockets. The bytes that were already read from them go first.
-    pub(super) fn new(mut a: Socket, mut b: Socket, plane: Plane, options: StreamOptions) -> Self {
+/// Why a direction stops for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    /// A socket is not ready.
+    Socket,
+    /// The rate allows more at this time.
+    Rate(Instant),
+    /// It had its rounds.
+    Turn,
+}
+
+/// The result of a part of a turn.
+type Step<T> = Result<T, Stop>;
+
+enum Stop {
+    Pause(Pause),
+    Failure(CopyFailure),
+}
+
+impl From<Pause> for Stop {
+    fn from(pause: Pause) -> Self {
+        Self::Pause(pause)
+    }
+}
+
+impl From<CopyFailure> for Stop {
+    fn from(failure: CopyFailure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+/// The work of one turn for one direction: what it may use.
+struct Work<'a, 'b> {
+    turn: &'a mut Turn<'b>,
+    account: PipeAccount,
+    limit: &'a mut Option<Box<ByteRate>>,
+}
+
+impl Side {
+    fn new(stream: TcpStream) -> Self {
+        Self { stream, readable: true, writable: true, ended: false, reports_room: false }
+    }
+
+    /// Notes what the kernel reports.
+    pub(super) fn handle_ready(&mut self, readable: bool, writable: bool, ended: bool) {
+        self.readable |= readable || ended;
+        self.writable |= writable;
+        self.ended |= ended;
+    }
+
+    /// Returns whether a write would have blocked and nobody is told when it no longer would.
+    pub(super) fn wants_room(&self) -> bool {
+        !self.writable && !self.reports_room
+    }
+
+    /// Reads once; pending if nothing has come.
+    fn poll_read(&mut self, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let room = buffer.len();
+        let read = self.poll_io(true, |stream| (&*stream).read(buffer));
+        // Less than asked for: the next read would block, unless the end has come.
+        if matches!(read, Poll::Ready(Ok(n)) if n < room) && !self.ended {
+            self.readable = false;
+        }
+        read
+    }
+
+    /// Writes once; pending if the socket takes nothing.
+    fn poll_write(&mut self, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_io(false, |stream| (&*stream).write(bytes))
+    }
+
+    /// Calls the system if the socket is ready for it, as far as we know.
+    fn poll_io<T>(
+        &mut self,
+        reads: bool,
+        mut call: impl FnMut(&TcpStream) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        let ready = if reads { &mut self.readable } else { &mut self.writable };
+        if !*ready {
+            return Poll::Pending;
+        }
+        loop {
+            match call(&self.stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    *ready = false;
+                    return Poll::Pending;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    /// Ends our half in order; a close is no longer a reset. shutdown(2) never waits, and a connection that is gone
+    /// needs none.
+    fn finish(&self) {
+        leg_end::set_reset(&self.stream, false);
+        let _gone = self.stream.shutdown(Shutdown::Write);
+    }
+
+    fn delivery(&self) -> Delivery {
+        Delivery::Tcp(tcp::info(&self.stream))
+    }
+}
+
+impl AsFd for Side {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Pair {
+    /// Joins two sockets at the time `now`, `millis` on the plane's clock. The bytes that were already read from them
+    /// go first. Each session may move `bytes_per_second`, both directions together; 0 is any number.
+    ///
+    /// # Errors
+    /// The system's, if a socket cannot leave the runtime.
+    pub(super) fn new(
+        a: Socket,
+        b: Socket,
+        options: StreamOptions,
+        bytes_per_second: u64,
+        (now, millis): (Instant, u64),
+        owner: Arc<dyn StreamOwner>,
+    ) -> io::Result<Self> {
         let way = |early: Vec<u8>, guarded| Way {
             kept: (!early.is_empty()).then(|| Box::new(KeptBytes { bytes: early, start: 0 })),
             guarded,
             ..Way::default()
         };
-        let limit = match plane.rate() {
-            0 => None,
-            rate => Some(Box::new(RateLimit::new(rate))),
-        };
-        a.arm();
-        b.arm();
-        Self {
-            forward: way(a.take_early(), options.guard),
-            backward: way(b.take_early(), false),
-            watch: plane.watch(options.idle_timeout, options.account),
-            a,
-            b,
-            plane,
-            limit,
+        let (a, early, place) = a.into_parts()?;
+        let forward = way(early, options.guard);
+        let (b, early, other) = b.into_parts()?;
+        leg_end::set_reset(&a, true);
+        leg_end::set_reset(&b, true);
+        Ok(Self {
+            forward,
+            backward: way(early, false),
+            a: Side::new(a),
+            b: Side::new(b),
+            owner,
+            silence: Silence::new(options.idle_timeout, millis),
+            account: options.account,
+            limit: (bytes_per_second > 0).then(|| Box::new(ByteRate::new(bytes_per_second, now))),
             ending: None,
+            _admissions: [place, other],
+        })
+    }
+
+    /// Returns whether there is something to do before a socket is ready.
+    pub(super) fn has_early_bytes(&self) -> bool {
+        self.forward.kept.is_some() || self.backward.kept.is_some()
+    }
+
+    /// Returns the first socket, or the second.
+    pub(super) fn side(&self, second: bool) -> &Side {
+        if second { &self.b } else { &self.a }
+    }
+
+    /// Returns the first socket, or the second.
+    pub(super) fn side_mut(&mut self, second: bool) -> &mut Side {
+        if second { &mut self.b } else { &mut self.a }
+    }
+
+    /// Returns what others see of it.
+    pub(super) fn owner(&self) -> &Arc<dyn StreamOwner> {
+        &self.owner
+    }
+
+    /// Moves what can be moved now, within bounds.
+    pub(super) fn run(&mut self, turn: &mut Turn<'_>) -> Next {
+        let next = self.run_ways(turn);
+        match next {
+            Next::Ended(end) => self.settle(end),
+            _ => {
+                let holds = self.forward.owes() || self.backward.owes() || self.ending.is_some();
+                self.owner.counters().holds.store(holds, Ordering::Relaxed);
+            }
+        }
+        next
+    }
+
+    /// Looks at the silence at the time `millis`. `short` says that other pairs need pipes.
+    pub(super) fn look(&mut self, millis: u64, short: bool, resources: &Resources) -> Next {
+        let (moved, news) = self.silence.look(self.owner.counters().bytes(), millis);
+        if short && moved < SLOW {
+            self.forward.yield_pipe(resources, self.account);
+            self.backward.yield_pipe(resources, self.account);
+        }
+        match news {
+            StreamNews::Still => {
+                self.find_vanished(resources);
+                Next::Again
+            }
+            // An ending has its own bound.
+            StreamNews::Idle if self.ending.is_none() => {
+                let end = self.error().map_or(Ended::Idle, Ended::Error);
+                self.settle(end);
+                Next::Ended(end)
+            }
+            StreamNews::None | StreamNews::Idle => Next::Wait(None),
         }
     }
 
-    /// Returns its counters, which others may read.
-    pub(super) fn watch(&self) -> &Arc<StreamWatch> {
-        &self.watch
+    /// Gives back what it has borrowed. The bytes in its pipes are lost.
+    pub(super) fn release(&mut self, resources: &Resources) {
+        self.forward.release(resources, self.account);
+        self.backward.release(resources, self.account);
     }
 
-    fn poll_ways(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
-        let Self { a, b, forward, backward, plane, watch, limit, ending } = self;
+    fn run_ways(&mut self, turn: &mut Turn<'_>) -> Next {
+        let Self { a, b, forward, backward, limit, owner, account, .. } = self;
+        let (account, counters, resources) = (*account, owner.counters(), turn.resources);
         let (there, back) = loop {
-            let (a, b) = (a.stream_mut(), b.stream_mut());
-            let lender = Lender { plane, account: watch.account() };
-            let there = forward.poll(cx, a, b, lender, &watch.a_to_b, limit);
-            if let Poll::Ready(Err(end)) = there {
-                return Poll::Ready(end);
-            }
+            let mut work = Work { turn: &mut *turn, account, limit: &mut *limit };
+            let there = match forward.run(&mut work, a, b, &counters.a_to_b) {
+                Ok(there) => there,
+                Err(end) => return Next::Ended(end),
+            };
             if forward.guarded {
-                return Poll::Pending;
+                // Nothing of the second leg is passed on either.
+                return there.map_or(Next::Wait(None), Next::after);
             }
-            backward.heed(forward.fate, lender);
-            let back = backward.poll(cx, b, a, lender, &watch.b_to_a, limit);
-            if let Poll::Ready(Err(end)) = back {
-                return Poll::Ready(end);
-            }
-            // A direction that has just lost its sink is polled again; nothing else would wake it.
-            if !forward.heed(backward.fate, lender) {
-                break (there.is_ready(), back.is_ready());
+            backward.heed(forward.fate, resources, account);
+            let back = match backward.run(&mut work, b, a, &counters.b_to_a) {
+                Ok(back) => back,
+                Err(end) => return Next::Ended(end),
+            };
+            // A direction that has just lost its sink is run again; nothing else would run it.
+            if !forward.heed(backward.fate, resources, account) {
+                break (there, back);
             }
         };
         let a_gone = forward.fate.is_source_gone(backward.fate);
         let b_gone = backward.fate.is_source_gone(forward.fate);
-        let (delivered, left) = match (a_gone, b_gone) {
-            (false, false) if there && back => return Poll::Ready(Ended::Eof),
-            (false, false) => return Poll::Pending,
-            (true, false) => (there, &*b),
-            (false, true) => (back, &*a),
-            (true, true) => (false, &*a),
+        let waits = match (there, back) {
+            (Some(one), Some(other)) => Next::after(one).or(Next::after(other)),
+            (Some(one), None) | (None, Some(one)) => Next::after(one),
+            (None, None) => Next::Wait(None),
         };
-        if delivered {
-            let ending = ending.get_or_insert_with(|| Box::new(Ending::new(watch.idle_timeout())));
-            ready!(ending.poll(cx, left));
-        } else if !(a_gone && b_gone) {
-            return Poll::Pending;
+        let (delivered, left) = match (a_gone, b_gone) {
+            (false, false) if there.is_none() && back.is_none() => return Next::Ended(Ended::Eof),
+            (false, false) => return waits,
+            (true, false) => (there.is_none(), &*b),
+            (false, true) => (back.is_none(), &*a),
+            (true, true) => return Next::Ended(self.error().map_or(Ended::Eof, Ended::Error)),
+        };
+        if !delivered {
+            return waits;
         }
-        Poll::Ready(self.error().map_or(Ended::Eof, Ended::Error))
-    }
-
-    /// Returns whether a reader still waits for bytes.
-    fn holds(&self) -> bool {
-        self.forward.owes() || self.backward.owes() || self.ending.is_some()
+        let idle_timeout = self.silence.idle_timeout();
+        let ending = self.ending.get_or_insert_with(|| Box::new(Ending::new(idle_timeout)));
+        match ending.look(|| left.delivery(), turn.now) {
+            Some(at) => waits.or(Next::Wait(Some(at))),
+            None => Next::Ended(self.error().map_or(Ended::Eof, Ended::Error)),
+        }
     }
 
     fn error(&self) -> Option<io::ErrorKind> {
@@ -182,26 +395,25 @@ impl Relay {
     }
 
     /// Checks whether both peers of a stream that stands still are present.
-    fn find_vanished(&mut self) {
+    fn find_vanished(&mut self, resources: &Resources) {
         let (a, b) = (self.a.delivery(), self.b.delivery());
-        let lender = Lender { plane: &self.plane, account: self.watch.account() };
         if a.is_gone() {
             self.forward.fate.lost.get_or_insert(io::ErrorKind::TimedOut);
             self.backward.fate.broken.get_or_insert(io::ErrorKind::TimedOut);
-            self.backward.abandon(lender);
+            self.backward.abandon(resources, self.account);
         }
         if b.is_gone() {
             self.backward.fate.lost.get_or_insert(io::ErrorKind::TimedOut);
             self.forward.fate.broken.get_or_insert(io::ErrorKind::TimedOut);
-            self.forward.abandon(lender);
+            self.forward.abandon(resources, self.account);
         }
-        self.watch.looked(a.is_open() || b.is_open());
+        self.silence.checked(a.is_open() || b.is_open());
     }
 
     /// A stream that is cut must not look complete to its reader: a leg is closed in order only if it has got
     /// everything.
     fn settle(&self, end: Ended) {
-        let nothing = |way: &Way, sink: &Socket| !way.holds() && !sink.delivery().is_open();
+        let nothing = |way: &Way, sink: &Side| !way.holds() && !sink.delivery().is_open();
         let in_order = match end {
             Ended::Error(_) => false,
             // Otherwise each leg was closed in order when the other one ended.
@@ -210,98 +422,74 @@ impl Relay {
             Ended::Idle => nothing(&self.forward, &self.b) && nothing(&self.backward, &self.a),
         };
         if in_order {
-            self.a.disarm();
-            self.b.disarm();
+            leg_end::set_reset(&self.a.stream, false);
+            leg_end::set_reset(&self.b.stream, false);
         }
     }
 }
 
-impl Future for Relay {
-    type Output = StreamOutcome;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<StreamOutcome> {
-        let this = self.get_mut();
-        let news = this.watch.news(cx);
-        if news == StreamNews::Still {
-            this.find_vanished();
+impl Next {
+    fn after(pause: Pause) -> Self {
+        match pause {
+            Pause::Turn => Self::Again,
+            Pause::Socket => Self::Wait(None),
+            Pause::Rate(at) => Self::Wait(Some(at)),
         }
-        if this.watch.is_pipe_wanted() {
-            let lender = Lender { plane: &this.plane, account: this.watch.account() };
-            this.forward.yield_pipe(lender);
-            this.backward.yield_pipe(lender);
-        }
-        let end = match this.poll_ways(cx) {
-            Poll::Ready(end) => end,
-            // Bytes that moved just now were not seen when the stream was judged idle. They are too few, over too long
-            // a time, to make a difference. An ending has its own bound.
-            Poll::Pending if news == StreamNews::Idle && this.ending.is_none() => {
-                this.error().map_or(Ended::Idle, Ended::Error)
-            }
-            Poll::Pending => {
-                let has_pipe = this.forward.pipe.is_some() || this.backward.pipe.is_some();
-                this.watch.set_holds(this.holds(), has_pipe);
-                return Poll::Pending;
-            }
-        };
-        this.settle(end);
-        Poll::Ready(StreamOutcome {
-            a_to_b: this.watch.a_to_b.load(Ordering::Relaxed),
-            b_to_a: this.watch.b_to_a.load(Ordering::Relaxed),
-            end,
-        })
     }
-}
 
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let lender = Lender { plane: &self.plane, account: self.watch.account() };
-        self.forward.release(lender);
-        self.backward.release(lender);
-        self.plane.unwatch(&self.watch);
+    /// Returns what comes first of two.
+    fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Wait(Some(one)), Self::Wait(Some(other))) => Self::Wait(Some(one.min(other))),
+            (Self::Wait(None), other) => other,
+            (Self::Wait(Some(_)), Self::Again | Self::Ended(_)) => other,
+            (this, _) => this,
+        }
     }
 }
 
 impl Way {
-    /// Returns `Ready(Ok)` when this direction is done; an error ends the whole stream.
-    fn poll(
+    /// Moves what it can. Returns why it stops, or `None` when this direction is done; an error ends the whole stream.
+    fn run(
         &mut self,
-        cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
-        lender: Lender<'_>,
+        work: &mut Work<'_, '_>,
+        from: &mut Side,
+        to: &mut Side,
         written: &AtomicU64,
-        limit: &mut Option<Box<RateLimit>>,
-    ) -> Poll<Result<(), Ended>> {
+    ) -> Result<Option<Pause>, Ended> {
+        let (resources, account) = (work.turn.resources, work.account);
         if self.state == WayState::Copy {
-            match self.poll_bytes(cx, from, to, lender, written, limit) {
-                Poll::Pending => {
+            match self.move_bytes(work, from, to, written) {
+                Err(Stop::Pause(pause)) => {
                     if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
-                        self.release(lender);
+                        self.release(resources, account);
                     }
-                    return Poll::Pending;
+                    return Ok(Some(pause));
                 }
-                Poll::Ready(Err(CopyFailure::End(end))) => return Poll::Ready(Err(end)),
-                Poll::Ready(Err(CopyFailure::Write(kind))) => {
+                Err(Stop::Failure(CopyFailure::End(end))) => return Err(end),
+                Err(Stop::Failure(CopyFailure::Write(kind))) => {
                     self.fate.broken = Some(kind);
-                    self.abandon(lender);
+                    self.abandon(resources, account);
                 }
-                Poll::Ready(Err(CopyFailure::Read(kind))) => {
+                Err(Stop::Failure(CopyFailure::Read(kind))) => {
                     self.fate.failed = Some(kind);
-                    self.done(lender);
+                    self.done(resources, account);
                 }
-                Poll::Ready(Ok(())) => {
+                Ok(()) => {
                     if self.fate.end() {
-                        socket::finish(to, cx);
+                        to.finish();
                     }
-                    self.done(lender);
+                    self.done(resources, account);
                 }
             }
         }
         if self.state == WayState::Drop {
-            ready!(self.poll_drop(cx, from, limit));
-            self.done(lender);
+            if let Err(pause) = self.drop_bytes(work, from) {
+                return Ok(Some(pause));
+            }
+            self.done(resources, account);
         }
-        Poll::Ready(Ok(()))
+        Ok(None)
     }
 
     /// Returns whether bytes wait for the sink or for the guard.
@@ -315,72 +503,54 @@ impl Way {
     }
 
     /// Takes over what the opposite direction knows; returns whether this one has just lost its sink.
-    fn heed(&mut self, opposite: WayFate, lender: Lender<'_>) -> bool {
+    fn heed(&mut self, opposite: WayFate, resources: &Resources, account: PipeAccount) -> bool {
         let lost = self.fate.heed(opposite) && self.state == WayState::Copy;
         if lost {
-            self.abandon(lender);
+            self.abandon(resources, account);
         }
         lost
     }
 
     /// Only empties this direction's source from now on.
-    fn abandon(&mut self, lender: Lender<'_>) {
+    fn abandon(&mut self, resources: &Resources, account: PipeAccount) {
         if self.state == WayState::Copy {
-            self.done(lender);
+            self.done(resources, account);
             self.state = WayState::Drop;
         }
     }
 
-    fn done(&mut self, lender: Lender<'_>) {
+    fn done(&mut self, resources: &Resources, account: PipeAccount) {
         self.state = WayState::Done;
         self.kept = None;
         self.guarded = false;
-        self.release(lender);
+        self.release(resources, account);
     }
 
     /// Reads and drops until the source ends.
-    fn poll_drop(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        limit: &mut Option<Box<RateLimit>>,
-    ) -> Poll<()> {
+    fn drop_bytes(&mut self, work: &mut Work<'_, '_>, from: &mut Side) -> Result<(), Pause> {
         for _ in 0..ROUNDS {
-            let most = match limit {
-                None => COPY,
-                Some(limit) => ready!(limit.poll_allowed(cx)),
-            };
-            let n = with_buffer(|buffer| {
-                let mut space = ReadBuf::new(&mut buffer[..COPY.min(most)]);
-                ready!(Pin::new(&mut *from).poll_read(cx, &mut space))?;
-                Poll::Ready(Ok::<_, io::Error>(space.filled().len()))
-            });
-            match ready!(n) {
-                Ok(0) => return Poll::Ready(()),
-                Ok(n) => {
-                    if let Some(limit) = limit {
-                        limit.take(n);
-                    }
-                }
-                Err(error) => {
+            let most = work.allowed()?.min(COPY);
+            match from.poll_read(&mut work.turn.buffer[..most]) {
+                Poll::Pending => return Err(Pause::Socket),
+                Poll::Ready(Ok(0)) => return Ok(()),
+                Poll::Ready(Ok(n)) => work.took(n),
+                Poll::Ready(Err(error)) => {
                     self.fate.failed = Some(error.kind());
-                    return Poll::Ready(());
+                    return Ok(());
                 }
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        Err(Pause::Turn)
     }
 
-    fn poll_bytes(
+    /// Moves bytes until the source ends.
+    fn move_bytes(
         &mut self,
-        cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
-        lender: Lender<'_>,
+        work: &mut Work<'_, '_>,
+        from: &mut Side,
+        to: &mut Side,
         written: &AtomicU64,
-        limit: &mut Option<Box<RateLimit>>,
-    ) -> Poll<Result<(), CopyFailure>> {
+    ) -> Step<()> {
         let mut moved = 0;
         for _ in 0..ROUNDS {
             if self.guarded {
@@ -388,162 +558,137 @@ impl Way {
                     continue;
                 }
             } else {
-                ready!(self.poll_write_kept(cx, to, written))?;
-                ready!(self.poll_drain(cx, to, lender, written))?;
+                self.write_kept(to, written)?;
+                self.drain(work, to, written)?;
             }
-            // Check before anything is borrowed: the other direction may be why this task runs.
-            match from.poll_read_ready(cx) {
-                Poll::Ready(result) => result.map_err(read_failed)?,
-                Poll::Pending => {
-                    if moved > 0 && moved < PROBE {
-                        self.busy = false;
-                    }
-                    return self.poll_lost();
+            // Check before anything is borrowed: the other direction may be why this pair runs.
+            if !from.readable {
+                if moved > 0 && moved < PROBE {
+                    self.busy = false;
                 }
+                return Err(self.no_bytes());
             }
-            let most = match limit {
-                None => usize::MAX,
-                Some(limit) => ready!(limit.poll_allowed(cx)),
-            };
+            let most = work.allowed()?;
             if self.busy && !self.guarded && self.pipe.is_none() {
-                self.pipe = lender.plane.pool().take(lender.account);
+                self.pipe = work.turn.resources.pool.take(work.account);
             }
             let n = match &mut self.pipe {
                 Some(pipe) => {
-                    let from = &*from;
                     // Bytes beyond what the sink accepts would keep the pipe from others while the sink is slow. A
                     // little more than that tells the kernel that the sink's buffer is too small.
                     let most = most.min(tcp::room(&*to).unwrap_or(0).max(COPY));
-                    match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
-                        Ok(n) => n,
-                        // Nothing was there after all: the next round registers to be woken.
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                        Err(error) if lender.plane.must_copy(&error) => {
-                            self.release(lender);
+                    match from.poll_io(true, |from| pipe.fill(from, most)) {
+                        Poll::Ready(Ok(n)) => n,
+                        // Nothing was there after all.
+                        Poll::Pending => continue,
+                        Poll::Ready(Err(error)) if work.turn.resources.must_copy(&error) => {
+                            self.release(work.turn.resources, work.account);
                             continue;
                         }
-                        Err(error) => return Poll::Ready(Err(read_failed(error))),
+                        Poll::Ready(Err(error)) => return Err(read_failed(error)),
                     }
                 }
-                None => match self.poll_copy(cx, from, to, written, most) {
-                    Poll::Ready(n) => n?,
-                    Poll::Pending => return self.poll_lost(),
-                },
+                None => self.copy(work, from, to, written, most)?,
             };
             if n == 0 {
                 return match (self.guarded, self.kept.is_some()) {
-                    (false, _) => Poll::Ready(Ok(())),
-                    (true, true) => Poll::Ready(Err(CopyFailure::End(Ended::NotTls))),
-                    (true, false) => Poll::Ready(Err(CopyFailure::End(Ended::Eof))),
+                    (false, _) => Ok(()),
+                    (true, true) => Err(CopyFailure::End(Ended::NotTls).into()),
+                    (true, false) => Err(CopyFailure::End(Ended::Eof).into()),
                 };
             }
             moved += n;
-            if let Some(limit) = limit {
-                limit.take(n);
-            }
+            work.took(n);
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        Err(Pause::Turn.into())
     }
 
-    /// Returns pending, or the error if the source is gone: nothing can be read.
-    fn poll_lost(&self) -> Poll<Result<(), CopyFailure>> {
+    /// Nothing can be read: returns the pause, or the error if the source is gone.
+    fn no_bytes(&self) -> Stop {
         match self.fate.lost {
-            Some(kind) => Poll::Ready(Err(CopyFailure::Read(kind))),
-            None => Poll::Pending,
+            Some(kind) => CopyFailure::Read(kind).into(),
+            None => Pause::Socket.into(),
         }
     }
 
     /// Reads once into the thread's buffer and writes what can be written now; keeps the rest.
-    fn poll_copy(
+    fn copy(
         &mut self,
-        cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        work: &mut Work<'_, '_>,
+        from: &mut Side,
+        to: &mut Side,
         written: &AtomicU64,
         most: usize,
-    ) -> Poll<Result<usize, CopyFailure>> {
+    ) -> Step<usize> {
         let size = if self.busy { COPY } else { PROBE };
-        with_buffer(|buffer| {
-            let mut space = ReadBuf::new(&mut buffer[..size.min(most)]);
-            ready!(Pin::new(from).poll_read(cx, &mut space)).map_err(read_failed)?;
-            let mut bytes = space.filled();
-            let n = bytes.len();
-            self.busy = n >= PROBE;
-            if self.guarded {
-                if n > 0 {
-                    let kept = self.kept.get_or_insert_with(Box::default);
-                    kept.bytes.extend_from_slice(bytes);
-                }
-                return Poll::Ready(Ok(n));
+        let buffer = &mut work.turn.buffer[..size.min(most)];
+        let n = match from.poll_read(buffer) {
+            Poll::Pending => return Err(self.no_bytes()),
+            Poll::Ready(read) => read.map_err(read_failed)?,
+        };
+        self.busy = n >= PROBE;
+        let mut bytes = &buffer[..n];
+        if self.guarded {
+            if n > 0 {
+                self.kept.get_or_insert_with(Box::default).bytes.extend_from_slice(bytes);
             }
-            while !bytes.is_empty() {
-                match Pin::new(&mut *to).poll_write(cx, bytes) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(no_bytes_taken())),
-                    Poll::Ready(Ok(n)) => {
-                        add(written, n);
-                        bytes = &bytes[n..];
-                    }
-                    Poll::Ready(Err(error)) => {
-                        return Poll::Ready(Err(CopyFailure::Write(error.kind())));
-                    }
-                    Poll::Pending => {
-                        self.kept = Some(Box::new(KeptBytes { bytes: bytes.to_vec(), start: 0 }));
-                        break;
-                    }
+            return Ok(n);
+        }
+        while !bytes.is_empty() {
+            match to.poll_write(bytes) {
+                Poll::Ready(Ok(0)) => return Err(no_bytes_taken()),
+                Poll::Ready(Ok(n)) => {
+                    add(written, n);
+                    bytes = &bytes[n..];
+                }
+                Poll::Ready(Err(error)) => return Err(write_failed(error)),
+                Poll::Pending => {
+                    self.kept = Some(Box::new(KeptBytes { bytes: bytes.to_vec(), start: 0 }));
+                    break;
                 }
             }
-            Poll::Ready(Ok(n))
-        })
+        }
+        Ok(n)
     }
 
-    fn poll_write_kept(
-        &mut self,
-        cx: &mut Context<'_>,
-        to: &mut TcpStream,
-        written: &AtomicU64,
-    ) -> Poll<Result<(), CopyFailure>> {
+    fn write_kept(&mut self, to: &mut Side, written: &AtomicU64) -> Step<()> {
         while let Some(kept) = &mut self.kept {
             let bytes = &kept.bytes[kept.start..];
             if bytes.is_empty() {
                 self.kept = None;
                 break;
             }
-            let n = ready!(Pin::new(&mut *to).poll_write(cx, bytes))
-                .map_err(|error| CopyFailure::Write(error.kind()))?;
-            if n == 0 {
-                return Poll::Ready(Err(no_bytes_taken()));
+            match to.poll_write(bytes) {
+                Poll::Pending => return Err(Pause::Socket.into()),
+                Poll::Ready(Ok(0)) => return Err(no_bytes_taken()),
+                Poll::Ready(Ok(n)) => {
+                    kept.start += n;
+                    add(written, n);
+                }
+                Poll::Ready(Err(error)) => return Err(write_failed(error)),
             }
-            kept.start += n;
-            add(written, n);
         }
-        Poll::Ready(Ok(()))
+        Ok(())
     }
 
-    fn poll_drain(
-        &mut self,
-        cx: &mut Context<'_>,
-        to: &mut TcpStream,
-        lender: Lender<'_>,
-        written: &AtomicU64,
-    ) -> Poll<Result<(), CopyFailure>> {
+    fn drain(&mut self, work: &Work<'_, '_>, to: &mut Side, written: &AtomicU64) -> Step<()> {
         while let Some(pipe) = &mut self.pipe
             && pipe.held() > 0
         {
-            let to = &mut *to;
-            ready!(to.poll_write_ready(cx)).map_err(|error| CopyFailure::Write(error.kind()))?;
-            match to.try_io(Interest::WRITABLE, || pipe.drain(&*to)) {
-                Ok(0) => return Poll::Ready(Err(no_bytes_taken())),
-                Ok(n) => add(written, n),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if lender.plane.must_copy(&error) && self.keep().is_ok() => {
-                    self.release(lender);
-                    return self.poll_write_kept(cx, to, written);
+            match to.poll_io(false, |to| pipe.drain(to)) {
+                Poll::Pending => return Err(Pause::Socket.into()),
+                Poll::Ready(Ok(0)) => return Err(no_bytes_taken()),
+                Poll::Ready(Ok(n)) => add(written, n),
+                Poll::Ready(Err(error))
+                    if work.turn.resources.must_copy(&error) && self.keep().is_ok() =>
+                {
+                    self.release(work.turn.resources, work.account);
+                    return self.write_kept(to, written);
                 }
-                Err(error) => return Poll::Ready(Err(CopyFailure::Write(error.kind()))),
+                Poll::Ready(Err(error)) => return Err(write_failed(error)),
             }
         }
-        Poll::Ready(Ok(()))
+        Ok(())
     }
 
     /// Returns whether the kept bytes begin with a ClientHello; if so, they may go.
@@ -557,20 +702,20 @@ impl Way {
         Ok(!self.guarded)
     }
 
-    fn release(&mut self, lender: Lender<'_>) {
+    fn release(&mut self, resources: &Resources, account: PipeAccount) {
         if let Some(pipe) = self.pipe.take() {
-            lender.plane.pool().give_back(lender.account, pipe);
+            resources.pool.give_back(account, pipe);
         }
     }
 
     /// Gives the pipe to others and keeps its bytes in memory. They are few, unless the sink accepted less than it
     /// said.
-    fn yield_pipe(&mut self, lender: Lender<'_>) {
+    fn yield_pipe(&mut self, resources: &Resources, account: PipeAccount) {
         if self.pipe.as_ref().is_some_and(|pipe| pipe.held() <= KEPT) {
             // If that fails, the bytes stay where they are.
             let _kept = self.keep();
             if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
-                self.release(lender);
+                self.release(resources, account);
                 self.busy = false;
             }
         }
@@ -584,27 +729,33 @@ impl Way {
     }
 }
 
-/// Adds to a counter that only the relay writes, so no locked addition is needed.
-fn add(written: &AtomicU64, n: usize) {
-    written.store(written.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
-}
-
-/// Lends the thread's buffer, of [`COPY`] bytes.
-fn with_buffer<T>(run: impl FnOnce(&mut [u8]) -> T) -> T {
-    BUFFER.with_borrow_mut(|buffer| {
-        if buffer.is_empty() {
-            *buffer = vec![0; COPY];
+impl Work<'_, '_> {
+    /// Returns how many bytes may pass now; not 0.
+    fn allowed(&mut self) -> Result<usize, Pause> {
+        match self.limit {
+            None => Ok(usize::MAX),
+            Some(limit) => limit.available(self.turn.now).map_err(Pause::Rate),
         }
-        run(buffer)
-    })
+    }
+
+    /// Notes that so many bytes have passed.
+    fn took(&mut self, bytes: usize) {
+        if let Some(limit) = self.limit {
+            limit.take(bytes);
+        }
+    }
 }
 
-fn read_failed(error: io::Error) -> CopyFailure {
-    CopyFailure::Read(error.kind())
+fn read_failed(error: io::Error) -> Stop {
+    CopyFailure::Read(error.kind()).into()
 }
 
-fn no_bytes_taken() -> CopyFailure {
-    CopyFailure::Write(io::ErrorKind::WriteZero)
+fn write_failed(error: io::Error) -> Stop {
+    CopyFailure::Write(error.kind()).into()
+}
+
+fn no_bytes_taken() -> Stop {
+    CopyFailure::Write(io::ErrorKind::WriteZero).into()
 }
 
 #[cfg(test)]

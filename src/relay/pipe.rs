@@ -21,7 +21,7 @@ pub use super::splice::PipeAccount;
 use super::{
     byte_rate::ByteRate,
     clock::now,
-    ending::{Ending, GRACE, WayFate},
+    ending::{AwaitedEnding, GRACE, WayFate},
     watch::{STILL, StreamProgress},
 };
 
@@ -126,7 +126,7 @@ pub(super) async fn relay_at_rate<A: LegEnd, B: LegEnd>(
             if let Poll::Ready(end) = pipe.poll_copy(cx) {
                 return Poll::Ready(end);
             }
-            progress.note(pipe.forward.written + pipe.backward.written, pipe.holds());
+            progress.note(pipe.forward.written, pipe.backward.written, pipe.holds());
             let now = ready!(looks.poll_tick(cx));
             if moved != pipe.moved() {
                 (moved, moved_at) = (pipe.moved(), now);
@@ -154,7 +154,7 @@ struct CopiedPair<A, B> {
     forward: CopyDirection,
     backward: CopyDirection,
     limit: Option<RateLimit>,
-    ending: Option<Ending>,
+    ending: Option<AwaitedEnding>,
     options: StreamOptions,
 }
 
@@ -231,7 +231,7 @@ impl<A: LegEnd, B: LegEnd> CopiedPair<A, B> {
                 unread.abandon();
                 cx.waker().wake_by_ref();
             }
-            let ending = ending.get_or_insert_with(|| Ending::new(options.idle_timeout));
+            let ending = ending.get_or_insert_with(|| AwaitedEnding::new(options.idle_timeout));
             ready!(if a_closed { ending.poll(cx, b) } else { ending.poll(cx, a) });
             return Poll::Ready(Ended::Eof);
         }
@@ -239,7 +239,7 @@ impl<A: LegEnd, B: LegEnd> CopiedPair<A, B> {
             if !(if a_gone { there } else { back }) {
                 return Poll::Pending;
             }
-            let ending = ending.get_or_insert_with(|| Ending::new(options.idle_timeout));
+            let ending = ending.get_or_insert_with(|| AwaitedEnding::new(options.idle_timeout));
             ready!(if a_gone { ending.poll(cx, b) } else { ending.poll(cx, a) });
         }
         Poll::Ready(self.error().map_or(Ended::Eof, Ended::Error))

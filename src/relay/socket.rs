@@ -53,9 +53,15 @@ impl Socket {
         }
     }
 
-    /// Returns the bytes of the stream that were read already, and hands them over to the caller.
-    pub(super) fn take_early(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.early)
+    /// Takes the connection out of the runtime: the socket, which stays non-blocking, the bytes of its stream that were
+    /// read already, and its place in the limits.
+    ///
+    /// # Errors
+    /// The system's, if it cannot leave.
+    pub(super) fn into_parts(
+        self,
+    ) -> io::Result<(std::net::TcpStream, Vec<u8>, Option<SocketAdmission>)> {
+        Ok((self.stream.into_std()?, self.early, self.admission))
     }
 
     /// Returns the connection alone, without the bytes that were read early.
@@ -88,13 +94,6 @@ impl LegEnd for Socket {
     fn disarm(&self) {
         self.stream.disarm();
     }
-}
-
-/// Ends our half of a connection in order; closing it is no longer a reset. shutdown(2) never waits, and a connection
-/// that is gone needs none.
-pub(super) fn finish(stream: &mut TcpStream, cx: &mut Context<'_>) {
-    stream.disarm();
-    drop(Pin::new(stream).poll_shutdown(cx));
 }
 
 impl From<TcpStream> for Socket {

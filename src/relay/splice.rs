@@ -9,16 +9,14 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
     io, mem,
+    os::fd::{AsFd, OwnedFd},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use fingerpost_wire::jid::identity;
 use jid::BareJid;
-#[cfg(target_os = "linux")]
-pub(super) use linux::Pipe;
-#[cfg(not(target_os = "linux"))]
-pub(super) use none::Pipe;
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
 /// The first pipes are this large: fewer, longer splices cost less per byte.
 const LARGE: usize = 1 << 20;
@@ -70,8 +68,8 @@ struct PoolState {
     lent: u64,
     /// The number of pipes that each account has taken.
     taken: HashMap<PipeAccount, usize>,
-    /// Whether a caller got no pipe since the last [`PipePool::was_short`].
-    short: bool,
+    /// How often a caller got no pipe.
+    shortages: u64,
     /// Why the pool gives no more pipes.
     closed: bool,
 }
@@ -96,7 +94,7 @@ impl PipePool {
         let held = state.taken.get(&account).copied().unwrap_or(0);
         let left = self.limit.saturating_sub(state.made - state.free.len());
         if left == 0 || account != PipeAccount::default() && held >= left {
-            state.short = true;
+            state.shortages += 1;
             return None;
         }
         let pipe = match state.free.pop() {
@@ -113,7 +111,7 @@ impl PipePool {
 
     fn make(&self, state: &mut PoolState) -> Option<Box<Pipe>> {
         if state.refused_at.is_some_and(|refused_at| refused_at.elapsed() < PAUSE) {
-            state.short = true;
+            state.shortages += 1;
             return None;
         }
         let wanted = if state.made < LARGE_PIPES { LARGE } else { MEDIUM };
@@ -126,7 +124,7 @@ impl PipePool {
             Err(error) => {
                 tracing::debug!(%error, "no pipe available: copying instead");
                 state.refused_at = Some(Instant::now());
-                state.short = true;
+                state.shortages += 1;
                 None
             }
         }
@@ -148,9 +146,9 @@ impl PipePool {
         }
     }
 
-    /// Returns whether a caller got no pipe since the last call.
-    pub(super) fn was_short(&self) -> bool {
-        mem::take(&mut self.lock().short)
+    /// Returns how often a caller got no pipe.
+    pub(super) fn shortages(&self) -> u64 {
+        self.lock().shortages
     }
 
     /// Gives no more pipes, because the system refuses to move bytes through them. Returns whether it gave some before.
@@ -192,125 +190,84 @@ impl PipePool {
     }
 }
 
-#[cfg(target_os = "linux")]
-mod linux {
-    use std::{
-        io,
-        os::fd::{AsFd, OwnedFd},
-    };
+/// A pipe, and how much is in it.
+#[derive(Debug)]
+pub(super) struct Pipe {
+    out: OwnedFd,
+    into: OwnedFd,
+    size: usize,
+    held: usize,
+}
 
-    use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
-
-    /// A pipe, and how much is in it.
-    #[derive(Debug)]
-    pub(in super::super) struct Pipe {
-        out: OwnedFd,
-        into: OwnedFd,
-        size: usize,
-        held: usize,
+impl Pipe {
+    /// Opens a pipe of `wanted` bytes, or of as many as the kernel grants, but not less than `least`.
+    fn open(wanted: usize, least: usize) -> io::Result<Self> {
+        let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        let mut size = wanted;
+        loop {
+            match fcntl_setpipe_size(&into, size) {
+                Ok(size) => return Ok(Self { out, into, size, held: 0 }),
+                Err(_) if size > least => size /= 2,
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
-    impl Pipe {
-        /// Opens a pipe of `wanted` bytes, or of as many as the kernel grants, but not less than `least`.
-        pub(super) fn open(wanted: usize, least: usize) -> io::Result<Self> {
-            let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-            let mut size = wanted;
-            loop {
-                match fcntl_setpipe_size(&into, size) {
-                    Ok(size) => return Ok(Self { out, into, size, held: 0 }),
-                    Err(_) if size > least => size /= 2,
-                    Err(error) => return Err(error.into()),
+    /// Returns the number of bytes in it.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Moves at most `most` bytes that have arrived at a socket into the empty pipe; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` if nothing has arrived at the socket; the pipe is empty, so it cannot be the cause.
+    pub(super) fn fill(&mut self, from: impl AsFd, most: usize) -> io::Result<usize> {
+        debug_assert_eq!(self.held, 0);
+        let most = most.min(self.size);
+        let n = splice(from, None, &self.into, None, most, FLAGS)?;
+        self.held = n;
+        Ok(n)
+    }
+
+    /// Reads the pipe's content.
+    ///
+    /// # Errors
+    /// Those of read(2); the bytes that were read before the error are in `bytes`.
+    pub(super) fn empty(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
+        let start = bytes.len();
+        bytes.resize(start + self.held, 0);
+        let mut end = start;
+        while self.held > 0 {
+            match rustix::io::read(&self.out, &mut bytes[end..]) {
+                Ok(n) if n > 0 => {
+                    end += n;
+                    self.held -= n;
+                }
+                Ok(_) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    bytes.truncate(end);
+                    return Err(error.into());
                 }
             }
         }
-
-        /// Returns the number of bytes in it.
-        pub(in super::super) fn held(&self) -> usize {
-            self.held
-        }
-
-        /// Moves at most `most` bytes that have arrived at a socket into the empty pipe; 0 is the end of the stream.
-        ///
-        /// # Errors
-        /// `WouldBlock` if nothing has arrived at the socket; the pipe is empty, so it cannot be the cause.
-        pub(in super::super) fn fill(&mut self, from: impl AsFd, most: usize) -> io::Result<usize> {
-            debug_assert_eq!(self.held, 0);
-            let most = most.min(self.size);
-            let n = splice(from, None, &self.into, None, most, FLAGS)?;
-            self.held = n;
-            Ok(n)
-        }
-
-        /// Reads the pipe's content.
-        ///
-        /// # Errors
-        /// Those of read(2); the bytes that were read before the error are in `bytes`.
-        pub(in super::super) fn empty(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
-            let start = bytes.len();
-            bytes.resize(start + self.held, 0);
-            let mut end = start;
-            while self.held > 0 {
-                match rustix::io::read(&self.out, &mut bytes[end..]) {
-                    Ok(n) if n > 0 => {
-                        end += n;
-                        self.held -= n;
-                    }
-                    Ok(_) => break,
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => {
-                        bytes.truncate(end);
-                        return Err(error.into());
-                    }
-                }
-            }
-            bytes.truncate(end);
-            Ok(())
-        }
-
-        /// Moves the pipe's content to a socket.
-        ///
-        /// # Errors
-        /// `WouldBlock` if the socket accepts nothing now.
-        pub(in super::super) fn drain(&mut self, to: impl AsFd) -> io::Result<usize> {
-            let n = splice(&self.out, None, to, None, self.held, FLAGS)?;
-            self.held -= n;
-            Ok(n)
-        }
+        bytes.truncate(end);
+        Ok(())
     }
 
-    const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
-}
-
-#[cfg(not(target_os = "linux"))]
-mod none {
-    use std::{convert::Infallible, io, net::TcpStream};
-
-    /// A pipe, which this system does not have.
-    #[derive(Debug)]
-    pub(in super::super) struct Pipe(Infallible);
-
-    impl Pipe {
-        pub(super) fn open(_wanted: usize, _least: usize) -> io::Result<Self> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-
-        pub(in super::super) fn held(&self) -> usize {
-            match self.0 {}
-        }
-
-        pub(in super::super) fn fill<S>(&mut self, _from: S, _most: usize) -> io::Result<usize> {
-            match self.0 {}
-        }
-
-        pub(in super::super) fn empty(&mut self, _bytes: &mut Vec<u8>) -> io::Result<()> {
-            match self.0 {}
-        }
-
-        pub(in super::super) fn drain<S>(&mut self, _to: S) -> io::Result<usize> {
-            match self.0 {}
-        }
+    /// Moves the pipe's content to a socket.
+    ///
+    /// # Errors
+    /// `WouldBlock` if the socket accepts nothing now.
+    pub(super) fn drain(&mut self, to: impl AsFd) -> io::Result<usize> {
+        let n = splice(&self.out, None, to, None, self.held, FLAGS)?;
+        self.held -= n;
+        Ok(n)
     }
 }
+
+const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
 /// Returns whether an error of splice(2) says that the call does not work here at all, rather than that a stream
 /// failed.
@@ -325,7 +282,6 @@ pub(super) fn is_refused(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// The system's error for the first call that it refuses.
-#[cfg(target_os = "linux")]
 pub(super) fn probe() -> io::Result<()> {
     use std::{io::Write, os::unix::net::UnixStream};
     let ((mut there, here), (on, _end)) = (UnixStream::pair()?, UnixStream::pair()?);
@@ -337,13 +293,7 @@ pub(super) fn probe() -> io::Result<()> {
     pipe.empty(&mut Vec::new())
 }
 
-/// Returns, because this system has nothing to try.
-#[cfg(not(target_os = "linux"))]
-pub(super) fn probe() -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
     use std::{
         io::{Read, Write},
@@ -358,9 +308,9 @@ mod tests {
     fn a_pool_lends_so_many_and_closes_what_nobody_needs() {
         let pool = PipePool::with_limit(2);
         let (one, two) = (pool.take(NOBODY).unwrap(), pool.take(NOBODY).unwrap());
-        assert!(!pool.was_short());
+        assert_eq!(pool.shortages(), 0);
         assert!(pool.take(NOBODY).is_none());
-        assert!(pool.was_short() && !pool.was_short());
+        assert_eq!(pool.shortages(), 1);
         pool.give_back(NOBODY, one);
         pool.give_back(NOBODY, two);
         assert_eq!(pool.count(), (2, 0));

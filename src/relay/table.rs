@@ -6,9 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
-    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -20,21 +18,23 @@ use fingerpost_wire::dst_addr::DstAddr;
 use jid::{BareJid, Jid};
 use tokio::{
     sync::{Notify, mpsc},
-    task::AbortHandle,
     time::timeout,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 use super::{
     clock::now,
+    engine::PairId,
     metrics::{Cause, TimeoutPhase},
     names::{Name, Names},
-    pair::Relay,
     pipe,
     plane::Plane,
     socket::Socket,
     transfer::{ActivateError, Transfer},
-    watch::StreamWatch,
+    watch::{Counters, StreamOwner},
 };
 
 /// The longest pause between two checks for expired transfers.
@@ -173,8 +173,8 @@ struct ActiveTransfer {
     users: [Name; 2],
     /// Tenths of seconds from the table's start to its activation.
     began: u32,
-    watch: Option<Arc<StreamWatch>>,
-    relay: Option<AbortHandle>,
+    stream: PairId,
+    running: Arc<RunningTransfer>,
 }
 
 /// An active transfer.
@@ -481,41 +481,35 @@ impl TransferTable {
         b.settle();
         queue.remove(&waiting.number);
         let took = now().saturating_duration_since(waiting.since);
-        *numbered += 1;
-        let number = *numbered;
+        let number = *numbered + 1;
+        let running = Arc::new(RunningTransfer {
+            table: Arc::downgrade(&self.inner),
+            row,
+            number,
+            counters: Counters::default(),
+            _tracked: self.inner.tasks.token(),
+        });
+        let options =
+            pipe::StreamOptions { idle_timeout: options.idle_timeout, guard: false, account };
+        // The end of the stream waits for the lock, so the row is active before it ends.
+        let Ok(stream) = self.inner.plane.run(a, b, options, running.clone()) else {
+            shares.give_back(&place);
+            entries.remove(row);
+            return refuse(Cause::SessionLimit, NotActivated::TooMany);
+        };
+        *numbered = number;
         *entry = EntryState::Active(ActiveTransfer {
             number,
             place,
             users: [names.take(&user), names.take(&target.to_bare())],
             began: self.inner.tenths(),
-            watch: None,
-            relay: None,
+            stream,
+            running,
         });
         drop(state);
-
         self.inner.plane.metrics().set_up(took);
-        let options =
-            pipe::StreamOptions { idle_timeout: options.idle_timeout, guard: false, account };
-        let relay = Relay::new(a, b, self.inner.plane.clone(), options);
-        let watch = Arc::clone(relay.watch());
-        let relay = self
-            .inner
-            .tasks
-            .spawn(RunningTransfer {
-                relay,
-                active: Active { inner: Arc::clone(&self.inner), row, number, bytes: 0 },
-            })
-            .abort_handle();
-        // If the transfer has ended meanwhile, its row is free or another's, and aborting changes nothing.
         if self.inner.hard.is_cancelled() {
-            relay.abort();
-        } else if let Some(entry) = self.inner.lock().entries.get_mut(row)
-            && let EntryState::Active(stream) = &mut entry.state
-            && stream.number == number
-            && !relay.is_finished()
-        {
-            stream.relay = Some(relay);
-            stream.watch = Some(watch);
+            self.inner.plane.cut(stream);
         }
         Ok(())
     }
@@ -534,7 +528,7 @@ impl TransferTable {
                         id: stream.number,
                         users: [state.names.get(requester)?, state.names.get(target)?],
                         age: Duration::from_millis(100) * now.saturating_sub(stream.began),
-                        bytes: stream.watch.as_ref().map_or(0, |watch| watch.bytes()),
+                        bytes: stream.running.counters.bytes(),
                     })
                 }
                 EntryState::Plain(_) | EntryState::Registered(_) => None,
@@ -547,19 +541,14 @@ impl TransferTable {
 
     /// Ends an active transfer and closes both connections. Returns whether it existed.
     pub fn end(&self, id: u64) -> bool {
-        let mut state = self.inner.lock();
-        let relay = state.entries.iter_mut().find_map(|(_, entry)| match &mut entry.state {
-            EntryState::Active(stream) if stream.number == id => Some(stream.relay.take()),
+        let stream = self.inner.lock().entries.iter().find_map(|(_, entry)| match &entry.state {
+            EntryState::Active(transfer) if transfer.number == id => Some(transfer.stream),
             _ => None,
         });
-        drop(state);
-        match relay.flatten() {
-            Some(relay) => {
-                relay.abort();
-                true
-            }
-            None => false,
+        if let Some(stream) = stream {
+            self.inner.plane.cut(stream);
         }
+        stream.is_some()
     }
 
     /// Refuses activations from now on, or accepts them again.
@@ -663,46 +652,38 @@ impl Drop for Awaiting<'_> {
     }
 }
 
-/// The task of an active transfer: its relay and its place in the table, which ends with it.
+/// The stream of an active transfer, which gives the transfer's row and place back when it ends.
+#[derive(Debug)]
 struct RunningTransfer {
-    relay: Relay,
-    active: Active,
-}
-
-impl Future for RunningTransfer {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
-        let outcome = ready!(Pin::new(&mut this.relay).poll(cx));
-        this.active.bytes = outcome.a_to_b + outcome.b_to_a;
-        this.active.inner.plane.ended(outcome.end);
-        // The span is not held while the relay runs: it takes more memory than an idle stream.
-        let _in = tracing::info_span!("session", id = format!("t{}", this.active.number)).entered();
-        tracing::debug!(bytes = this.active.bytes, end = ?outcome.end, "transfer ended");
-        Poll::Ready(())
-    }
-}
-
-/// An active transfer's place in the counts and the table.
-struct Active {
-    inner: Arc<TableShared>,
-    /// Its row, which nothing else removes.
+    table: Weak<TableShared>,
+    /// The row of the transfer, which nothing else removes.
     row: u32,
     number: u64,
-    bytes: u64,
+    counters: Counters,
+    /// The service waits for its end.
+    _tracked: TaskTrackerToken,
 }
 
-impl Drop for Active {
-    fn drop(&mut self) {
-        let mut state = self.inner.lock();
-        state.bytes += self.bytes;
+impl StreamOwner for RunningTransfer {
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn ended(&self, outcome: Option<pipe::StreamOutcome>) {
+        let bytes = self.counters.bytes();
+        let Some(table) = self.table.upgrade() else { return };
+        if let Some(outcome) = outcome {
+            table.plane.ended(outcome.end);
+            let _in = tracing::info_span!("session", id = format!("t{}", self.number)).entered();
+            tracing::debug!(bytes, end = ?outcome.end, "transfer ended");
+        }
+        let mut state = table.lock();
+        state.bytes += bytes;
         let entry = state.entries.remove(self.row);
         if let Some(TableEntry { state: EntryState::Active(stream), .. }) = &entry {
             state.shares.give_back(&stream.place);
             stream.users.iter().for_each(|name| state.names.give_back(name));
         }
-        drop(state);
     }
 }
 
@@ -729,12 +710,10 @@ async fn sweep(table: Weak<TableShared>, hard: CancellationToken, every: Duratio
         });
         let mut running = Vec::new();
         if ended {
-            running.extend(state.entries.iter_mut().filter_map(
-                |(_, entry)| match &mut entry.state {
-                    EntryState::Active(stream) => stream.relay.take(),
-                    _ => None,
-                },
-            ));
+            running.extend(state.entries.iter().filter_map(|(_, entry)| match &entry.state {
+                EntryState::Active(transfer) => Some(transfer.stream),
+                _ => None,
+            }));
         }
         drop(state);
         if !expired.is_empty() && !ended {
@@ -742,7 +721,7 @@ async fn sweep(table: Weak<TableShared>, hard: CancellationToken, every: Duratio
             tracing::debug!(count = expired.len(), "transfers expired before their activation");
         }
         if ended {
-            running.iter().for_each(AbortHandle::abort);
+            running.into_iter().for_each(|stream| inner.plane.cut(stream));
             return;
         }
     }

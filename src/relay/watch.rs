@@ -1,17 +1,15 @@
-//! What other tasks see of one stream, and what they tell it: counters, silence, whether it should give its pipe back.
+//! What others see of one stream while it runs, how they learn of its end, and how long it has been silent.
 
 use std::{
+    fmt,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::Context,
     time::Duration,
 };
 
-use futures::task::AtomicWaker;
-
-use super::splice::PipeAccount;
+use super::pipe::StreamOutcome;
 
 /// The silence both ways after which a stream's peers are checked, and the interval of the checks.
 pub(super) const STILL: Duration = Duration::from_secs(15);
@@ -19,142 +17,110 @@ pub(super) const STILL: Duration = Duration::from_secs(15);
 /// Nothing is on its way to either peer, so only keepalive can find a vanished peer.
 const SETTLED: u32 = u32::MAX;
 
-/// The result of a look at a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StreamNews {
-    /// Nothing for the stream's task.
-    None = 0,
-    /// Nothing has moved for [`STILL`], or for that long again.
-    Still = 1,
-    /// Nothing has moved for its idle time.
-    Idle = 2,
-}
-
-/// What other tasks can see of one stream between two sockets.
-#[derive(Debug)]
-pub(super) struct StreamWatch {
-    /// Bytes written to the second and to the first leg. Only the relay writes these.
+/// How much of a stream has moved. Only its relay writes these.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// Bytes written to the second and to the first leg.
     pub(super) a_to_b: AtomicU64,
     pub(super) b_to_a: AtomicU64,
-    /// What the last look found: a [`StreamNews`].
-    news: AtomicU8,
-    /// How often the peers were checked since something last moved; [`SETTLED`] if no check is needed.
-    asked: AtomicU32,
-    idle_millis: u64,
-    /// Whether bytes wait for a reader, whether in a pipe, and whether another stream wants the pipe.
-    holds: AtomicBool,
-    has_pipe: AtomicBool,
-    pipe_wanted: AtomicBool,
-    waker: AtomicWaker,
-    account: PipeAccount,
-    /// Its place in the list.
-    pub(super) index: AtomicU32,
-    /// At the last look: when something had last moved, and how much had moved each way.
-    moved_at: AtomicU64,
-    counted: [AtomicU64; 2],
+    /// Whether bytes wait for a slow reader.
+    pub(super) holds: AtomicBool,
+}
+
+impl Counters {
+    /// Returns the bytes moved so far, both directions.
+    pub(super) fn bytes(&self) -> u64 {
+        self.a_to_b.load(Ordering::Relaxed) + self.b_to_a.load(Ordering::Relaxed)
+    }
+
+    /// Returns the outcome of a stream that ends now.
+    pub(super) fn outcome(&self, end: super::pipe::Ended) -> StreamOutcome {
+        StreamOutcome {
+            a_to_b: self.a_to_b.load(Ordering::Relaxed),
+            b_to_a: self.b_to_a.load(Ordering::Relaxed),
+            end,
+        }
+    }
+}
+
+/// Adds to a counter that only one thread writes, so no locked addition is needed.
+pub(super) fn add(counter: &AtomicU64, n: usize) {
+    counter.store(counter.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
+}
+
+/// The owner of a pair that the engine runs.
+pub(super) trait StreamOwner: fmt::Debug + Send + Sync {
+    /// Returns the counters, which the engine keeps up to date.
+    fn counters(&self) -> &Counters;
+
+    /// Learns, once and on a thread of the engine, that the pair has ended; `None` if it was cut by us.
+    fn ended(&self, outcome: Option<StreamOutcome>);
 }
 
 /// How much of one stream has moved, as other tasks see it.
 #[derive(Debug, Default)]
 pub struct StreamProgress {
     /// For a stream between two sockets.
-    watch: OnceLock<Arc<StreamWatch>>,
-    /// For any other stream: how much has moved, and whether bytes wait.
-    piped: AtomicU64,
-    holds: AtomicBool,
+    pair: OnceLock<Arc<dyn StreamOwner>>,
+    /// For any other stream.
+    piped: Counters,
 }
 
 impl StreamProgress {
-    pub(super) fn follow(&self, watch: &Arc<StreamWatch>) {
-        let _once = self.watch.set(Arc::clone(watch));
+    /// Follows a pair of sockets.
+    pub(super) fn follow(&self, pair: Arc<dyn StreamOwner>) {
+        let _once = self.pair.set(pair);
     }
 
-    /// Notes the progress of a stream that has no watch.
-    pub(super) fn note(&self, bytes: u64, holds: bool) {
-        self.piped.store(bytes, Ordering::Relaxed);
-        self.holds.store(holds, Ordering::Relaxed);
+    /// Notes the progress of a stream of another kind.
+    pub(super) fn note(&self, a_to_b: u64, b_to_a: u64, holds: bool) {
+        self.piped.a_to_b.store(a_to_b, Ordering::Relaxed);
+        self.piped.b_to_a.store(b_to_a, Ordering::Relaxed);
+        self.piped.holds.store(holds, Ordering::Relaxed);
     }
 
     /// Returns whether bytes wait for a slow reader.
     pub fn holds(&self) -> bool {
-        match self.watch.get() {
-            Some(watch) => watch.holds.load(Ordering::Relaxed),
-            None => self.holds.load(Ordering::Relaxed),
-        }
+        self.counters().holds.load(Ordering::Relaxed)
     }
 
     /// Returns the bytes moved so far, both directions.
     pub fn bytes(&self) -> u64 {
-        self.watch.get().map_or_else(|| self.piped.load(Ordering::Relaxed), |watch| watch.bytes())
+        self.counters().bytes()
+    }
+
+    fn counters(&self) -> &Counters {
+        self.pair.get().map_or(&self.piped, |pair| pair.counters())
     }
 }
 
-impl StreamWatch {
-    /// Creates the watch of a stream that begins at the time `millis`, with its place in the list.
-    pub(super) fn new(idle_millis: u64, account: PipeAccount, index: u32, millis: u64) -> Self {
-        Self {
-            a_to_b: AtomicU64::new(0),
-            b_to_a: AtomicU64::new(0),
-            news: AtomicU8::new(StreamNews::None as u8),
-            asked: AtomicU32::new(0),
-            idle_millis,
-            holds: AtomicBool::new(false),
-            has_pipe: AtomicBool::new(false),
-            pipe_wanted: AtomicBool::new(false),
-            waker: AtomicWaker::new(),
-            account,
-            index: AtomicU32::new(index),
-            moved_at: AtomicU64::new(millis),
-            counted: [AtomicU64::new(0), AtomicU64::new(0)],
-        }
-    }
+/// The result of a look at a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamNews {
+    /// Nothing to do.
+    None,
+    /// Nothing has moved for [`STILL`], or for that long again: the peers must be checked.
+    Still,
+    /// Nothing has moved for the idle time.
+    Idle,
+}
 
-    /// Returns how many bytes have moved since the last count.
-    pub(super) fn count(&self, millis: u64) -> u64 {
-        let mut all = 0;
-        for (moved, counted) in [&self.a_to_b, &self.b_to_a].into_iter().zip(&self.counted) {
-            let moved = moved.load(Ordering::Relaxed);
-            let before = counted.swap(moved, Ordering::Relaxed);
-            if moved != before {
-                self.moved_at.store(millis, Ordering::Relaxed);
-                self.asked.store(0, Ordering::Relaxed);
-                all += moved - before;
-            }
-        }
-        all
-    }
+/// How long a stream has been silent, in milliseconds of the plane's clock.
+#[derive(Debug)]
+pub(super) struct Silence {
+    idle_millis: u64,
+    /// At the last look: when something had last moved, and how much had moved.
+    moved_at: u64,
+    counted: u64,
+    /// How often the peers were checked since something last moved; [`SETTLED`] if no check is needed.
+    asked: u32,
+}
 
-    /// Looks at the stream at the time `millis`, and wakes it if there is something to do. `slow` says that it moves
-    /// little while others need pipes.
-    pub(super) fn look_at(&self, millis: u64, slow: bool) {
-        let takes = slow && self.has_pipe.load(Ordering::Relaxed);
-        if takes {
-            self.pipe_wanted.store(true, Ordering::Release);
-        }
-        if self.look(millis) != StreamNews::None || takes {
-            self.waker.wake();
-        }
-    }
-
-    /// Returns the bytes moved so far, both directions.
-    pub(super) fn bytes(&self) -> u64 {
-        self.a_to_b.load(Ordering::Relaxed) + self.b_to_a.load(Ordering::Relaxed)
-    }
-
-    /// Notes whether bytes wait for a reader, and whether in a pipe.
-    pub(super) fn set_holds(&self, holds: bool, has_pipe: bool) {
-        self.holds.store(holds, Ordering::Relaxed);
-        self.has_pipe.store(has_pipe, Ordering::Relaxed);
-    }
-
-    /// Returns, once, whether another stream wants the pipe of this one.
-    pub(super) fn is_pipe_wanted(&self) -> bool {
-        self.pipe_wanted.load(Ordering::Acquire) && self.pipe_wanted.swap(false, Ordering::AcqRel)
-    }
-
-    /// Returns the account of the stream.
-    pub(super) fn account(&self) -> PipeAccount {
-        self.account
+impl Silence {
+    /// Begins at the time `millis`.
+    pub(super) fn new(idle_timeout: Duration, millis: u64) -> Self {
+        let idle_millis = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX);
+        Self { idle_millis, moved_at: millis, counted: 0, asked: 0 }
     }
 
     /// Returns how long neither direction may move a byte.
@@ -162,44 +128,83 @@ impl StreamWatch {
         Duration::from_millis(self.idle_millis)
     }
 
-    /// Registers this task to be woken by a look. Returns the result of the last look, each once, except that it is
-    /// idle.
-    pub(super) fn news(&self, cx: &Context<'_>) -> StreamNews {
-        self.waker.register(cx.waker());
-        match self.news.load(Ordering::Acquire) {
-            news if news == StreamNews::Idle as u8 => StreamNews::Idle,
-            news if news == StreamNews::Still as u8 => {
-                let (still, none) = (StreamNews::Still as u8, StreamNews::None as u8);
-                let (ordering, failed) = (Ordering::AcqRel, Ordering::Relaxed);
-                // If the stream has become idle just now, the next poll learns of it.
-                let _ = self.news.compare_exchange(still, none, ordering, failed);
-                StreamNews::Still
-            }
-            _ => StreamNews::None,
+    /// Looks at a stream that has moved so many bytes in all at the time `millis`. Returns how many of them have moved
+    /// since the last look, and what is to be done.
+    pub(super) fn look(&mut self, bytes: u64, millis: u64) -> (u64, StreamNews) {
+        let moved = bytes - self.counted;
+        if moved > 0 {
+            self.counted = bytes;
+            self.moved_at = millis;
+            self.asked = 0;
+            return (moved, StreamNews::None);
         }
+        let still = millis.saturating_sub(self.moved_at);
+        let due = u64::from(self.asked).saturating_add(1).saturating_mul(STILL.as_millis() as u64);
+        let news = if still >= self.idle_millis {
+            StreamNews::Idle
+        } else if self.asked < SETTLED && still >= due {
+            self.asked += 1;
+            StreamNews::Still
+        } else {
+            StreamNews::None
+        };
+        (0, news)
     }
 
     /// Notes that both peers were checked; `open` if something is on its way to one of them.
-    pub(super) fn looked(&self, open: bool) {
+    pub(super) fn checked(&mut self, open: bool) {
         if !open {
-            self.asked.store(SETTLED, Ordering::Relaxed);
+            self.asked = SETTLED;
         }
     }
+}
 
-    /// Looks at the stream at the time `millis`.
-    fn look(&self, millis: u64) -> StreamNews {
-        let still = millis.saturating_sub(self.moved_at.load(Ordering::Relaxed));
-        let asked = self.asked.load(Ordering::Relaxed);
-        let due = u64::from(asked).saturating_add(1).saturating_mul(STILL.as_millis() as u64);
-        let news = if still >= self.idle_millis {
-            StreamNews::Idle
-        } else if asked < SETTLED && still >= due {
-            self.asked.store(asked + 1, Ordering::Relaxed);
-            StreamNews::Still
-        } else {
-            return StreamNews::None;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(600);
+    const DAY: u64 = 24 * 3600 * 1000;
+
+    #[test]
+    fn the_clock_of_idle_streams_goes_on_after_49_days() {
+        let (wrap, idle) = (u64::from(u32::MAX), IDLE.as_millis() as u64);
+        let mut silence = Silence::new(IDLE, wrap - idle / 4);
+        let (_, news) = silence.look(0, wrap + idle / 4);
+        assert_ne!(news, StreamNews::Idle, "beyond the end of a 32-bit clock, and not idle");
+        assert_eq!(silence.look(1, wrap + idle), (1, StreamNews::None));
+        assert_eq!(silence.look(1, wrap + 2 * idle), (0, StreamNews::Idle));
+    }
+
+    #[test]
+    fn an_idle_time_of_many_days_is_kept() {
+        let mut silence = Silence::new(Duration::from_millis(60 * DAY), 0);
+        assert_ne!(silence.look(0, 59 * DAY).1, StreamNews::Idle);
+        assert_eq!(silence.look(0, 60 * DAY).1, StreamNews::Idle);
+    }
+
+    #[test]
+    fn the_peers_of_a_stream_that_stands_still_are_checked_until_nothing_is_on_its_way() {
+        let still = STILL.as_millis() as u64;
+        let mut silence = Silence::new(IDLE, 0);
+        let mut now = 0;
+        let mut look = |silence: &mut Silence, after: u64, bytes: u64| {
+            now += after;
+            silence.look(bytes, now).1
         };
-        self.news.store(news as u8, Ordering::Release);
-        news
+        assert_eq!(look(&mut silence, still - 1, 0), StreamNews::None);
+        assert_eq!(look(&mut silence, 1, 0), StreamNews::Still);
+        silence.checked(true);
+        assert_eq!(look(&mut silence, still - 1, 0), StreamNews::None);
+        assert_eq!(
+            look(&mut silence, 1, 0),
+            StreamNews::Still,
+            "something is on its way to a peer"
+        );
+        silence.checked(false);
+        let news = look(&mut silence, 3 * still, 0);
+        assert_eq!(news, StreamNews::None, "nothing is, so nothing can be found out");
+        assert_eq!(look(&mut silence, 1, 1), StreamNews::None);
+        assert_eq!(look(&mut silence, still, 1), StreamNews::Still, "something has moved since");
     }
 }

@@ -1,6 +1,6 @@
 //! A connection or stream, in terms of its end: what has been delivered, and whether a close is a reset.
 
-use std::time::Duration;
+use std::{os::fd::AsFd, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, Join},
@@ -67,9 +67,9 @@ impl LegEnd for TcpStream {
 
 /// Sets whether closing this connection resets it, even if this process ends. If the option cannot be set, the socket
 /// is closed in order.
-fn set_reset(stream: &TcpStream, reset: bool) {
+pub fn set_reset(stream: impl AsFd, reset: bool) {
     let linger = reset.then_some(Duration::ZERO);
-    if let Err(error) = socket2::SockRef::from(stream).set_linger(linger) {
+    if let Err(error) = socket2::SockRef::from(&stream).set_linger(linger) {
         tracing::debug!(%error, "could not set SO_LINGER");
     }
 }

@@ -1,0 +1,506 @@
+//! The threads that run pairs of sockets: one for each core, with an epoll instance of its own.
+//!
+//! An accepted connection belongs to the runtime until its stream begins. Then it comes here, where a waiting pair is an
+//! entry of a list rather than a task. A thread learns of sockets edge-triggered, so it asks the kernel only for what it
+//! does not know yet.
+//!
+//! Pairs that are ready have a turn each. Pairs that have more to do after that get further turns one by one; between
+//! two of these the thread looks for others that have become ready, so a bulk stream delays an interactive one by one
+//! turn at most.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    io, mem,
+    num::NonZero,
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use fingerpost_wire::transport_kind::TransportKind;
+use rustix::{
+    event::{
+        EventfdFlags, Timespec,
+        epoll::{self, Event, EventData, EventFlags},
+        eventfd,
+    },
+    io::Errno,
+};
+
+use super::{
+    pair::{COPY, Next, Pair, Turn},
+    plane::Resources,
+};
+
+/// The most threads; more cores than that move more than their network carries.
+const MOST_THREADS: usize = 16;
+
+/// The number of events that are taken at once.
+const EVENTS: usize = 256;
+
+/// What a socket reports from the start, edge-triggered.
+const ARRIVALS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
+
+/// The name of the event that wakes a thread; no pair has it.
+const WAKE: u64 = u64::MAX;
+
+/// The threads. They start with the first pair and end when this is dropped; pairs that run then are cut.
+#[derive(Debug)]
+pub(super) struct Engine {
+    resources: Arc<Resources>,
+    cores: OnceLock<Vec<Arc<Core>>>,
+    turn: AtomicUsize,
+}
+
+/// The name of a running pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PairId {
+    core: u16,
+    slot: Slot,
+}
+
+/// A place in the list of a thread. `generation` tells it from an earlier pair in the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Slot {
+    index: u32,
+    generation: u32,
+}
+
+/// One thread, as others see it.
+#[derive(Debug)]
+struct Core {
+    epoll: OwnedFd,
+    wake: OwnedFd,
+    inbox: Mutex<Inbox>,
+    /// Whether something is in the inbox.
+    pending: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    orders: Vec<Order>,
+    /// Free places, and the number of places so far.
+    free: Vec<u32>,
+    places: u32,
+    generation: u32,
+    /// Pairs that run here.
+    running: usize,
+    closed: bool,
+}
+
+#[derive(Debug)]
+enum Order {
+    /// Run this pair, whose sockets are registered already.
+    Run(Slot, Box<Pair>),
+    /// Cut it.
+    Cut(Slot),
+    /// Look at all pairs at this time of the plane's clock; the second number changes when a pair got no pipe.
+    Look(u64, u64),
+    /// Tell that all earlier orders have been carried out.
+    #[cfg(test)]
+    Tell(std::sync::mpsc::Sender<()>),
+}
+
+impl Engine {
+    /// Creates an engine without a thread.
+    pub(super) fn new(resources: Arc<Resources>) -> Self {
+        Self { resources, cores: OnceLock::new(), turn: AtomicUsize::new(0) }
+    }
+
+    /// Runs a pair.
+    ///
+    /// # Errors
+    /// The system's, if there is no thread or a socket cannot be registered. The sockets are closed then.
+    pub(super) fn run(&self, pair: Box<Pair>) -> io::Result<PairId> {
+        let cores = self.cores.get_or_init(|| self.start());
+        let number = self.turn.fetch_add(1, Ordering::Relaxed) % cores.len().max(1);
+        match cores.get(number) {
+            Some(core) => core.run(pair).map(|slot| PairId { core: number as u16, slot }),
+            None => Err(io::Error::other("no thread for streams could be started")),
+        }
+    }
+
+    /// Cuts a pair; nothing happens if it has ended.
+    pub(super) fn cut(&self, id: PairId) {
+        if let Some(core) = self.cores.get().and_then(|cores| cores.get(usize::from(id.core))) {
+            core.order(Order::Cut(id.slot));
+        }
+    }
+
+    /// Lets all threads look at their pairs.
+    pub(super) fn look(&self, millis: u64) {
+        let short = self.resources.pool.shortages();
+        for core in self.cores.get().into_iter().flatten() {
+            if core.lock().running > 0 {
+                core.order(Order::Look(millis, short));
+            }
+        }
+    }
+
+    /// Waits until every thread has carried out the orders so far.
+    #[cfg(test)]
+    pub(super) fn settle(&self) {
+        for core in self.cores.get().into_iter().flatten() {
+            let (done, told) = std::sync::mpsc::channel();
+            core.order(Order::Tell(done));
+            told.recv().unwrap();
+        }
+    }
+
+    fn start(&self) -> Vec<Arc<Core>> {
+        let wanted = thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS);
+        let mut cores = Vec::new();
+        for number in 0..wanted {
+            match Core::start(number, Arc::clone(&self.resources)) {
+                Ok(core) => cores.push(core),
+                Err(error) => {
+                    tracing::error!(%error, started = cores.len(), wanted, "cannot start a thread for streams");
+                    break;
+                }
+            }
+        }
+        cores
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for core in self.cores.get().into_iter().flatten() {
+            core.lock().closed = true;
+            core.pending.store(true, Ordering::Release);
+            core.wake();
+        }
+    }
+}
+
+impl Core {
+    fn start(number: usize, resources: Arc<Resources>) -> io::Result<Arc<Self>> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN | EventFlags::ET)?;
+        let core = Arc::new(Self {
+            epoll,
+            wake,
+            inbox: Mutex::default(),
+            pending: AtomicBool::new(false),
+        });
+        let runner = Runner::new(Arc::clone(&core), resources);
+        thread::Builder::new().name(format!("streams-{number}")).spawn(|| runner.run())?;
+        Ok(core)
+    }
+
+    /// Registers the sockets of a pair and puts it into the inbox. The thread is not woken: a pair that waits for its
+    /// first byte costs it nothing.
+    fn run(&self, pair: Box<Pair>) -> io::Result<Slot> {
+        let mut inbox = self.lock();
+        let index = inbox.free.pop().unwrap_or(inbox.places);
+        inbox.generation = inbox.generation.wrapping_add(1) & (u32::MAX >> 1);
+        let slot = Slot { index, generation: inbox.generation };
+        for second in [false, true] {
+            let data = EventData::new_u64(slot.name(second));
+            if let Err(error) = epoll::add(&self.epoll, pair.side(second), data, ARRIVALS) {
+                if index < inbox.places {
+                    inbox.free.push(index);
+                }
+                return Err(error.into());
+            }
+        }
+        inbox.places = inbox.places.max(index + 1);
+        inbox.running += 1;
+        let early = pair.has_early_bytes();
+        inbox.orders.push(Order::Run(slot, pair));
+        self.pending.store(true, Ordering::Release);
+        drop(inbox);
+        if early {
+            self.wake();
+        }
+        Ok(slot)
+    }
+
+    fn order(&self, order: Order) {
+        self.lock().orders.push(order);
+        self.pending.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Wakes the thread. If the counter of the event is full, it is awake.
+    fn wake(&self) {
+        let _full = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    /// Returns the name of one of the two sockets in events.
+    fn name(self, second: bool) -> u64 {
+        u64::from(self.index) << 32 | u64::from(self.generation) << 1 | u64::from(second)
+    }
+
+    fn named(name: u64) -> (Self, bool) {
+        let slot = Self { index: (name >> 32) as u32, generation: (name as u32) >> 1 };
+        (slot, name & 1 == 1)
+    }
+}
+
+/// The state of one thread.
+struct Runner {
+    core: Arc<Core>,
+    resources: Arc<Resources>,
+    pairs: Vec<Option<Entry>>,
+    /// Pairs that something has happened to, in that order.
+    ready: Vec<u32>,
+    /// Pairs that had a turn and have more to do.
+    busy: VecDeque<u32>,
+    timers: BinaryHeap<Reverse<(Instant, Slot)>>,
+    buffer: Vec<u8>,
+    shortages: u64,
+}
+
+struct Entry {
+    generation: u32,
+    /// Whether it is among those that get a turn.
+    queued: bool,
+    /// Whether a timer of it runs.
+    timed: bool,
+    pair: Pair,
+}
+
+impl Runner {
+    fn new(core: Arc<Core>, resources: Arc<Resources>) -> Self {
+        Self {
+            core,
+            resources,
+            pairs: Vec::new(),
+            ready: Vec::new(),
+            busy: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            buffer: vec![0; COPY],
+            shortages: 0,
+        }
+    }
+
+    fn run(mut self) {
+        let mut events: Vec<Event> = Vec::with_capacity(EVENTS);
+        loop {
+            let timeout = self.timeout();
+            events.clear();
+            match epoll::wait(
+                &self.core.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout.as_ref(),
+            ) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "a thread of streams ends: its streams are cut");
+                    break;
+                }
+            }
+            if self.core.pending.swap(false, Ordering::Acquire) && !self.take_orders() {
+                break;
+            }
+            for event in events.drain(..) {
+                self.note(event);
+            }
+            self.expire();
+            let mut ready = mem::take(&mut self.ready);
+            for index in ready.drain(..) {
+                self.turn(index);
+            }
+            self.ready = ready;
+            if let Some(index) = self.busy.pop_front() {
+                self.turn(index);
+            }
+        }
+        self.close();
+    }
+
+    /// Returns how long to wait for events; `None` until one comes.
+    fn timeout(&self) -> Option<Timespec> {
+        let wait = if self.busy.is_empty() {
+            let Reverse((at, _)) = self.timers.peek()?;
+            at.saturating_duration_since(Instant::now())
+        } else {
+            Duration::ZERO
+        };
+        Some(Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() })
+    }
+
+    /// Carries out what is in the inbox; returns false if this thread is to end.
+    fn take_orders(&mut self) -> bool {
+        let mut inbox = self.core.lock();
+        let orders = mem::take(&mut inbox.orders);
+        let closed = inbox.closed;
+        drop(inbox);
+        for order in orders {
+            match order {
+                Order::Run(slot, pair) => {
+                    let index = slot.index as usize;
+                    if self.pairs.len() <= index {
+                        self.pairs.resize_with(index + 1, || None);
+                    }
+                    let early = pair.has_early_bytes();
+                    let generation = slot.generation;
+                    self.pairs[index] =
+                        Some(Entry { generation, queued: early, timed: false, pair: *pair });
+                    if early {
+                        self.ready.push(slot.index);
+                    }
+                }
+                Order::Cut(slot) => {
+                    if self.entry(slot).is_some() {
+                        self.remove(slot.index, None);
+                    }
+                }
+                Order::Look(millis, shortages) => self.look(millis, shortages),
+                #[cfg(test)]
+                Order::Tell(done) => {
+                    let _gone = done.send(());
+                }
+            }
+        }
+        !closed
+    }
+
+    fn entry(&mut self, slot: Slot) -> Option<&mut Entry> {
+        let entry = self.pairs.get_mut(slot.index as usize)?.as_mut();
+        entry.filter(|entry| entry.generation == slot.generation)
+    }
+
+    /// Notes what a socket is ready for.
+    fn note(&mut self, event: Event) {
+        let (name, flags) = (event.data.u64(), event.flags);
+        if name == WAKE {
+            return;
+        }
+        let (slot, second) = Slot::named(name);
+        // A new pair may still be in the inbox. Otherwise the event is of a pair that has ended meanwhile.
+        if self.entry(slot).is_none() {
+            let closed = !self.take_orders();
+            self.core.pending.fetch_or(closed, Ordering::Relaxed);
+        }
+        let Some(entry) = self.entry(slot) else { return };
+        let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+        let readable = flags.contains(EventFlags::IN);
+        let writable = flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
+        entry.pair.side_mut(second).handle_ready(readable, writable, ended);
+        if !mem::replace(&mut entry.queued, true) {
+            self.ready.push(slot.index);
+        }
+    }
+
+    /// Gives a turn to the pairs whose time has come.
+    fn expire(&mut self) {
+        let Some(Reverse((first, _))) = self.timers.peek() else { return };
+        let now = Instant::now();
+        if *first > now {
+            return;
+        }
+        while let Some(Reverse((at, slot))) = self.timers.peek().copied()
+            && at <= now
+        {
+            self.timers.pop();
+            if let Some(entry) = self.entry(slot) {
+                entry.timed = false;
+                if !mem::replace(&mut entry.queued, true) {
+                    self.ready.push(slot.index);
+                }
+            }
+        }
+    }
+
+    /// Gives one pair a turn.
+    fn turn(&mut self, index: u32) {
+        let Some(Some(entry)) = self.pairs.get_mut(index as usize) else { return };
+        entry.queued = false;
+        let mut turn =
+            Turn { resources: &self.resources, buffer: &mut self.buffer, now: Instant::now() };
+        let before = entry.pair.owner().counters().bytes();
+        let next = entry.pair.run(&mut turn);
+        let moved = entry.pair.owner().counters().bytes() - before;
+        if moved > 0 {
+            self.resources.metrics.moved(TransportKind::S5b, TransportKind::S5b, moved);
+        }
+        self.follow(index, next);
+    }
+
+    /// Does what a pair needs to go on.
+    fn follow(&mut self, index: u32, next: Next) {
+        let Some(Some(entry)) = self.pairs.get_mut(index as usize) else { return };
+        let slot = Slot { index, generation: entry.generation };
+        for second in [false, true] {
+            if !entry.pair.side(second).wants_room() {
+                continue;
+            }
+            // From now on it reports both; if there is room already, the kernel says so at once.
+            let (data, all) = (EventData::new_u64(slot.name(second)), ARRIVALS | EventFlags::OUT);
+            match epoll::modify(&self.core.epoll, entry.pair.side(second), data, all) {
+                Ok(()) => entry.pair.side_mut(second).reports_room = true,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot wait for a socket: its stream is cut");
+                    return self.remove(index, None);
+                }
+            }
+        }
+        match next {
+            Next::Again if entry.queued => {}
+            Next::Again => {
+                entry.queued = true;
+                self.busy.push_back(index);
+            }
+            Next::Wait(Some(at)) if !entry.timed => {
+                entry.timed = true;
+                self.timers.push(Reverse((at, slot)));
+            }
+            Next::Wait(_) => {}
+            Next::Ended(end) => {
+                let outcome = entry.pair.owner().counters().outcome(end);
+                self.remove(index, Some(outcome));
+            }
+        }
+    }
+
+    /// Looks at the silence of all pairs.
+    fn look(&mut self, millis: u64, shortages: u64) {
+        let short = mem::replace(&mut self.shortages, shortages) != shortages;
+        for index in 0..self.pairs.len() as u32 {
+            let Some(Some(entry)) = self.pairs.get_mut(index as usize) else { continue };
+            let next = entry.pair.look(millis, short, &self.resources);
+            if next != Next::Wait(None) {
+                self.follow(index, next);
+            }
+        }
+    }
+
+    /// Removes a pair, closes its sockets and tells its owner.
+    fn remove(&mut self, index: u32, outcome: Option<super::pipe::StreamOutcome>) {
+        let Some(mut entry) = self.pairs.get_mut(index as usize).and_then(Option::take) else {
+            return;
+        };
+        entry.pair.release(&self.resources);
+        let owner = Arc::clone(entry.pair.owner());
+        drop(entry);
+        let mut inbox = self.core.lock();
+        inbox.free.push(index);
+        inbox.running -= 1;
+        drop(inbox);
+        self.resources.metrics.session_ended(TransportKind::S5b, TransportKind::S5b);
+        owner.ended(outcome);
+    }
+
+    /// Cuts all pairs.
+    fn close(&mut self) {
+        self.core.lock().closed = true;
+        self.take_orders();
+        for index in 0..self.pairs.len() as u32 {
+            self.remove(index, None);
+        }
+    }
+}
