@@ -24,16 +24,17 @@ use std::{
 
 use fingerpost_wire::transport_kind::TransportKind;
 use rustix::{
+    buffer::spare_capacity,
     event::{
-        EventfdFlags, Timespec,
+        EventfdFlags, PollFd, PollFlags, Timespec,
         epoll::{self, Event, EventData, EventFlags},
-        eventfd,
+        eventfd, poll,
     },
     io::Errno,
 };
 
 use super::{
-    pair::{COPY, Next, Pair, Turn},
+    pair::{COPY, Next, Pair, Reports, Turn},
     plane::Resources,
 };
 
@@ -43,8 +44,8 @@ const MOST_THREADS: usize = 16;
 /// The number of events that are taken at once.
 const EVENTS: usize = 256;
 
-/// What a socket reports from the start, edge-triggered.
-const ARRIVALS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
+/// epoll_wait(2) counts milliseconds; a shorter wait needs ppoll(2).
+const SHORT: Duration = Duration::from_millis(2);
 
 /// The name of the event that wakes a thread; no pair has it.
 const WAKE: u64 = u64::MAX;
@@ -202,8 +203,8 @@ impl Core {
         inbox.generation = inbox.generation.wrapping_add(1) & (u32::MAX >> 1);
         let slot = Slot { index, generation: inbox.generation };
         for second in [false, true] {
-            let data = EventData::new_u64(slot.name(second));
-            if let Err(error) = epoll::add(&self.epoll, pair.side(second), data, ARRIVALS) {
+            let (data, side) = (EventData::new_u64(slot.name(second)), pair.side(second));
+            if let Err(error) = epoll::add(&self.epoll, side, data, flags(side.reports)) {
                 if index < inbox.places {
                     inbox.free.push(index);
                 }
@@ -250,6 +251,14 @@ impl Slot {
     }
 }
 
+/// Returns the events of a socket, edge-triggered.
+fn flags(reports: Reports) -> EventFlags {
+    let mut flags = EventFlags::RDHUP | EventFlags::ET;
+    flags.set(EventFlags::IN, reports.bytes);
+    flags.set(EventFlags::OUT, reports.room);
+    flags
+}
+
 /// The state of one thread.
 struct Runner {
     core: Arc<Core>,
@@ -268,8 +277,8 @@ struct Entry {
     generation: u32,
     /// Whether it is among those that get a turn.
     queued: bool,
-    /// Whether a timer of it runs.
-    timed: bool,
+    /// The first of its timers that run.
+    timer: Option<Instant>,
     pair: Pair,
 }
 
@@ -290,18 +299,10 @@ impl Runner {
     fn run(mut self) {
         let mut events: Vec<Event> = Vec::with_capacity(EVENTS);
         loop {
-            let timeout = self.timeout();
             events.clear();
-            match epoll::wait(
-                &self.core.epoll,
-                rustix::buffer::spare_capacity(&mut events),
-                timeout.as_ref(),
-            ) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => {
-                    tracing::error!(%error, "a thread of streams ends: its streams are cut");
-                    break;
-                }
+            if let Err(error) = self.wait(&mut events) {
+                tracing::error!(%error, "a thread of streams ends: its streams are cut");
+                break;
             }
             if self.core.pending.swap(false, Ordering::Acquire) && !self.take_orders() {
                 break;
@@ -322,15 +323,30 @@ impl Runner {
         self.close();
     }
 
-    /// Returns how long to wait for events; `None` until one comes.
-    fn timeout(&self) -> Option<Timespec> {
-        let wait = if self.busy.is_empty() {
-            let Reverse((at, _)) = self.timers.peek()?;
-            at.saturating_duration_since(Instant::now())
-        } else {
-            Duration::ZERO
+    /// Waits for events, or for the next timer, or not at all if pairs have more to do.
+    fn wait(&self, events: &mut Vec<Event>) -> rustix::io::Result<()> {
+        let span = |wait: Duration| Timespec {
+            tv_sec: wait.as_secs() as i64,
+            tv_nsec: wait.subsec_nanos().into(),
         };
-        Some(Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: wait.subsec_nanos().into() })
+        let mut timeout = Some(Duration::ZERO);
+        if self.busy.is_empty() {
+            let now = Instant::now();
+            let next = self.timers.peek();
+            timeout = next.map(|Reverse((at, _))| at.saturating_duration_since(now));
+            if let Some(wait) = timeout.filter(|wait| !wait.is_zero() && *wait < SHORT) {
+                let mut ready = [PollFd::new(&self.core.epoll, PollFlags::IN)];
+                match poll(&mut ready, Some(&span(wait))) {
+                    Ok(_) | Err(Errno::INTR) => timeout = Some(Duration::ZERO),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let timeout = timeout.map(span);
+        match epoll::wait(&self.core.epoll, spare_capacity(events), timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Carries out what is in the inbox; returns false if this thread is to end.
@@ -349,7 +365,7 @@ impl Runner {
                     let early = pair.has_early_bytes();
                     let generation = slot.generation;
                     self.pairs[index] =
-                        Some(Entry { generation, queued: early, timed: false, pair: *pair });
+                        Some(Entry { generation, queued: early, timer: None, pair: *pair });
                     if early {
                         self.ready.push(slot.index);
                     }
@@ -408,7 +424,7 @@ impl Runner {
         {
             self.timers.pop();
             if let Some(entry) = self.entry(slot) {
-                entry.timed = false;
+                entry.timer = None;
                 if !mem::replace(&mut entry.queued, true) {
                     self.ready.push(slot.index);
                 }
@@ -436,13 +452,11 @@ impl Runner {
         let Some(Some(entry)) = self.pairs.get_mut(index as usize) else { return };
         let slot = Slot { index, generation: entry.generation };
         for second in [false, true] {
-            if !entry.pair.side(second).wants_room() {
-                continue;
-            }
-            // From now on it reports both; if there is room already, the kernel says so at once.
-            let (data, all) = (EventData::new_u64(slot.name(second)), ARRIVALS | EventFlags::OUT);
-            match epoll::modify(&self.core.epoll, entry.pair.side(second), data, all) {
-                Ok(()) => entry.pair.side_mut(second).reports_room = true,
+            let Some(reports) = entry.pair.side(second).wants() else { continue };
+            // If it is ready already, the kernel says so at once.
+            let (data, flags) = (EventData::new_u64(slot.name(second)), flags(reports));
+            match epoll::modify(&self.core.epoll, entry.pair.side(second), data, flags) {
+                Ok(()) => entry.pair.side_mut(second).reports = reports,
                 Err(error) => {
                     tracing::warn!(%error, "cannot wait for a socket: its stream is cut");
                     return self.remove(index, None);
@@ -455,8 +469,8 @@ impl Runner {
                 entry.queued = true;
                 self.busy.push_back(index);
             }
-            Next::Wait(Some(at)) if !entry.timed => {
-                entry.timed = true;
+            Next::Wait(Some(at)) if entry.timer.is_none_or(|timer| at < timer) => {
+                entry.timer = Some(at);
                 self.timers.push(Reverse((at, slot)));
             }
             Next::Wait(_) => {}

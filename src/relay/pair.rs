@@ -11,6 +11,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
+    mem,
     net::{Shutdown, TcpStream},
     os::fd::{AsFd, BorrowedFd},
     sync::{
@@ -18,7 +19,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::Poll,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use fingerpost_carry::{
@@ -49,6 +50,15 @@ const KEPT: usize = 2 * COPY;
 
 /// Rounds in one turn, so that a busy direction starves neither the other direction nor other pairs.
 const ROUNDS: usize = 4;
+
+/// A direction that moves this much from one wait to the next is *polled*: its socket no longer reports each segment.
+const FAST: u32 = 256 * 1024;
+
+/// A polled direction that has gathered less than this reports again.
+const GATHERED: u32 = 64 * 1024;
+
+/// The time between two polls: short beside a network's round trip, and long enough for many segments.
+const POLL: Duration = Duration::from_micros(200);
 
 /// What a thread of the engine lends a pair for one turn.
 #[derive(Debug)]
@@ -82,8 +92,19 @@ pub(super) struct Side {
     writable: bool,
     /// The peer has sent its last byte, or the connection is broken: reads never block again.
     ended: bool,
-    /// Whether the engine is told when the socket takes bytes again. Most pairs never ask.
-    pub(super) reports_room: bool,
+    /// What the engine is to be told of the socket.
+    wanted: Reports,
+    /// What it is told.
+    pub(super) reports: Reports,
+}
+
+/// What a socket reports besides its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reports {
+    /// Bytes that arrive.
+    pub(super) bytes: bool,
+    /// Room for more bytes. Most pairs never ask.
+    pub(super) room: bool,
 }
 
 /// A running stream between two sockets. It behaves as [`super::pipe::relay_at_rate`] does.
@@ -115,6 +136,19 @@ struct Way {
     guarded: bool,
     /// Whether more than [`PROBE`] came at once.
     busy: bool,
+    /// Bytes that have come since there was nothing to read.
+    burst: u32,
+    /// Present while the source is polled.
+    polling: Option<Box<Polling>>,
+}
+
+/// A source that does not report its bytes, because many come in a short time.
+#[derive(Debug)]
+struct Polling {
+    /// When to read next.
+    at: Instant,
+    /// Whether it has been read since then.
+    is_over: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,8 +171,8 @@ struct KeptBytes {
 enum Pause {
     /// A socket is not ready.
     Socket,
-    /// The rate allows more at this time.
-    Rate(Instant),
+    /// The rate allows more at this time, or the source is read again.
+    Until(Instant),
     /// It had its rounds.
     Turn,
 }
@@ -172,7 +206,8 @@ struct Work<'a, 'b> {
 
 impl Side {
     fn new(stream: TcpStream) -> Self {
-        Self { stream, readable: true, writable: true, ended: false, reports_room: false }
+        let reports = Reports { bytes: true, room: false };
+        Self { stream, readable: true, writable: true, ended: false, wanted: reports, reports }
     }
 
     /// Notes what the kernel reports.
@@ -182,9 +217,9 @@ impl Side {
         self.ended |= ended;
     }
 
-    /// Returns whether a write would have blocked and nobody is told when it no longer would.
-    pub(super) fn wants_room(&self) -> bool {
-        !self.writable && !self.reports_room
+    /// Returns what the engine is to be told from now on, if that has changed.
+    pub(super) fn wants(&self) -> Option<Reports> {
+        (self.wanted != self.reports).then_some(self.wanted)
     }
 
     /// Reads once; pending if nothing has come.
@@ -217,6 +252,7 @@ impl Side {
             match call(&self.stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     *ready = false;
+                    self.wanted.room |= !reads;
                     return Poll::Pending;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -433,7 +469,7 @@ impl Next {
         match pause {
             Pause::Turn => Self::Again,
             Pause::Socket => Self::Wait(None),
-            Pause::Rate(at) => Self::Wait(Some(at)),
+            Pause::Until(at) => Self::Wait(Some(at)),
         }
     }
 
@@ -484,6 +520,7 @@ impl Way {
             }
         }
         if self.state == WayState::Drop {
+            self.stop_polling(from);
             if let Err(pause) = self.drop_bytes(work, from) {
                 return Ok(Some(pause));
             }
@@ -551,7 +588,6 @@ impl Way {
         to: &mut Side,
         written: &AtomicU64,
     ) -> Step<()> {
-        let mut moved = 0;
         for _ in 0..ROUNDS {
             if self.guarded {
                 if self.kept.is_some() && self.is_judged()? {
@@ -563,10 +599,7 @@ impl Way {
             }
             // Check before anything is borrowed: the other direction may be why this pair runs.
             if !from.readable {
-                if moved > 0 && moved < PROBE {
-                    self.busy = false;
-                }
-                return Err(self.no_bytes());
+                self.wait(from, work.limit.is_some())?;
             }
             let most = work.allowed()?;
             if self.busy && !self.guarded && self.pipe.is_none() {
@@ -588,7 +621,10 @@ impl Way {
                         Poll::Ready(Err(error)) => return Err(read_failed(error)),
                     }
                 }
-                None => self.copy(work, from, to, written, most)?,
+                None => match self.copy(work, from, to, written, most)? {
+                    Some(n) => n,
+                    None => continue,
+                },
             };
             if n == 0 {
                 return match (self.guarded, self.kept.is_some()) {
@@ -597,21 +633,55 @@ impl Way {
                     (true, false) => Err(CopyFailure::End(Ended::Eof).into()),
                 };
             }
-            moved += n;
+            self.burst = self.burst.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
             work.took(n);
         }
         Err(Pause::Turn.into())
     }
 
-    /// Nothing can be read: returns the pause, or the error if the source is gone.
-    fn no_bytes(&self) -> Stop {
-        match self.fate.lost {
-            Some(kind) => CopyFailure::Read(kind).into(),
-            None => Pause::Socket.into(),
+    /// Nothing can be read, as far as we know. Returns if it is time to poll the source; otherwise waits.
+    fn wait(&mut self, from: &mut Side, is_limited: bool) -> Step<()> {
+        if let Some(kind) = self.fate.lost {
+            return Err(CopyFailure::Read(kind).into());
         }
+        let burst = mem::take(&mut self.burst);
+        let Some(polling) = &mut self.polling else {
+            if burst > 0 && burst < PROBE as u32 {
+                self.busy = false;
+            }
+            if burst < FAST || is_limited {
+                return Err(Pause::Socket.into());
+            }
+            let at = Instant::now() + POLL;
+            self.polling = Some(Box::new(Polling { at, is_over: false }));
+            from.wanted.bytes = false;
+            return Err(Pause::Until(at).into());
+        };
+        let now = Instant::now();
+        if burst > 0 || polling.is_over {
+            if burst < GATHERED {
+                self.stop_polling(from);
+                return Err(Pause::Socket.into());
+            }
+            **polling = Polling { at: now + POLL, is_over: false };
+        }
+        if now < polling.at {
+            return Err(Pause::Until(polling.at).into());
+        }
+        polling.is_over = true;
+        from.readable = true;
+        Ok(())
     }
 
-    /// Reads once into the thread's buffer and writes what can be written now; keeps the rest.
+    /// Lets the source report its bytes again. If some have come meanwhile, the kernel reports them at once.
+    fn stop_polling(&mut self, from: &mut Side) {
+        self.polling = None;
+        self.busy = false;
+        from.wanted.bytes = true;
+    }
+
+    /// Reads once into the thread's buffer and writes what can be written now; keeps the rest. Returns how many bytes
+    /// came; `None` if nothing was there after all.
     fn copy(
         &mut self,
         work: &mut Work<'_, '_>,
@@ -619,11 +689,11 @@ impl Way {
         to: &mut Side,
         written: &AtomicU64,
         most: usize,
-    ) -> Step<usize> {
+    ) -> Step<Option<usize>> {
         let size = if self.busy { COPY } else { PROBE };
         let buffer = &mut work.turn.buffer[..size.min(most)];
         let n = match from.poll_read(buffer) {
-            Poll::Pending => return Err(self.no_bytes()),
+            Poll::Pending => return Ok(None),
             Poll::Ready(read) => read.map_err(read_failed)?,
         };
         self.busy = n >= PROBE;
@@ -632,7 +702,7 @@ impl Way {
             if n > 0 {
                 self.kept.get_or_insert_with(Box::default).bytes.extend_from_slice(bytes);
             }
-            return Ok(n);
+            return Ok(Some(n));
         }
         while !bytes.is_empty() {
             match to.poll_write(bytes) {
@@ -648,7 +718,7 @@ impl Way {
                 }
             }
         }
-        Ok(n)
+        Ok(Some(n))
     }
 
     fn write_kept(&mut self, to: &mut Side, written: &AtomicU64) -> Step<()> {
@@ -734,7 +804,7 @@ impl Work<'_, '_> {
     fn allowed(&mut self) -> Result<usize, Pause> {
         match self.limit {
             None => Ok(usize::MAX),
-            Some(limit) => limit.available(self.turn.now).map_err(Pause::Rate),
+            Some(limit) => limit.available(self.turn.now).map_err(Pause::Until),
         }
     }
 
