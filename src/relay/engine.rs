@@ -105,6 +105,8 @@ enum Order {
     /// Tell that all earlier orders have been carried out.
     #[cfg(test)]
     Tell(std::sync::mpsc::Sender<()>),
+    #[cfg(test)]
+    Panic,
 }
 
 impl Engine {
@@ -150,6 +152,14 @@ impl Engine {
             let (done, told) = std::sync::mpsc::channel();
             core.order(Order::Tell(done));
             told.recv().unwrap();
+        }
+    }
+
+    /// Makes every thread panic.
+    #[cfg(test)]
+    pub(super) fn break_threads(&self) {
+        for core in self.cores.get().into_iter().flatten() {
+            core.order(Order::Panic);
         }
     }
 
@@ -199,6 +209,9 @@ impl Core {
     /// first byte costs it nothing.
     fn run(&self, pair: Box<Pair>) -> io::Result<Slot> {
         let mut inbox = self.lock();
+        if inbox.closed {
+            return Err(io::Error::other("a thread for streams has ended"));
+        }
         let index = inbox.free.pop().unwrap_or(inbox.places);
         inbox.generation = inbox.generation.wrapping_add(1) & (u32::MAX >> 1);
         let slot = Slot { index, generation: inbox.generation };
@@ -320,7 +333,6 @@ impl Runner {
                 self.turn(index);
             }
         }
-        self.close();
     }
 
     /// Waits for events, or for the next timer, or not at all if pairs have more to do.
@@ -376,6 +388,8 @@ impl Runner {
                     }
                 }
                 Order::Look(millis, shortages) => self.look(millis, shortages),
+                #[cfg(test)]
+                Order::Panic => panic!("a test asked for this"),
                 #[cfg(test)]
                 Order::Tell(done) => {
                     let _gone = done.send(());
@@ -508,9 +522,11 @@ impl Runner {
         self.resources.metrics.session_ended(TransportKind::S5b, TransportKind::S5b);
         owner.ended(outcome);
     }
+}
 
-    /// Cuts all pairs.
-    fn close(&mut self) {
+/// Cuts all pairs, also if the thread panics: their owners learn of it, and no further pair comes here.
+impl Drop for Runner {
+    fn drop(&mut self) {
         self.core.lock().closed = true;
         self.take_orders();
         for index in 0..self.pairs.len() as u32 {

@@ -501,3 +501,25 @@ async fn a_stream_goes_on_where_splice_is_refused() {
     relay.await.unwrap();
     assert_eq!(plane.pipes(), (0, 0));
 }
+
+#[tokio::test]
+async fn a_thread_that_panics_cuts_its_streams_and_takes_no_more() {
+    let plane = Plane::new(0);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(16);
+    let mut streams = Vec::new();
+    for _ in 0..cores {
+        streams.push(start(&plane, StreamOptions::default()).await);
+    }
+    for (romeo, juliet, _) in &mut streams {
+        romeo.write_all(b"x").await.unwrap();
+        juliet.read_exact(&mut [0]).await.unwrap();
+    }
+    plane.break_threads();
+    for (mut romeo, _juliet, relay) in streams {
+        assert_eq!(rest(&mut romeo).await.1, Err(io::ErrorKind::ConnectionReset));
+        assert_eq!(relay.await.unwrap().end, Ended::Error(io::ErrorKind::Other));
+    }
+    let (_romeo, _juliet, relay) = start(&plane, StreamOptions::default()).await;
+    assert_eq!(relay.await.unwrap().end, Ended::Error(io::ErrorKind::Other));
+    assert_eq!(plane.pipes().1, 0);
+}

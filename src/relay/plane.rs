@@ -184,6 +184,12 @@ impl Plane {
         &self.shared.resources
     }
 
+    /// Makes every thread of the engine panic.
+    #[cfg(test)]
+    pub(super) fn break_threads(&self) {
+        self.shared.engine.break_threads();
+    }
+
     /// Waits until earlier looks and cuts have been carried out.
     #[cfg(test)]
     pub(super) fn settle(&self) {
