@@ -58,7 +58,7 @@ fn messages(relay: &Relay, pairs: &mut [(TcpStream, TcpStream)]) -> f64 {
 /// The cost of stanzas among so many reachable users.
 pub(crate) struct Row {
     pub(crate) users: usize,
-    /// The users for whom there was a place.
+    /// The users that the component had places for.
     pub(crate) kept: usize,
     /// The component's processor time for a presence, a ping and a lookup, in µs.
     pub(crate) micros: [f64; 3],

@@ -210,7 +210,7 @@ impl Router {
             cluster,
             back,
             identity,
-            presences: Presences::new(),
+            presences: Presences::new(tokio::time::Instant::now()),
             waiting: HashMap::new(),
             reachable,
             readers: pep::Readers::default(),
@@ -312,7 +312,7 @@ impl Router {
 
     /// Hands over to another instance that leads, which keeps its own view of the users.
     pub fn follow(&mut self) {
-        self.presences = Presences::new();
+        self.presences = Presences::new(tokio::time::Instant::now());
         for waiting in std::mem::take(&mut self.waiting).into_values().flatten() {
             self.hand_over(&waiting.stanza);
         }

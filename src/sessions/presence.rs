@@ -184,22 +184,16 @@ pub struct Presences {
     changes: VecDeque<PresenceChange>,
 }
 
-impl Default for Presences {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Presences {
-    /// Creates an empty table; the link is down.
-    pub fn new() -> Self {
+    /// Creates an empty table at the time `now`; the link is down.
+    pub fn new(now: Instant) -> Self {
         Self {
             hasher: RandomState::new(),
             users: HashMap::new(),
             shares: Default::default(),
             due: BTreeMap::new(),
             // Times shortly before are valid too.
-            clock: Clock(Instant::now().checked_sub(AGE).unwrap_or_else(Instant::now)),
+            clock: Clock(now.checked_sub(AGE).unwrap_or(now)),
             number: 0,
             ask_at: None,
             changes: VecDeque::new(),

@@ -36,7 +36,7 @@ fn gone(jid: &str, remembered: bool) -> PresenceChange {
 fn the_highest_priority_is_reached_and_unavailable_ends_it() {
     let now = Instant::now();
     let user = bare("j@c");
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     assert_eq!(best(&presences, &user), None);
     assert_eq!(presences.available(full("j@c/low"), 1, true, now), Ok(true));
     assert_eq!(presences.available(full("j@c/high"), 5, true, now), Ok(false));
@@ -60,7 +60,7 @@ fn the_highest_priority_is_reached_and_unavailable_ends_it() {
 #[test]
 fn no_crowd_of_one_domain_keeps_users_of_another_out() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     let flood = |domain: &str, has_access, presences: &mut Presences| {
         let mut taken = 0;
         let resource = "long".repeat(125);
@@ -86,7 +86,7 @@ fn all_that_is_kept_stays_below_64_mib() {
     // The longest possible addresses, and the shortest.
     const { assert!(USERS.total + GUESTS.total < 60 << 20) };
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     let long = "x".repeat(1023);
     for number in 0..12_000 {
         let jid = full(&format!("{long}@d{number}.test/{long}"));
@@ -100,7 +100,7 @@ fn all_that_is_kept_stays_below_64_mib() {
 #[test]
 fn a_user_displaces_nobody_else() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.available(full("a@c/x"), 0, true, now).unwrap();
     for number in 0..100 {
         presences.available(full(&format!("b@c/{number}")), 0, true, now).unwrap();
@@ -117,7 +117,7 @@ fn a_user_displaces_nobody_else() {
 #[test]
 fn what_is_to_be_remembered_is_said_once_and_taken_back() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.available(full("a@c/x"), 3, true, now).unwrap();
     presences.available(full("a@c/x"), 3, true, now + AGE).unwrap();
     assert_eq!(drain(&mut presences), [remember("a@c/x", 3, true)]);
@@ -135,7 +135,7 @@ fn what_is_to_be_remembered_is_said_once_and_taken_back() {
 #[test]
 fn after_a_restart_those_who_were_reachable_are_and_are_asked() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     for jid in ["a@c/there", "a@c/gone", "b@c/silent"] {
         presences.recall(full(jid), 1, now);
     }
@@ -177,7 +177,7 @@ fn after_a_restart_those_who_were_reachable_are_and_are_asked() {
 #[test]
 fn who_has_been_heard_of_is_preferred_to_who_was_only_remembered() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.recall(full("a@c/old"), 9, now);
     presences.link_is_up(now);
     presences.available(full("a@c/new"), 0, true, now).unwrap();
@@ -189,7 +189,7 @@ fn who_has_been_heard_of_is_preferred_to_who_was_only_remembered() {
 #[test]
 fn a_link_that_breaks_while_somebody_is_asked_proves_nothing() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.link_is_up(now);
     presences.available(full("a@c/x"), 0, true, now).unwrap();
     let later = now + AGE;
@@ -225,7 +225,7 @@ fn take(jid: &str) -> ResourceChoice {
 #[test]
 fn who_was_not_heard_of_for_a_while_is_asked_once_for_all_before_it_is_taken() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.link_is_up(now);
     presences.available(full("a@c/old"), 0, true, now).unwrap();
     presences.available(full("a@c/new"), 0, true, now).unwrap();
@@ -253,7 +253,7 @@ fn who_was_not_heard_of_for_a_while_is_asked_once_for_all_before_it_is_taken() {
 #[test]
 fn who_does_not_answer_gives_way_to_the_next_and_is_remembered() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.link_is_up(now);
     presences.available(full("a@c/there"), 0, true, now).unwrap();
     presences.available(full("a@c/sleeps"), 9, true, now).unwrap();
@@ -283,7 +283,7 @@ fn who_does_not_answer_gives_way_to_the_next_and_is_remembered() {
 #[test]
 fn where_nobody_answers_it_is_known_since_when_and_nobody_is_gone_for_five_minutes() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.link_is_up(now);
     presences.available(full("a@c/x"), 0, true, now).unwrap();
     let came = now + 10 * SECOND;
@@ -320,7 +320,7 @@ fn where_nobody_answers_it_is_known_since_when_and_nobody_is_gone_for_five_minut
 #[test]
 fn a_late_answer_does_not_bring_back_who_has_gone() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.link_is_up(now);
     presences.available(full("a@c/x"), 0, true, now).unwrap();
     presences.answered(&full("a@c/x"), Sign::Silence, now, now + 3 * SECOND);
@@ -332,7 +332,7 @@ fn a_late_answer_does_not_bring_back_who_has_gone() {
 #[test]
 fn a_busy_client_that_was_heard_of_meanwhile_is_there() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.link_is_up(now);
     presences.available(full("a@c/x"), 0, true, now).unwrap();
     let came = now + 10 * SECOND;
@@ -345,7 +345,7 @@ fn a_busy_client_that_was_heard_of_meanwhile_is_there() {
 #[test]
 fn of_those_that_answer_the_one_that_can_do_most_is_taken() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.link_is_up(now);
     for (name, priority) in [("files", 1), ("pipe", 1), ("chats", 10), ("hidden", -1)] {
         presences.available(full(&format!("a@c/{name}")), priority, true, now).unwrap();
@@ -371,7 +371,7 @@ fn of_those_that_answer_the_one_that_can_do_most_is_taken() {
 #[test]
 fn what_goes_to_all_resources_has_each_asked_seldom() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.link_is_up(now);
     presences.available(full("a@c/x"), 0, true, now).unwrap();
     presences.available(full("a@c/y"), -1, true, now).unwrap();
@@ -389,7 +389,7 @@ fn what_goes_to_all_resources_has_each_asked_seldom() {
 #[test]
 fn one_that_refuses_to_be_asked_right_after_its_last_stanza_is_not_taken() {
     let now = Instant::now();
-    let mut presences = Presences::new();
+    let mut presences = Presences::new(Instant::now());
     presences.link_is_up(now);
     presences.available(full("a@c/x"), 0, true, now).unwrap();
     let came = now + Duration::from_millis(1);
