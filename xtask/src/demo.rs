@@ -19,7 +19,7 @@ pub(crate) fn run() {
     println!(
         "Fingerpost: two users, one TLS stream from end to end, and a component between them\n"
     );
-    let server = Server::start(Kind::Prosody);
+    let server = Server::start_as_installed(Kind::Prosody);
     println!("  Prosody      {} (this machine, a private instance)", server.client_address());
     let component = Component::start(&server, &Options::default());
     println!("  component    {COMPONENT}, SOCKS5 on 127.0.0.1:{}", component.socks5);
