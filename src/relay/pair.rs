@@ -197,10 +197,18 @@ impl From<CopyFailure> for Stop {
     }
 }
 
-/// The work of one turn for one direction: what it may use.
-struct Work<'a, 'b> {
-    turn: &'a mut Turn<'b>,
+/// The lender of pipes, and the account that borrows them.
+#[derive(Clone, Copy)]
+struct Lender<'a> {
+    resources: &'a Resources,
     account: PipeAccount,
+}
+
+/// What both directions use in one turn.
+struct Work<'a> {
+    lender: Lender<'a>,
+    buffer: &'a mut [u8],
+    now: Instant,
     limit: &'a mut Option<Box<ByteRate>>,
 }
 
@@ -353,13 +361,14 @@ impl Pair {
     /// Looks at the silence at the time `millis`. `short` says that other pairs need pipes.
     pub(super) fn look(&mut self, millis: u64, short: bool, resources: &Resources) -> Next {
         let (moved, news) = self.silence.look(self.owner.counters().bytes(), millis);
+        let lender = self.lender(resources);
         if short && moved < SLOW {
-            self.forward.yield_pipe(resources, self.account);
-            self.backward.yield_pipe(resources, self.account);
+            self.forward.yield_pipe(lender);
+            self.backward.yield_pipe(lender);
         }
         match news {
             StreamNews::Still => {
-                self.find_vanished(resources);
+                self.find_vanished(lender);
                 Next::Again
             }
             // An ending has its own bound.
@@ -374,15 +383,21 @@ impl Pair {
 
     /// Gives back what it has borrowed. The bytes in its pipes are lost.
     pub(super) fn release(&mut self, resources: &Resources) {
-        self.forward.release(resources, self.account);
-        self.backward.release(resources, self.account);
+        let lender = self.lender(resources);
+        self.forward.release(lender);
+        self.backward.release(lender);
+    }
+
+    fn lender<'a>(&self, resources: &'a Resources) -> Lender<'a> {
+        Lender { resources, account: self.account }
     }
 
     fn run_ways(&mut self, turn: &mut Turn<'_>) -> Next {
-        let Self { a, b, forward, backward, limit, owner, account, .. } = self;
-        let (account, counters, resources) = (*account, owner.counters(), turn.resources);
+        let lender = self.lender(turn.resources);
+        let Self { a, b, forward, backward, limit, owner, .. } = self;
+        let (counters, now) = (owner.counters(), turn.now);
+        let mut work = Work { lender, buffer: &mut *turn.buffer, now, limit };
         let (there, back) = loop {
-            let mut work = Work { turn: &mut *turn, account, limit: &mut *limit };
             let there = match forward.run(&mut work, a, b, &counters.a_to_b) {
                 Ok(there) => there,
                 Err(end) => return Next::Ended(end),
@@ -391,23 +406,20 @@ impl Pair {
                 // Nothing of the second leg is passed on either.
                 return there.map_or(Next::Wait(None), Next::after);
             }
-            backward.heed(forward.fate, resources, account);
+            backward.heed(forward.fate, lender);
             let back = match backward.run(&mut work, b, a, &counters.b_to_a) {
                 Ok(back) => back,
                 Err(end) => return Next::Ended(end),
             };
             // A direction that has just lost its sink is run again; nothing else would run it.
-            if !forward.heed(backward.fate, resources, account) {
+            if !forward.heed(backward.fate, lender) {
                 break (there, back);
             }
         };
         let a_gone = forward.fate.is_source_gone(backward.fate);
         let b_gone = backward.fate.is_source_gone(forward.fate);
-        let waits = match (there, back) {
-            (Some(one), Some(other)) => Next::after(one).or(Next::after(other)),
-            (Some(one), None) | (None, Some(one)) => Next::after(one),
-            (None, None) => Next::Wait(None),
-        };
+        let pauses = [there, back].into_iter().flatten();
+        let waits = pauses.map(Next::after).reduce(Next::or).unwrap_or(Next::Wait(None));
         let (delivered, left) = match (a_gone, b_gone) {
             (false, false) if there.is_none() && back.is_none() => return Next::Ended(Ended::Eof),
             (false, false) => return waits,
@@ -420,7 +432,7 @@ impl Pair {
         }
         let idle_timeout = self.silence.idle_timeout();
         let ending = self.ending.get_or_insert_with(|| Box::new(Ending::new(idle_timeout)));
-        match ending.look(|| left.delivery(), turn.now) {
+        match ending.look(|| left.delivery(), now) {
             Some(at) => waits.or(Next::Wait(Some(at))),
             None => Next::Ended(self.error().map_or(Ended::Eof, Ended::Error)),
         }
@@ -431,17 +443,17 @@ impl Pair {
     }
 
     /// Checks whether both peers of a stream that stands still are present.
-    fn find_vanished(&mut self, resources: &Resources) {
+    fn find_vanished(&mut self, lender: Lender<'_>) {
         let (a, b) = (self.a.delivery(), self.b.delivery());
         if a.is_gone() {
             self.forward.fate.lost.get_or_insert(io::ErrorKind::TimedOut);
             self.backward.fate.broken.get_or_insert(io::ErrorKind::TimedOut);
-            self.backward.abandon(resources, self.account);
+            self.backward.abandon(lender);
         }
         if b.is_gone() {
             self.backward.fate.lost.get_or_insert(io::ErrorKind::TimedOut);
             self.forward.fate.broken.get_or_insert(io::ErrorKind::TimedOut);
-            self.forward.abandon(resources, self.account);
+            self.forward.abandon(lender);
         }
         self.silence.checked(a.is_open() || b.is_open());
     }
@@ -488,34 +500,34 @@ impl Way {
     /// Moves what it can. Returns why it stops, or `None` when this direction is done; an error ends the whole stream.
     fn run(
         &mut self,
-        work: &mut Work<'_, '_>,
+        work: &mut Work<'_>,
         from: &mut Side,
         to: &mut Side,
         written: &AtomicU64,
     ) -> Result<Option<Pause>, Ended> {
-        let (resources, account) = (work.turn.resources, work.account);
+        let lender = work.lender;
         if self.state == WayState::Copy {
             match self.move_bytes(work, from, to, written) {
                 Err(Stop::Pause(pause)) => {
                     if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
-                        self.release(resources, account);
+                        self.release(lender);
                     }
                     return Ok(Some(pause));
                 }
                 Err(Stop::Failure(CopyFailure::End(end))) => return Err(end),
                 Err(Stop::Failure(CopyFailure::Write(kind))) => {
                     self.fate.broken = Some(kind);
-                    self.abandon(resources, account);
+                    self.abandon(lender);
                 }
                 Err(Stop::Failure(CopyFailure::Read(kind))) => {
                     self.fate.failed = Some(kind);
-                    self.done(resources, account);
+                    self.done(lender);
                 }
                 Ok(()) => {
                     if self.fate.end() {
                         to.finish();
                     }
-                    self.done(resources, account);
+                    self.done(lender);
                 }
             }
         }
@@ -524,7 +536,7 @@ impl Way {
             if let Err(pause) = self.drop_bytes(work, from) {
                 return Ok(Some(pause));
             }
-            self.done(resources, account);
+            self.done(lender);
         }
         Ok(None)
     }
@@ -540,34 +552,34 @@ impl Way {
     }
 
     /// Takes over what the opposite direction knows; returns whether this one has just lost its sink.
-    fn heed(&mut self, opposite: WayFate, resources: &Resources, account: PipeAccount) -> bool {
+    fn heed(&mut self, opposite: WayFate, lender: Lender<'_>) -> bool {
         let lost = self.fate.heed(opposite) && self.state == WayState::Copy;
         if lost {
-            self.abandon(resources, account);
+            self.abandon(lender);
         }
         lost
     }
 
     /// Only empties this direction's source from now on.
-    fn abandon(&mut self, resources: &Resources, account: PipeAccount) {
+    fn abandon(&mut self, lender: Lender<'_>) {
         if self.state == WayState::Copy {
-            self.done(resources, account);
+            self.done(lender);
             self.state = WayState::Drop;
         }
     }
 
-    fn done(&mut self, resources: &Resources, account: PipeAccount) {
+    fn done(&mut self, lender: Lender<'_>) {
         self.state = WayState::Done;
         self.kept = None;
         self.guarded = false;
-        self.release(resources, account);
+        self.release(lender);
     }
 
     /// Reads and drops until the source ends.
-    fn drop_bytes(&mut self, work: &mut Work<'_, '_>, from: &mut Side) -> Result<(), Pause> {
+    fn drop_bytes(&mut self, work: &mut Work<'_>, from: &mut Side) -> Result<(), Pause> {
         for _ in 0..ROUNDS {
             let most = work.allowed()?.min(COPY);
-            match from.poll_read(&mut work.turn.buffer[..most]) {
+            match from.poll_read(&mut work.buffer[..most]) {
                 Poll::Pending => return Err(Pause::Socket),
                 Poll::Ready(Ok(0)) => return Ok(()),
                 Poll::Ready(Ok(n)) => work.took(n),
@@ -583,7 +595,7 @@ impl Way {
     /// Moves bytes until the source ends.
     fn move_bytes(
         &mut self,
-        work: &mut Work<'_, '_>,
+        work: &mut Work<'_>,
         from: &mut Side,
         to: &mut Side,
         written: &AtomicU64,
@@ -603,7 +615,7 @@ impl Way {
             }
             let most = work.allowed()?;
             if self.busy && !self.guarded && self.pipe.is_none() {
-                self.pipe = work.turn.resources.pool.take(work.account);
+                self.pipe = work.lender.resources.pool.take(work.lender.account);
             }
             let n = match &mut self.pipe {
                 Some(pipe) => {
@@ -614,8 +626,8 @@ impl Way {
                         Poll::Ready(Ok(n)) => n,
                         // Nothing was there after all.
                         Poll::Pending => continue,
-                        Poll::Ready(Err(error)) if work.turn.resources.must_copy(&error) => {
-                            self.release(work.turn.resources, work.account);
+                        Poll::Ready(Err(error)) if work.lender.resources.must_copy(&error) => {
+                            self.release(work.lender);
                             continue;
                         }
                         Poll::Ready(Err(error)) => return Err(read_failed(error)),
@@ -684,14 +696,14 @@ impl Way {
     /// came; `None` if nothing was there after all.
     fn copy(
         &mut self,
-        work: &mut Work<'_, '_>,
+        work: &mut Work<'_>,
         from: &mut Side,
         to: &mut Side,
         written: &AtomicU64,
         most: usize,
     ) -> Step<Option<usize>> {
         let size = if self.busy { COPY } else { PROBE };
-        let buffer = &mut work.turn.buffer[..size.min(most)];
+        let buffer = &mut work.buffer[..size.min(most)];
         let n = match from.poll_read(buffer) {
             Poll::Pending => return Ok(None),
             Poll::Ready(read) => read.map_err(read_failed)?,
@@ -741,7 +753,7 @@ impl Way {
         Ok(())
     }
 
-    fn drain(&mut self, work: &Work<'_, '_>, to: &mut Side, written: &AtomicU64) -> Step<()> {
+    fn drain(&mut self, work: &Work<'_>, to: &mut Side, written: &AtomicU64) -> Step<()> {
         while let Some(pipe) = &mut self.pipe
             && pipe.held() > 0
         {
@@ -750,9 +762,9 @@ impl Way {
                 Poll::Ready(Ok(0)) => return Err(no_bytes_taken()),
                 Poll::Ready(Ok(n)) => add(written, n),
                 Poll::Ready(Err(error))
-                    if work.turn.resources.must_copy(&error) && self.keep().is_ok() =>
+                    if work.lender.resources.must_copy(&error) && self.keep().is_ok() =>
                 {
-                    self.release(work.turn.resources, work.account);
+                    self.release(work.lender);
                     return self.write_kept(to, written);
                 }
                 Poll::Ready(Err(error)) => return Err(write_failed(error)),
@@ -772,20 +784,20 @@ impl Way {
         Ok(!self.guarded)
     }
 
-    fn release(&mut self, resources: &Resources, account: PipeAccount) {
+    fn release(&mut self, lender: Lender<'_>) {
         if let Some(pipe) = self.pipe.take() {
-            resources.pool.give_back(account, pipe);
+            lender.resources.pool.give_back(lender.account, pipe);
         }
     }
 
     /// Gives the pipe to others and keeps its bytes in memory. They are few, unless the sink accepted less than it
     /// said.
-    fn yield_pipe(&mut self, resources: &Resources, account: PipeAccount) {
+    fn yield_pipe(&mut self, lender: Lender<'_>) {
         if self.pipe.as_ref().is_some_and(|pipe| pipe.held() <= KEPT) {
             // If that fails, the bytes stay where they are.
             let _kept = self.keep();
             if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
-                self.release(resources, account);
+                self.release(lender);
                 self.busy = false;
             }
         }
@@ -799,12 +811,12 @@ impl Way {
     }
 }
 
-impl Work<'_, '_> {
+impl Work<'_> {
     /// Returns how many bytes may pass now; not 0.
     fn allowed(&mut self) -> Result<usize, Pause> {
         match self.limit {
             None => Ok(usize::MAX),
-            Some(limit) => limit.available(self.turn.now).map_err(Pause::Until),
+            Some(limit) => limit.available(self.now).map_err(Pause::Until),
         }
     }
 
