@@ -35,6 +35,7 @@ use rustix::{
 
 use super::{
     pair::{COPY, Next, Pair, Reports, Turn},
+    pipe::StreamOutcome,
     plane::Resources,
 };
 
@@ -404,6 +405,15 @@ impl Runner {
         entry.filter(|entry| entry.generation == slot.generation)
     }
 
+    /// Puts a pair among those that are ready, unless a turn awaits it already.
+    fn queue(&mut self, slot: Slot) {
+        if let Some(entry) = self.entry(slot)
+            && !mem::replace(&mut entry.queued, true)
+        {
+            self.ready.push(slot.index);
+        }
+    }
+
     /// Notes what a socket is ready for.
     fn note(&mut self, event: Event) {
         let (name, flags) = (event.data.u64(), event.flags);
@@ -421,9 +431,7 @@ impl Runner {
         let readable = flags.contains(EventFlags::IN);
         let writable = flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
         entry.pair.side_mut(second).handle_ready(readable, writable, ended);
-        if !mem::replace(&mut entry.queued, true) {
-            self.ready.push(slot.index);
-        }
+        self.queue(slot);
     }
 
     /// Gives a turn to the pairs whose time has come.
@@ -439,9 +447,7 @@ impl Runner {
             self.timers.pop();
             if let Some(entry) = self.entry(slot) {
                 entry.timer = None;
-                if !mem::replace(&mut entry.queued, true) {
-                    self.ready.push(slot.index);
-                }
+                self.queue(slot);
             }
         }
     }
@@ -508,7 +514,7 @@ impl Runner {
     }
 
     /// Removes a pair, closes its sockets and tells its owner.
-    fn remove(&mut self, index: u32, outcome: Option<super::pipe::StreamOutcome>) {
+    fn remove(&mut self, index: u32, outcome: Option<StreamOutcome>) {
         let Some(mut entry) = self.pairs.get_mut(index as usize).and_then(Option::take) else {
             return;
         };

@@ -35,14 +35,12 @@ pub async fn join(
             let joined =
                 Arc::new(Joined { counters: Counters::default(), told: Mutex::new(Some(told)) });
             progress.follow(joined.clone());
-            let counters = Arc::clone(&joined);
-            let failed = |kind| counters.counters.outcome(Ended::Error(kind));
-            match plane.run(a, b, options, joined) {
+            let failed = |kind| joined.counters.outcome(Ended::Error(kind));
+            match plane.run(a, b, options, joined.clone()) {
                 Ok(id) => {
                     let _cut = CutOnDrop { plane, id };
-                    // Nobody cuts it while this task waits, so the engine tells an outcome, unless its thread is gone.
-                    let outcome = end.await.ok().flatten();
-                    outcome.unwrap_or_else(|| failed(io::ErrorKind::Other))
+                    // Nobody cuts it while this task waits, so an outcome is told, unless the engine's thread is gone.
+                    end.await.unwrap_or_else(|_| failed(io::ErrorKind::Other))
                 }
                 Err(error) => failed(error.kind()),
             }
@@ -58,7 +56,7 @@ pub async fn join(
             outcome
         }
     };
-    plane.ended(outcome.end);
+    plane.metrics().ended(outcome.end);
     outcome
 }
 
@@ -66,7 +64,7 @@ pub async fn join(
 #[derive(Debug)]
 struct Joined {
     counters: Counters,
-    told: Mutex<Option<oneshot::Sender<Option<StreamOutcome>>>>,
+    told: Mutex<Option<oneshot::Sender<StreamOutcome>>>,
 }
 
 impl StreamOwner for Joined {
@@ -76,7 +74,7 @@ impl StreamOwner for Joined {
 
     fn ended(&self, outcome: Option<StreamOutcome>) {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(told) = told {
+        if let (Some(told), Some(outcome)) = (told, outcome) {
             // The task may have been dropped.
             let _heard = told.send(outcome);
         }

@@ -17,7 +17,7 @@ use super::{
     engine::{Engine, PairId},
     metrics::Metrics,
     pair::Pair,
-    pipe::{Ended, StreamOptions},
+    pipe::StreamOptions,
     socket::Socket,
     splice::{self, PipePool},
     watch::StreamOwner,
@@ -118,11 +118,6 @@ impl Plane {
     /// Returns how often a direction of a stream has taken a pipe; if it stays 0, everything is copied.
     pub fn pipes_lent(&self) -> u64 {
         self.shared.resources.pool.lent()
-    }
-
-    /// Counts why a stream ended.
-    pub(super) fn ended(&self, end: Ended) {
-        self.metrics().ended(end);
     }
 
     /// Returns the pause between two looks at streams with this idle time.

@@ -167,7 +167,6 @@ impl Row for TableEntry {
 /// An active transfer, as other tasks see it.
 #[derive(Debug)]
 struct ActiveTransfer {
-    number: u64,
     place: Place,
     /// Requester and target.
     users: [Name; 2],
@@ -499,7 +498,6 @@ impl TransferTable {
         };
         *numbered = number;
         *entry = EntryState::Active(ActiveTransfer {
-            number,
             place,
             users: [names.take(&user), names.take(&target.to_bare())],
             began: self.inner.tenths(),
@@ -525,7 +523,7 @@ impl TransferTable {
                 EntryState::Active(stream) => {
                     let [requester, target] = &stream.users;
                     Some(TransferInfo {
-                        id: stream.number,
+                        id: stream.running.number,
                         users: [state.names.get(requester)?, state.names.get(target)?],
                         age: Duration::from_millis(100) * now.saturating_sub(stream.began),
                         bytes: stream.running.counters.bytes(),
@@ -542,7 +540,7 @@ impl TransferTable {
     /// Ends an active transfer and closes both connections. Returns whether it existed.
     pub fn end(&self, id: u64) -> bool {
         let stream = self.inner.lock().entries.iter().find_map(|(_, entry)| match &entry.state {
-            EntryState::Active(transfer) if transfer.number == id => Some(transfer.stream),
+            EntryState::Active(transfer) if transfer.running.number == id => Some(transfer.stream),
             _ => None,
         });
         if let Some(stream) = stream {
@@ -673,7 +671,7 @@ impl StreamOwner for RunningTransfer {
         let bytes = self.counters.bytes();
         let Some(table) = self.table.upgrade() else { return };
         if let Some(outcome) = outcome {
-            table.plane.ended(outcome.end);
+            table.plane.metrics().ended(outcome.end);
             let _in = tracing::info_span!("session", id = format!("t{}", self.number)).entered();
             tracing::debug!(bytes, end = ?outcome.end, "transfer ended");
         }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::pipe::StreamOutcome;
+use super::pipe::{Ended, StreamOutcome};
 
 /// The silence both ways after which a stream's peers are checked, and the interval of the checks.
 pub(super) const STILL: Duration = Duration::from_secs(15);
@@ -34,7 +34,7 @@ impl Counters {
     }
 
     /// Returns the outcome of a stream that ends now.
-    pub(super) fn outcome(&self, end: super::pipe::Ended) -> StreamOutcome {
+    pub(super) fn outcome(&self, end: Ended) -> StreamOutcome {
         StreamOutcome {
             a_to_b: self.a_to_b.load(Ordering::Relaxed),
             b_to_a: self.b_to_a.load(Ordering::Relaxed),
