@@ -4,7 +4,7 @@ mod reception;
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     num::NonZero,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
@@ -12,7 +12,7 @@ use std::{
 
 use socket2::{Domain, SockRef, TcpKeepalive, Type};
 use tokio::{
-    net::{TcpListener, lookup_host},
+    net::lookup_host,
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
@@ -100,7 +100,7 @@ impl Socks5Listener {
     /// As [`Socks5Listener::bind`].
     pub async fn with(
         addresses: &[impl AsRef<str>],
-        inherited: Vec<std::net::TcpListener>,
+        inherited: Vec<TcpListener>,
         options: ListenerOptions,
         table: &TransferTable,
         soft: &CancellationToken,
@@ -115,9 +115,9 @@ impl Socks5Listener {
             local_addrs.push(socket.local_addr()?);
             // One queue, and a loop for each core.
             for _ in 1..acceptors() {
-                listeners.push(TcpListener::from_std(socket.try_clone()?)?);
+                listeners.push(socket.try_clone()?);
             }
-            listeners.push(TcpListener::from_std(socket)?);
+            listeners.push(socket);
         }
         let mut wanted = Vec::new();
         for name in addresses.iter().map(AsRef::as_ref).filter(|_| bind) {
@@ -144,7 +144,6 @@ impl Socks5Listener {
             options: Arc::new(RwLock::new(options)),
         };
         let receptions = listeners.into_iter().map(|listener| {
-            let listener = listener.into_std()?;
             Reception::new(listener, gate.clone(), table.clone(), soft.clone(), tasks.clone())
         });
         for reception in receptions.collect::<io::Result<Vec<_>>>()? {
@@ -240,22 +239,14 @@ fn open(
     socket.set_nonblocking(true)?;
     prepare(&SockRef::from(&socket), max_segment)?;
     if joins {
-        share_port(&socket)?;
+        socket.set_reuse_port(true)?;
     }
     socket.bind(&address.into())?;
     if !joins {
-        share_port(&socket)?;
+        socket.set_reuse_port(true)?;
     }
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-/// Sets SO_REUSEPORT, where it spreads connections over the sockets.
-fn share_port(socket: &socket2::Socket) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    socket.set_reuse_port(true)?;
-    let _elsewhere = socket;
-    Ok(())
+    Ok(socket.into())
 }
 
 /// Turns off the delay of small segments, turns on keepalive, and may set a smaller segment size, which holds in both
@@ -279,10 +270,9 @@ fn others(
     bound: SocketAddr,
     max_segment: u32,
 ) -> io::Result<Vec<TcpListener>> {
-    let more = if cfg!(target_os = "linux") { acceptors() - 1 } else { 0 };
     // `[::]` may have become `0.0.0.0`.
     let only_v6 = only_v6 && wanted.is_ipv6();
-    (0..more).map(|_| open(bound, only_v6, true, max_segment)).collect()
+    (1..acceptors()).map(|_| open(bound, only_v6, true, max_segment)).collect()
 }
 
 fn acceptors() -> usize {

@@ -194,6 +194,7 @@ async fn any_port_is_taken() {
 #[tokio::test]
 async fn a_half_closed_connection_is_asked_for_before_a_nat_forgets_it() {
     let listener = open("127.0.0.1:0".parse().unwrap(), false, false, 0).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let address = listener.local_addr().unwrap();
     let (_there, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (accepted, _) = accepted.unwrap();

@@ -291,10 +291,6 @@ impl Reception {
         if let Err(error) = stream.set_nonblocking(true) {
             return tracing::debug!(%error, "could not accept a connection");
         }
-        #[cfg(not(target_os = "linux"))]
-        if let Err(error) = super::prepare(&(&stream).into(), self.gate.options().max_segment) {
-            return tracing::debug!(%error, "could not accept a connection");
-        }
         // Behind a load balancer the peer's own address says nothing.
         let proxied = self.gate.options().proxy_protocol;
         let known = (!proxied).then(|| peer.ip());
