@@ -140,7 +140,7 @@ impl IbbStreams {
     }
 
     /// Forgets the streams of a pair that are over; returns whether all are.
-    fn drop_over(&mut self, (user, mask): &Pair) -> bool {
+    pub(super) fn drop_over(&mut self, (user, mask): &Pair) -> bool {
         let key = self.hasher.hash_one((user.as_str(), mask.as_str()));
         let Some(streams) = self.by_ends.get_mut(&key) else { return true };
         streams.retain(|handle| !handle.is_over());
@@ -267,18 +267,13 @@ impl Directory {
         self.legs.between(user, mask).any(|entry| entry.sid == sid)
     }
 
-    /// Forgets the streams of a pair that are over; returns whether all are.
-    pub(super) fn drop_streams(&mut self, pair: &Pair) -> bool {
-        self.streams.drop_over(pair)
-    }
-
     /// Forgets the streams whose close was not answered in time.
     pub(super) fn drop_closed(&mut self, now: Instant) {
         while let Some((at, _)) = self.closing.front()
             && *at <= now
             && let Some((_, pair)) = self.closing.pop_front()
         {
-            self.drop_streams(&pair);
+            self.streams.drop_over(&pair);
         }
     }
 }

@@ -141,7 +141,7 @@ impl Drop for SessionGuard {
         let now = Instant::now();
         state.drop_closed(now);
         for pair in &self.pairs {
-            if !state.drop_streams(pair) {
+            if !state.streams.drop_over(pair) {
                 state.closing.push_back((now + CLOSING, Arc::clone(pair)));
             }
         }
