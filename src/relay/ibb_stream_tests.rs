@@ -277,6 +277,11 @@ async fn what_belongs_to_others_is_left_alone() {
     assert!(!handle.handle(&stranger));
 }
 
+/// Returns whether a queued stanza has such a child of in-band bytestreams.
+fn carries(queued: Option<QueuedStanza>, name: &str) -> bool {
+    queued.unwrap().into_element().children().any(|child| child.is(name, ns::IBB))
+}
+
 #[tokio::test]
 async fn a_malformed_block_ends_the_stream() {
     let (outbound, mut sent) = mpsc::channel(8);
@@ -288,14 +293,7 @@ async fn a_malformed_block_ends_the_stream() {
     );
     let refusal = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
     assert_eq!((refusal.type_, refusal.id.as_str()), (StanzaType::Error, "a"));
-    assert!(
-        sent.recv()
-            .await
-            .unwrap()
-            .into_element()
-            .children()
-            .any(|child| child.is("close", ns::IBB))
-    );
+    assert!(carries(sent.recv().await, "close"));
     assert_eq!(romeo.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
 }
 
@@ -430,17 +428,8 @@ async fn the_close_of_a_dropped_stream_waits_for_room() {
     let (mut romeo, _handle) = IbbStream::new(params(), outbound);
     romeo.write_all(b"x").await.unwrap();
     drop(romeo);
-    assert!(
-        sent.recv().await.unwrap().into_element().children().any(|child| child.is("data", ns::IBB))
-    );
-    assert!(
-        sent.recv()
-            .await
-            .unwrap()
-            .into_element()
-            .children()
-            .any(|child| child.is("close", ns::IBB))
-    );
+    assert!(carries(sent.recv().await, "data"));
+    assert!(carries(sent.recv().await, "close"));
 }
 
 #[tokio::test]
