@@ -37,20 +37,18 @@ enum Way {
 }
 
 impl Relay {
+    /// Returns a relay that has no process, server or directory of its own.
+    fn of(name: &'static str, way: Way) -> Self {
+        let (process, server, alone) = (None, None, Mutex::default());
+        Self { name, way, process, server, alone, http: None, _directory: None }
+    }
+
     /// No relay: the baseline for all others.
     pub(crate) fn direct() -> Self {
         let sink = sink();
         let port = sink.local_addr().unwrap().port();
         let way = Way::Forward { port, sink };
-        Self {
-            name: "direct",
-            way,
-            process: None,
-            server: None,
-            alone: Mutex::default(),
-            http: None,
-            _directory: None,
-        }
+        Self::of("direct", way)
     }
 
     /// HAProxy in TCP mode with forced splice; 0 for `pipe` leaves the pipes' size to it.
@@ -96,13 +94,9 @@ impl Relay {
         // The probe's own connection has come through too.
         let _first = sink.accept();
         Self {
-            name,
-            way: Way::Forward { port, sink },
             process: Some(process),
-            server: None,
-            alone: Mutex::default(),
-            http: None,
             _directory: Some(directory),
+            ..Self::of(name, Way::Forward { port, sink })
         }
     }
 
@@ -111,15 +105,7 @@ impl Relay {
         let server = Server::start_to_measure(kind);
         let link = Arc::new(Mutex::new(Link::connect(&server.component_address())));
         let way = Way::Socks5 { port: server.proxy_port().unwrap(), jid: PROXY, link };
-        Self {
-            name,
-            way,
-            process: None,
-            server: Some(server),
-            alone: Mutex::default(),
-            http: None,
-            _directory: None,
-        }
+        Self { server: Some(server), ..Self::of(name, way) }
     }
 
     /// Fingerpost, attached to this program as its XMPP server.
@@ -131,13 +117,10 @@ impl Relay {
         serve_meanwhile(&link);
         let way = Way::Socks5 { port, jid: COMPONENT, link };
         Self {
-            name: "Fingerpost",
-            way,
             process: Some(process),
-            server: None,
-            alone: Mutex::default(),
             http: Some(http),
             _directory: Some(directory),
+            ..Self::of("Fingerpost", way)
         }
     }
 
@@ -164,15 +147,7 @@ impl Relay {
         });
         let link = Arc::new(Mutex::new(Link::plain(&listener)));
         let way = Way::Socks5 { port: 0, jid: COMPONENT, link };
-        Self {
-            name: "constant",
-            way,
-            process: None,
-            server: None,
-            alone: Mutex::default(),
-            http: None,
-            _directory: None,
-        }
+        Self::of("constant", way)
     }
 
     /// Returns a program that answers a disco#info request as this one does.
@@ -193,13 +168,11 @@ impl Relay {
         wait_for("the component's login", Duration::from_secs(30), || process.log(), ready);
         let way = Way::Socks5 { port, jid: COMPONENT, link };
         Self {
-            name,
-            way,
             process: Some(process),
             server: Some(server),
-            alone: Mutex::default(),
             http: Some(http),
             _directory: Some(directory),
+            ..Self::of(name, way)
         }
     }
 
