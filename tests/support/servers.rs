@@ -76,6 +76,16 @@ pub const LOAD: &str = "load.example.test";
 /// The server's own SOCKS5 proxy, if it has one.
 pub const PROXY: &str = "proxy.example.test";
 
+/// How much a server logs.
+enum Logs {
+    /// Everything, for tests that look into the log.
+    All,
+    /// As much as the packages' configurations say.
+    AsInstalled,
+    /// Little, because the time counts.
+    Little,
+}
+
 /// A running XMPP server with the users of [`USERS`] and a component port.
 pub struct Server {
     kind: Kind,
@@ -88,10 +98,9 @@ pub struct Server {
     address: Option<String>,
     /// Whether clients have the limits of the packages' configurations.
     limited: bool,
-    /// Whether clients may log in without TLS, with little logging.
+    /// Whether clients may log in without TLS.
     in_clear: bool,
-    /// Whether it logs no more than the packages' configurations say.
-    as_installed: bool,
+    logs: Logs,
     process: Option<Process>,
     /// Whether it has a component port.
     has_components: bool,
@@ -224,7 +233,7 @@ impl Server {
     /// Starts one that logs no more than the packages' configurations say, which saves much of Prosody's processor time.
     pub fn start_as_installed(kind: Kind) -> Self {
         let mut server = Self::new(kind, None, None, false, false);
-        server.as_installed = true;
+        server.logs = Logs::AsInstalled;
         server.prepare_and_start();
         server
     }
@@ -279,6 +288,7 @@ impl Server {
     ) -> Self {
         let directory = tempfile::Builder::new().prefix("fingerpost-server-").tempdir().unwrap();
         make_certificate(directory.path());
+        let measured = proxy.is_some();
         Self {
             kind,
             directory,
@@ -288,7 +298,7 @@ impl Server {
             address,
             limited,
             in_clear,
-            as_installed: false,
+            logs: if in_clear || measured { Logs::Little } else { Logs::All },
             process: None,
             has_components: true,
             mapper: None,
@@ -492,10 +502,10 @@ impl Server {
         let here = self.directory.path().display();
         let (c2s, component) = (self.c2s, self.component);
         let also = self.address.as_ref().map_or(String::new(), |also| format!(", \"{also}\""));
-        let level = match self.proxy.is_some() || self.in_clear {
-            true => "warn",
-            false if self.as_installed => "info",
-            false => "debug",
+        let level = match self.logs {
+            Logs::All => "debug",
+            Logs::AsInstalled => "info",
+            Logs::Little => "warn",
         };
         let encryption = match self.in_clear {
             true => "c2s_require_encryption = false\nallow_unencrypted_plain_auth = true",
@@ -599,7 +609,11 @@ Component "{COMPONENT}"
     fn prepare_ejabberd(&self) {
         let here = self.directory.path().display();
         let (c2s, component) = (self.c2s, self.component);
-        let level = if self.proxy.is_some() || self.in_clear { "warning" } else { "debug" };
+        let level = match self.logs {
+            Logs::All => "debug",
+            Logs::AsInstalled => "info",
+            Logs::Little => "warning",
+        };
         let starttls = if self.in_clear { "starttls" } else { "starttls_required" };
         let (load, proxy) = self.proxy.map_or(Default::default(), |port| {
             (
