@@ -1,6 +1,6 @@
 //! The credential by which `xtls` proves its user's identity: the key or the password of the method.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use fingerpost_endpoint::Credential;
 use fingerpost_secure::{
@@ -103,7 +103,35 @@ pub(super) fn secret(
     if let Ok(text) = std::env::var(variable) {
         return Ok(Zeroizing::new(text));
     }
-    rpassword::prompt_password(prompt()).map(Zeroizing::new).map_err(|error| {
-        XtlsError::usage(format!("cannot ask for the secret ({error}): set {variable}"))
-    })
+    ask(prompt(), &format!("set {variable}"))
+}
+
+/// Asks for a secret on the terminal, without echo; `otherwise` says how to give it where there is none.
+pub(super) fn ask(question: String, otherwise: &str) -> Result<Zeroizing<String>, XtlsError> {
+    rpassword::prompt_password(question)
+        .map(Zeroizing::new)
+        .map_err(|error| unanswered(&error, otherwise))
+}
+
+/// Returns the error for a question that got no answer.
+fn unanswered(error: &io::Error, otherwise: &str) -> XtlsError {
+    match error.kind() {
+        // Ctrl-C. The prompt raises the signal too, but the task that waits for it may hear of it later.
+        io::ErrorKind::Interrupted => XtlsError::failed("interrupted"),
+        _ => XtlsError::usage(format!("cannot ask on the terminal: {error}"))
+            .hint(format!("without a terminal, {otherwise}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_that_is_interrupted_is_no_error_of_usage() {
+        let error = unanswered(&io::ErrorKind::Interrupted.into(), "set A");
+        assert_eq!((error.code, error.text.as_str(), error.hint), (1, "interrupted", None));
+        let error = unanswered(&io::ErrorKind::NotFound.into(), "set A");
+        assert_eq!((error.code, error.hint.as_deref()), (2, Some("without a terminal, set A")));
+    }
 }

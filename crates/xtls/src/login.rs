@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::{
     account::{self, Account},
     args::Common,
-    credential::passphrase,
+    credential::{ask, passphrase},
     output::{Output, XtlsError},
     rights,
 };
@@ -186,9 +186,9 @@ pub(super) fn keygen_openpgp(
 async fn prompt(jid: &BareJid) -> Result<String, XtlsError> {
     let question = format!("Password of {jid}: ");
     // In a thread of its own: Ctrl-C is handled while it waits, and it restores the terminal.
-    let answer = tokio::task::spawn_blocking(move || rpassword::prompt_password(question)).await;
-    answer.map_err(|error| XtlsError::failed(error.to_string()))?.map_err(|error| {
-        XtlsError::usage(format!("no password: {error}"))
-            .hint("without a terminal, give it by --password-file or in XTLS_PASSWORD")
-    })
+    let asking = tokio::task::spawn_blocking(move || {
+        ask(question, "give it by --password-file or in XTLS_PASSWORD")
+    });
+    let mut answer = asking.await.map_err(|error| XtlsError::failed(error.to_string()))??;
+    Ok(std::mem::take(&mut *answer))
 }
