@@ -2,6 +2,7 @@
 //! reports each fault with its cure.
 
 use std::{
+    collections::HashSet,
     io::{self, Write},
     time::Duration,
 };
@@ -37,6 +38,12 @@ const LONGEST: Duration = Duration::from_secs(15);
 const TRIES: usize = 3;
 /// The end of the longest stanza, in bytes.
 const TAIL: usize = 16;
+/// The length and the number of the stanzas by which the server's pace is measured, and the longest time for them.
+const PACE_STANZA: usize = 8 << 10;
+const PACE_STANZAS: usize = 32;
+const PACE_TIME: Duration = Duration::from_secs(5);
+/// The bytes per second below which the server's pace is a fault: a few in-band streams would need more.
+const SLOW: u64 = 500_000;
 /// The precision of the measured limit of a server, in bytes.
 const EXACTLY: usize = 1_000;
 /// How long a server may take to listen, and the time between two tries.
@@ -85,8 +92,29 @@ pub(crate) async fn run(
     reach::look(config, out).await?;
     let probing = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_mtu_probing").ok();
     path_mtu(config, probing.as_deref(), out)?;
+    pace(&mut asking, out).await?;
     sizes(asking, &options, out).await?;
     Ok(())
+}
+
+/// Reports a server that limits how fast the component may send: all in-band streams share that.
+async fn pace(asking: &mut Asking, out: &mut impl Write) -> io::Result<()> {
+    if let Some(rate) = rate(PACE_STANZA, &asking.arrivals().await).filter(|rate| *rate < SLOW) {
+        writeln!(
+            out,
+            "warning: the XMPP server takes about {} kB/s from this component, and all in-band streams share that: is the \
+             network between slow, or does the server limit its components?",
+            rate / 1000
+        )?;
+    }
+    Ok(())
+}
+
+/// Returns the bytes per second of stanzas of one length that arrived at these times; `None` if fewer than two did.
+fn rate(size: usize, arrivals: &[Instant]) -> Option<u64> {
+    let [first, .., last] = arrivals else { return None };
+    let micros = last.saturating_duration_since(*first).as_micros().max(1);
+    u64::try_from((arrivals.len() - 1) as u128 * size as u128 * 1_000_000 / micros).ok()
 }
 
 /// Reports how many instances serve the component, according to the shared database, and their faults.
@@ -404,13 +432,12 @@ impl Asking {
         }
     }
 
-    /// Returns whether the server delivers a stanza of so many bytes to ourselves; `None` if it does not come back in
-    /// time.
-    async fn passes(&mut self, size: usize) -> Option<bool> {
+    /// Returns a stanza of so many bytes to ourselves, and its id: a result that nothing waits for. Any other program
+    /// that gets it drops it.
+    fn padded(&mut self, size: usize) -> Option<(String, Vec<u8>)> {
         self.number += 1;
         let id = format!("check-size-{}", self.number);
         let address = self.jid.as_str();
-        // A result that nothing waits for: any other program that gets it drops it.
         let mut iq = xml::element(
             "iq",
             ns::CLIENT,
@@ -425,6 +452,45 @@ impl Asking {
         }
         let mut bytes = Vec::new();
         xml::write(&iq, &mut bytes).ok()?;
+        Some((id, bytes))
+    }
+
+    /// Sends many stanzas to ourselves at once. Returns when those arrived that came back in time.
+    async fn arrivals(&mut self) -> Vec<Instant> {
+        let (mut ids, mut bytes) = (HashSet::new(), Vec::new());
+        for _ in 0..PACE_STANZAS {
+            let Some((id, stanza)) = self.padded(PACE_STANZA) else { continue };
+            ids.insert(id);
+            bytes.extend(stanza);
+        }
+        let mut arrivals = Vec::new();
+        let (reader, writer) = &mut self.halves;
+        let exchange = async {
+            let come_back = async {
+                while !ids.is_empty() {
+                    match reader.read().await {
+                        Ok(Received::Element(element) | Received::Oversized(element)) => {
+                            if element.attr("id").is_some_and(|id| ids.remove(id)) {
+                                arrivals.push(Instant::now());
+                            }
+                        }
+                        Ok(Received::Header(_) | Received::Dropped) => {}
+                        Ok(Received::Footer) | Err(_) => return,
+                    }
+                }
+            };
+            // A failure shows in what comes back.
+            let _ = tokio::join!(writer.write_all(&bytes), come_back);
+        };
+        // What has arrived by then is enough.
+        let _ = timeout(PACE_TIME, exchange).await;
+        arrivals
+    }
+
+    /// Returns whether the server delivers a stanza of so many bytes to ourselves; `None` if it does not come back in
+    /// time.
+    async fn passes(&mut self, size: usize) -> Option<bool> {
+        let (id, bytes) = self.padded(size)?;
         let (reader, writer) = &mut self.halves;
         let exchange = async {
             // The server may end the stream before it has read the whole stanza. Prosody counts only the bytes before
@@ -497,6 +563,17 @@ impl Asking {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pace_counts_from_the_first_arrival() {
+        let start = Instant::now();
+        let at = |millis: &[u64]| {
+            millis.iter().map(|n| start + Duration::from_millis(*n)).collect::<Vec<_>>()
+        };
+        assert_eq!(rate(8_000, &at(&[900, 980, 1060])), Some(100_000));
+        assert_eq!(rate(8_000, &at(&[1, 1])), Some(8_000_000_000));
+        assert_eq!((rate(8_000, &at(&[1])), rate(8_000, &[])), (None, None));
+    }
 
     #[test]
     fn a_kernel_that_does_not_probe_the_path_is_told_of() {

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     os::{fd::AsRawFd, unix::net::UnixDatagram},
     process::Command,
     sync::{
@@ -455,6 +455,60 @@ fn measured(kind: Kind, limit: impl FnOnce(String) -> String) {
     assert!((98_000..=100_000).contains(&accepted), "{told}");
     let told = check(&server, &format!("max_stanza_bytes = {accepted}"));
     assert!(told.contains(&format!("accepts stanzas of {accepted} bytes")), "{told}");
+}
+
+/// A link that carries 50 kB/s to the server, as a slow network does. The servers themselves limit no component (Prosody
+/// 0.12, ejabberd 23.01).
+#[test]
+fn prosody_a_slow_link_is_measured() {
+    let server = Server::start(Kind::Prosody);
+    let slow = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = slow.local_addr().unwrap().to_string();
+    let far = server.component_address();
+    thread::spawn(move || {
+        // Ends with the test, whose program closes its connections.
+        for near in slow.incoming().map_while(Result::ok) {
+            let far = TcpStream::connect(&far).unwrap();
+            let (mut from, mut to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut from, &mut to));
+            thread::spawn(move || forward_slowly(near, far));
+        }
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let check = |address: &str| {
+        let text = format!(
+            "[component]\njid = \"xtls.example.test\"\nserver = \"{address}\"\nsecret = \"{SECRET}\"\n\
+             max_stanza_bytes = 20000\n[socks5]\nlisten = []\n[database]\nurl = \"sqlite::memory:\"\n\
+             [http]\nlisten = \"\"\n",
+        );
+        std::fs::write(directory.path().join("fingerpost.toml"), text).unwrap();
+        let mut command = clean(&own_program("fingerpost"));
+        command.args(["check", "--online"]).current_dir(directory.path());
+        let output = run(command, Duration::from_secs(120));
+        assert_eq!(output.code, 0, "{output:?}\n{}", server.log());
+        output.stdout
+    };
+    let told = check(&address);
+    let rate: u64 = told
+        .split_once("takes about ")
+        .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
+        .unwrap_or_else(|| panic!("{told}"));
+    assert!(rate <= 60, "{told}");
+    let told = check(&server.component_address());
+    assert!(told.contains("accepts stanzas of 20000 bytes"), "{told}");
+}
+
+/// Copies at most 50,000 bytes per second.
+fn forward_slowly(mut from: TcpStream, mut to: TcpStream) {
+    let mut buffer = [0; 1000];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        thread::sleep(Duration::from_millis(20));
+        if to.write_all(&buffer[..read]).is_err() {
+            return;
+        }
+    }
+    // The other end may be gone already.
+    let _ = to.shutdown(Shutdown::Write);
 }
 
 /// Follows a new operator: a configuration without a secret, `attach`, its lines pasted; and the results of `check
