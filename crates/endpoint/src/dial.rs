@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     discovery::addresses,
     nat64::{self, Prefix},
-    path,
+    path::{self, Port},
 };
 
 /// The pause before the next address is tried beside those that have not answered (RFC 8305, section 5).
@@ -74,7 +74,16 @@ impl Error for DialError {
 /// An error with every address that was tried.
 pub(super) async fn dial(address: &str) -> Result<TcpStream, DialError> {
     let found = addresses(address).await.map_err(DialError::Resolve)?;
-    dial_any(found, translate).await
+    dial_any(found, Port::Own, translate).await
+}
+
+/// Does the same from a port on which this user may also listen.
+///
+/// # Errors
+/// Those of [`dial`].
+pub(super) async fn dial_shared(address: &str) -> Result<TcpStream, DialError> {
+    let found = addresses(address).await.map_err(DialError::Resolve)?;
+    dial_any(found, Port::Shared, translate).await
 }
 
 /// Connects, as to a server, to the addresses of one machine on a local network, where nothing is translated.
@@ -82,7 +91,7 @@ pub(super) async fn dial(address: &str) -> Result<TcpStream, DialError> {
 /// # Errors
 /// An error with every address that was tried.
 pub async fn dial_addresses(addresses: Vec<SocketAddr>) -> Result<TcpStream, DialError> {
-    dial_any(addresses, |_| std::future::ready(Vec::new())).await
+    dial_any(addresses, Port::Own, |_| std::future::ready(Vec::new())).await
 }
 
 /// The result of an attempt.
@@ -94,6 +103,7 @@ enum Attempt {
 /// Does the same as [`dial`] for addresses, with a way to have IPv4 addresses translated.
 async fn dial_any<F>(
     found: Vec<SocketAddr>,
+    port: Port,
     translate: impl FnOnce(Vec<(Ipv4Addr, u16)>) -> F,
 ) -> Result<TcpStream, DialError>
 where
@@ -136,7 +146,7 @@ where
                 }
                 if let Some(address) = waiting.pop_front() {
                     attempts.spawn(async move {
-                        Attempt::Connected(address, path::connect(address).await)
+                        Attempt::Connected(address, path::connect(address, port).await)
                     });
                 }
                 next_at = Instant::now() + STAGGER;
@@ -228,12 +238,12 @@ mod tests {
         let there = listener.local_addr().unwrap();
         // A multicast address cannot be connected to.
         let dead = all(&["224.0.0.1:7"]);
-        let stream = dial_any(dead.clone(), |v4| async move {
+        let stream = dial_any(dead.clone(), Port::Own, |v4| async move {
             assert_eq!(v4, [(Ipv4Addr::new(224, 0, 0, 1), 7)]);
             vec![there]
         });
         assert_eq!(stream.await.unwrap().peer_addr().unwrap(), there);
-        let error = dial_any(dead, |_| async { Vec::new() }).await.unwrap_err();
+        let error = dial_any(dead, Port::Own, |_| async { Vec::new() }).await.unwrap_err();
         assert!(matches!(&error, DialError::Connect(tried) if tried.len() == 1), "{error:?}");
     }
 
@@ -245,7 +255,7 @@ mod tests {
         let closed = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port()));
         for found in [vec![address], vec![all(&["224.0.0.1:7"])[0], closed]] {
             let asked = |_| async { unreachable!("nothing here is translated") };
-            assert!(dial_any(found, asked).await.is_err());
+            assert!(dial_any(found, Port::Own, asked).await.is_err());
         }
         assert_eq!(only_v4(&all(&["192.0.2.1:1", "[::2]:1"])), []);
         assert_eq!(only_v4(&all(&["192.0.2.1:1", "192.0.2.2:2"])).len(), 2);

@@ -12,7 +12,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll},
@@ -45,17 +45,42 @@ static NARROW: AtomicBool = AtomicBool::new(false);
 /// The text of the error with which a connection is given up.
 const GIVEN_UP: &str = "the network loses large packets";
 
+/// The local port of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Port {
+    /// Only this connection uses it.
+    Own,
+    /// Other sockets of this user may use it, so that a NAT gives them the same address.
+    Shared,
+}
+
 /// Connects, with small segments if the path is known to need them.
 ///
 /// # Errors
 /// Those of connecting.
-pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    if !loses_large_packets() {
-        return TcpStream::connect(address).await;
+pub(super) async fn connect(address: SocketAddr, port: Port) -> io::Result<TcpStream> {
+    let (socket, any) = if address.is_ipv4() {
+        (TcpSocket::new_v4()?, IpAddr::from(Ipv4Addr::UNSPECIFIED))
+    } else {
+        (TcpSocket::new_v6()?, IpAddr::from(Ipv6Addr::UNSPECIFIED))
+    };
+    narrow(&socket)?;
+    if port == Port::Shared {
+        share_port(&socket)?;
+        socket.bind(SocketAddr::new(any, 0))?;
     }
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    SockRef::from(&socket).set_tcp_mss(SMALL_SEGMENT)?;
     socket.connect(address).await
+}
+
+/// Lets a socket share its port. SO_REUSEADDR alone is not enough to listen on a port from which others connect.
+pub(super) fn share_port(socket: &TcpSocket) -> io::Result<()> {
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)
+}
+
+/// Has a socket announce small segments, if they are known to be needed.
+pub(super) fn narrow(socket: &TcpSocket) -> io::Result<()> {
+    if loses_large_packets() { SockRef::from(socket).set_tcp_mss(SMALL_SEGMENT) } else { Ok(()) }
 }
 
 /// Returns whether connections of this process were found to lose large packets, so that small ones are used since.

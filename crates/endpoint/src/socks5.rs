@@ -18,7 +18,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 const PROBE: Duration = Duration::from_secs(5);
 const PROBES: u32 = 5;
 
-/// Connects to a streamhost.
+/// Connects to a streamhost, from a port on which a listener for direct connections may join.
 ///
 /// # Errors
 /// Those of connecting.
@@ -27,7 +27,7 @@ pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
         Ok(_) => format!("[{host}]:{port}"),
         Err(_) => format!("{host}:{port}"),
     };
-    let dialling = dial::dial(&address);
+    let dialling = dial::dial_shared(&address);
     let stream = timeout(CONNECT, dialling).await?.map_err(io::Error::other)?;
     stream.set_nodelay(true)?;
     watch(&stream)?;

@@ -1,0 +1,359 @@
+//! Direct connections between the two ends of a session: listens, dials and lets in only the peer.
+//!
+//! | part | decides |
+//! |---|---|
+//! | [`addresses`] | which addresses are offered, and which are dialled |
+//! | [`punch`] | when to dial which of them |
+//! | [`greeting`] | whether the other end of a connection is the peer |
+//!
+//! Everything of an attempt uses one port for each family, so that a NAT maps the dials to the address that the peer knows.
+
+pub(crate) mod addresses;
+mod greeting;
+mod punch;
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::mpsc,
+    task::{AbortHandle, JoinError, JoinSet},
+    time::{Instant, sleep_until, timeout},
+};
+
+use self::{
+    addresses::Scope,
+    greeting::{Greeting, NONCE},
+    punch::{Dialled, Punch, Step},
+};
+pub(crate) use self::{
+    addresses::{Candidate, CandidateKind},
+    greeting::GreetingKeys,
+};
+use super::path;
+
+/// How long a greeting may take.
+const GREETING: Duration = Duration::from_secs(3);
+/// The most connections from others that have not greeted; one more takes the place of the oldest. So strangers keep the peer
+/// out only if they connect faster than it greets.
+const MOST_UNGREETED: usize = 16;
+/// The most connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 16;
+/// The most connections of the peer that wait to be taken.
+const MOST_GREETED: usize = 4;
+/// How long accepting pauses after an error, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A listener for each family.
+#[derive(Debug)]
+pub(crate) struct Listening {
+    v4: Option<TcpListener>,
+    v6: Option<TcpListener>,
+    reflexive: Option<SocketAddr>,
+    scope: Scope,
+}
+
+impl Listening {
+    /// Listens on the port of `also`, the local address of the connection to the relay, if that connection was
+    /// [made to share it](path::Port::Shared); otherwise, and for `None`, on any. One family may be missing.
+    ///
+    /// # Errors
+    /// If this machine has neither family, or no ports or files are left.
+    pub(crate) fn open(also: Option<SocketAddr>) -> io::Result<Self> {
+        Self::open_in(Scope::Network, also)
+    }
+
+    /// Does the same with the addresses of a scope.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub(crate) fn open_in(scope: Scope, also: Option<SocketAddr>) -> io::Result<Self> {
+        let [v4_any, v6_any] = match scope {
+            Scope::Network => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+            #[cfg(any(test, feature = "testing"))]
+            Scope::Loopback => [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        };
+        let port = also.map_or(0, |also| also.port());
+        let v4 = listen(v4_any, port);
+        // The same port for both, where it is free.
+        let port = v4.as_ref().ok().and_then(local_port).unwrap_or(port);
+        let v6 = listen(v6_any, port);
+        match (v4, v6) {
+            (Err(error), Err(_)) => Err(error),
+            (v4, v6) => Ok(Self { v4: v4.ok(), v6: v6.ok(), reflexive: None, scope }),
+        }
+    }
+
+    /// Adds the address at which a server sees the connection with the local address `local`.
+    ///
+    /// It is of use if that connection shares the port of the listener. If it does not, but the NAT keeps the numbers of
+    /// ports, the NAT is expected to keep the listener's too.
+    pub(crate) fn observed(&mut self, local: SocketAddr, observed: SocketAddr) {
+        let canonical =
+            |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        let (local, observed) = (canonical(local), canonical(observed));
+        let Some(own) = self.port(observed.ip()) else { return };
+        if local.is_ipv4() != observed.is_ipv4() || local.ip() == observed.ip() {
+            return;
+        }
+        let port = if local.port() == own {
+            observed.port()
+        } else if local.port() == observed.port() {
+            own
+        } else {
+            return;
+        };
+        self.reflexive = Some(SocketAddr::new(observed.ip(), port));
+    }
+
+    /// Returns the addresses at which the peer may reach this side, at most 17.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let host = addresses::offered(self.scope).into_iter().filter_map(|ip| {
+            let address = SocketAddr::new(ip, self.port(ip)?);
+            Some(Candidate { address, kind: CandidateKind::Host })
+        });
+        let reflexive = self
+            .reflexive
+            .map(|address| Candidate { address, kind: CandidateKind::ServerReflexive });
+        // First, because the peer takes only so many.
+        reflexive.into_iter().chain(host).collect()
+    }
+
+    /// Returns the port on which the listener of an address's family listens.
+    fn port(&self, ip: IpAddr) -> Option<u16> {
+        let listener = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
+        listener.as_ref().and_then(local_port)
+    }
+
+    /// Dials the peer and takes its connections. Gives each connection on which the peer has greeted, with the peer's
+    /// address. The next byte on it is the first one after the greeting.
+    ///
+    /// Ends after 5 s, and the greetings under way then; or when the receiver is dropped. If it gave nothing, the next attempt
+    /// needs a new port: open another `Listening`.
+    pub(crate) fn connect(
+        self,
+        theirs: &[Candidate],
+        keys: GreetingKeys,
+    ) -> mpsc::Receiver<(TcpStream, SocketAddr)> {
+        let (found, receiver) = mpsc::channel(MOST_GREETED);
+        let targets: Vec<SocketAddr> = addresses::dialled(theirs, &addresses::own(), self.scope)
+            .into_iter()
+            .filter(|address| self.port(address.ip()).is_some())
+            .collect();
+        tokio::spawn(Attempt::new(self, targets, keys).run(found));
+        receiver
+    }
+}
+
+fn local_port(listener: &TcpListener) -> Option<u16> {
+    Some(listener.local_addr().ok()?.port())
+}
+
+/// Creates a socket on a port that listeners and dials share.
+fn shared(local: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if local.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    path::share_port(&socket)?;
+    if local.is_ipv6() {
+        SockRef::from(&socket).set_only_v6(true)?;
+    }
+    path::narrow(&socket)?;
+    socket.bind(local)?;
+    Ok(socket)
+}
+
+fn listen(ip: IpAddr, port: u16) -> io::Result<TcpListener> {
+    let socket = shared(SocketAddr::new(ip, port));
+    let socket = match socket {
+        Err(_) if port != 0 => shared(SocketAddr::new(ip, 0)),
+        socket => socket,
+    };
+    socket?.listen(BACKLOG)
+}
+
+/// A connection, and the other end's address, once it has greeted.
+type Greeted = Option<(TcpStream, SocketAddr)>;
+
+/// An attempt that is under way.
+struct Attempt {
+    listening: Listening,
+    targets: Vec<SocketAddr>,
+    keys: Arc<GreetingKeys>,
+    punch: Punch,
+    dials: JoinSet<(usize, io::Result<TcpStream>)>,
+    greetings: JoinSet<Greeted>,
+    /// The greetings of accepted connections, the oldest first.
+    accepted: VecDeque<AbortHandle>,
+}
+
+impl Attempt {
+    fn new(listening: Listening, targets: Vec<SocketAddr>, keys: GreetingKeys) -> Self {
+        Self {
+            punch: Punch::new(targets.len(), Instant::now()),
+            listening,
+            targets,
+            keys: Arc::new(keys),
+            dials: JoinSet::new(),
+            greetings: JoinSet::new(),
+            accepted: VecDeque::new(),
+        }
+    }
+
+    async fn run(mut self, found: mpsc::Sender<(TcpStream, SocketAddr)>) {
+        loop {
+            let until = match self.punch.next(Instant::now()) {
+                Step::Dial(number) => {
+                    self.dial(number);
+                    continue;
+                }
+                Step::Wait(until) => until,
+                Step::Over => break,
+            };
+            let Listening { v4, v6, .. } = &self.listening;
+            tokio::select! {
+                () = found.closed() => return,
+                Some(greeted) = self.greetings.join_next() => self.greeted(greeted, &found),
+                Some(dialled) = self.dials.join_next() => self.dialled(dialled),
+                accepted = accept(v4.as_ref()) => self.accepted(accepted).await,
+                accepted = accept(v6.as_ref()) => self.accepted(accepted).await,
+                () = sleep_until(until) => {}
+            }
+        }
+        // The ports are free, but a peer that was connected in time may still greet.
+        (self.listening.v4, self.listening.v6) = (None, None);
+        self.dials.abort_all();
+        loop {
+            tokio::select! {
+                () = found.closed() => return,
+                greeted = self.greetings.join_next() => match greeted {
+                    Some(greeted) => self.greeted(greeted, &found),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn dial(&mut self, number: usize) {
+        let target = self.targets[number];
+        let local = match (self.listening.port(target.ip()), &self.listening.scope) {
+            // Targets have the family of a listener.
+            (None, _) => return,
+            (Some(port), Scope::Network) if target.is_ipv4() => {
+                SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
+            }
+            (Some(port), Scope::Network) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+            #[cfg(any(test, feature = "testing"))]
+            (Some(port), Scope::Loopback) => SocketAddr::new(target.ip(), port),
+        };
+        self.dials.spawn(async move {
+            let dialling = async { shared(local)?.connect(target).await };
+            (number, dialling.await)
+        });
+    }
+
+    fn dialled(&mut self, dialled: Result<(usize, io::Result<TcpStream>), JoinError>) {
+        // Dials neither panic nor are they aborted while their results count.
+        let Ok((number, stream)) = dialled else { return };
+        let target = self.targets[number];
+        let result = match &stream {
+            Ok(_) => Dialled::Connected,
+            Err(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => {
+                    Dialled::Refused
+                }
+                io::ErrorKind::AddrNotAvailable => Dialled::InUse,
+                _ => Dialled::Unreachable,
+            },
+        };
+        tracing::trace!(%target, ?result, "dialled a candidate");
+        self.punch.dialled(number, result, Instant::now(), rand::random());
+        if let Ok(stream) = stream {
+            self.greetings.spawn(greet(stream, target, Arc::clone(&self.keys)));
+        }
+    }
+
+    async fn accepted(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        match accepted {
+            Ok((stream, from)) => {
+                self.accepted.retain(|greeting| !greeting.is_finished());
+                if self.accepted.len() >= MOST_UNGREETED
+                    && let Some(oldest) = self.accepted.pop_front()
+                {
+                    oldest.abort();
+                }
+                let keys = Arc::clone(&self.keys);
+                self.accepted.push_back(self.greetings.spawn(greet(stream, from, keys)));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept a direct connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    fn greeted(
+        &mut self,
+        greeted: Result<Greeted, JoinError>,
+        found: &mpsc::Sender<(TcpStream, SocketAddr)>,
+    ) {
+        // An error is a greeting that has lost its place.
+        if let Ok(Some((stream, from))) = greeted {
+            tracing::debug!(%from, "the peer has greeted on a direct connection");
+            self.punch.succeeded();
+            // More than the receiver looks at are closed.
+            let _ = found.try_send((stream, from));
+        }
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns the connection if the peer is at its other end.
+async fn greet(stream: TcpStream, from: SocketAddr, keys: Arc<GreetingKeys>) -> Greeted {
+    match timeout(GREETING, exchange(stream, &keys)).await {
+        Ok(Ok(stream)) => Some((stream, from)),
+        Ok(Err(error)) => {
+            tracing::debug!(%from, %error, "no greeting on a direct connection");
+            None
+        }
+        Err(_) => {
+            tracing::debug!(%from, "no greeting in time on a direct connection");
+            None
+        }
+    }
+}
+
+async fn exchange(mut stream: TcpStream, keys: &GreetingKeys) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    let mut greeting = Greeting::new(keys, rand::random::<[u8; NONCE]>());
+    let mut buffer = [0; 64];
+    loop {
+        let output = greeting.take_output();
+        stream.write_all(&output).await?;
+        // Never more than the greeting: what follows is the session's.
+        let missing = greeting.missing().min(buffer.len());
+        if missing == 0 {
+            return Ok(stream);
+        }
+        let got = stream.read(&mut buffer[..missing]).await?;
+        if got == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        greeting.take(&mut &buffer[..got]).map_err(|_| io::Error::other("it is not the peer's"))?;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,309 @@
+//! Decides when to dial which candidate, so that two NATs let the two sides' connections through.
+//!
+//! Both sides dial each other at the same time from the ports they listen on. A SYN that leaves one NAT lets the other
+//! side's SYN in. One that comes too early may be refused by the far NAT, which also closes the near one again:
+//!
+//! | result | next |
+//! |---|---|
+//! | refused | dials again at once: while a SYN is on its way, the peer's SYN passes. A fixed pause can keep both sides in step |
+//! | the address pair is in use | waits: the listener has the peer's connection |
+//! | unreachable | dials it no more: the NAT may keep a mapping that never works again for this port. The next attempt has another port |
+//! | no answer | nothing: the kernel repeats the SYN |
+//!
+//! Nothing is dialled after 5 s or 400 dials, and each candidate has its share of these. So neither a candidate that
+//! refuses quickly nor a peer that names other people's machines costs more.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long an attempt lasts.
+pub(super) const ATTEMPT: Duration = Duration::from_secs(5);
+/// How many dials an attempt has at most.
+const MOST_DIALS: u32 = 400;
+/// The pause before the next candidate is dialled beside those that have not answered (RFC 8305, section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// A refusal that comes sooner is followed by a pause of at most [`SPREAD`]: on a network this fast, the dials would be used
+/// up before the peer has begun.
+const QUICK: Duration = Duration::from_millis(5);
+const SPREAD: Duration = Duration::from_millis(10);
+/// How long the listener has for the greeting of the connection that is in the way.
+const IN_USE: Duration = Duration::from_secs(1);
+
+/// The result of a dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dialled {
+    /// There is a connection, with the peer or with a stranger.
+    Connected,
+    /// The other side, or a NAT before it, has refused.
+    Refused,
+    /// There is a connection between these two addresses already.
+    InUse,
+    /// The network says that there is no way, or there is none for this family.
+    Unreachable,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Dial the candidate of this number.
+    Dial(usize),
+    /// Wait for a result until this time.
+    Wait(Instant),
+    /// The attempt is over.
+    Over,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Not dialled yet.
+    New,
+    /// To be dialled again at this time.
+    Again(Instant),
+    /// Since this time, without an answer.
+    Dialling(Instant),
+    /// Not dialled any more.
+    Done,
+}
+
+/// The dials of one attempt.
+#[derive(Debug)]
+pub(super) struct Punch {
+    /// Each candidate with the number of its dials.
+    candidates: Vec<(State, u32)>,
+    /// How many dials each candidate has at most.
+    share: u32,
+    end: Instant,
+    /// When the next new candidate is dialled.
+    next_new: Instant,
+    has_peer: bool,
+}
+
+impl Punch {
+    /// Begins an attempt with so many candidates.
+    pub(super) fn new(count: usize, now: Instant) -> Self {
+        let share = MOST_DIALS / u32::try_from(count.max(1)).unwrap_or(MOST_DIALS);
+        Self {
+            candidates: vec![(State::New, 0); count],
+            share,
+            end: now + ATTEMPT,
+            next_new: now,
+            has_peer: false,
+        }
+    }
+
+    /// Returns what to do. Call it again after a dial, a result or the end of a wait.
+    pub(super) fn next(&mut self, now: Instant) -> Step {
+        if now >= self.end {
+            return Step::Over;
+        }
+        if self.has_peer {
+            return Step::Wait(self.end);
+        }
+        let mut wait = self.end;
+        let mut has_new = false;
+        for (number, (state, dials)) in self.candidates.iter_mut().enumerate() {
+            let at = match *state {
+                // The new ones come in turn.
+                State::New if has_new => continue,
+                State::New => {
+                    has_new = true;
+                    self.next_new
+                }
+                State::Again(at) => at,
+                State::Dialling(_) | State::Done => continue,
+            };
+            if at > now {
+                wait = wait.min(at);
+                continue;
+            }
+            if *dials >= self.share {
+                *state = State::Done;
+                continue;
+            }
+            if matches!(state, State::New) {
+                self.next_new = now + STAGGER;
+            }
+            *state = State::Dialling(now);
+            *dials += 1;
+            return Step::Dial(number);
+        }
+        Step::Wait(wait)
+    }
+
+    /// Takes the result of a dial. `random` is a new random number.
+    pub(super) fn dialled(&mut self, number: usize, result: Dialled, now: Instant, random: u32) {
+        let Some(&(State::Dialling(since), dials)) = self.candidates.get(number) else { return };
+        let state = match result {
+            Dialled::Connected => State::Done,
+            Dialled::Unreachable => {
+                // Nothing answers here: the next one need not wait.
+                self.next_new = now;
+                State::Done
+            }
+            Dialled::InUse => State::Again(now + IN_USE),
+            Dialled::Refused => {
+                let left = self.share.saturating_sub(dials);
+                let most = if left <= self.share / 2 {
+                    // The second half of the dials lasts until the end.
+                    self.end.saturating_duration_since(now) * 2 / (left + 1)
+                } else if now.saturating_duration_since(since) < QUICK {
+                    SPREAD
+                } else {
+                    Duration::ZERO
+                };
+                State::Again(now + most.mul_f64(f64::from(random) / f64::from(u32::MAX)))
+            }
+        };
+        self.candidates[number].0 = state;
+    }
+
+    /// Dials no more: there is a connection to the peer. The attempt goes on, because only the peer may know which one is used.
+    pub(super) fn succeeded(&mut self) {
+        self.has_peer = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Returns the dials until there is something to wait for, and until when.
+    fn dials(punch: &mut Punch, now: Instant) -> (Vec<usize>, Option<Duration>) {
+        let mut dials = Vec::new();
+        loop {
+            match punch.next(now) {
+                Step::Dial(number) => dials.push(number),
+                Step::Wait(until) => return (dials, Some(until - now)),
+                Step::Over => return (dials, None),
+            }
+        }
+    }
+
+    #[test]
+    fn candidates_begin_one_after_the_other() {
+        let start = Instant::now();
+        let mut punch = Punch::new(3, start);
+        assert_eq!(dials(&mut punch, start), (vec![0], Some(STAGGER)));
+        assert_eq!(dials(&mut punch, start + 100 * MS), (vec![], Some(150 * MS)));
+        assert_eq!(dials(&mut punch, start + STAGGER), (vec![1], Some(STAGGER)));
+        let now = start + 300 * MS;
+        punch.dialled(1, Dialled::Unreachable, now, 0);
+        assert_eq!(dials(&mut punch, now), (vec![2], Some(ATTEMPT - 300 * MS)));
+        assert_eq!(dials(&mut punch, start + ATTEMPT), (vec![], None));
+    }
+
+    #[test]
+    fn a_refused_one_is_dialled_again_at_once() {
+        let mut now = Instant::now();
+        let mut punch = Punch::new(1, now);
+        for _ in 0..100 {
+            assert_eq!(dials(&mut punch, now).0, [0]);
+            now += 20 * MS;
+            punch.dialled(0, Dialled::Refused, now, u32::MAX);
+        }
+    }
+
+    #[test]
+    fn a_refusal_by_a_near_machine_does_not_use_up_the_dials() {
+        let mut now = Instant::now();
+        let end = now + ATTEMPT;
+        let mut punch = Punch::new(1, now);
+        let mut times = Vec::new();
+        let mut random = 1_u32;
+        loop {
+            match punch.next(now) {
+                Step::Dial(_) => {
+                    times.push(now);
+                    now += MS / 4;
+                    random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    punch.dialled(0, Dialled::Refused, now, random);
+                }
+                Step::Wait(until) => now = until,
+                Step::Over => break,
+            }
+        }
+        assert!(times.len() <= 400, "{}", times.len());
+        assert!(end - *times.last().unwrap() < 500 * MS, "the last dials come near the end");
+        let pauses: Vec<Duration> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(pauses[..150].iter().all(|pause| *pause <= SPREAD + MS), "quickly at first");
+        assert!(pauses.windows(2).any(|pair| pair[0] != pair[1]), "never in step");
+    }
+
+    #[test]
+    fn the_listener_s_connection_comes_first() {
+        let start = Instant::now();
+        let mut punch = Punch::new(1, start);
+        assert_eq!(dials(&mut punch, start).0, [0]);
+        punch.dialled(0, Dialled::InUse, start, 0);
+        assert_eq!(dials(&mut punch, start), (vec![], Some(IN_USE)));
+        assert_eq!(dials(&mut punch, start + IN_USE).0, [0]);
+    }
+
+    #[test]
+    fn what_is_unreachable_or_connected_is_left() {
+        for result in [Dialled::Unreachable, Dialled::Connected] {
+            let start = Instant::now();
+            let mut punch = Punch::new(1, start);
+            assert_eq!(dials(&mut punch, start).0, [0]);
+            punch.dialled(0, result, start, 0);
+            assert_eq!(dials(&mut punch, start), (vec![], Some(ATTEMPT)), "{result:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_new_is_dialled_after_a_success() {
+        let start = Instant::now();
+        let mut punch = Punch::new(3, start);
+        assert_eq!(dials(&mut punch, start).0, [0]);
+        punch.succeeded();
+        punch.dialled(0, Dialled::Refused, start, 0);
+        assert_eq!(dials(&mut punch, start + STAGGER), (vec![], Some(ATTEMPT - STAGGER)));
+        assert_eq!(dials(&mut punch, start + ATTEMPT), (vec![], None));
+    }
+
+    proptest! {
+        #[test]
+        fn every_attempt_is_bounded(
+            count in 0_usize..17,
+            results in prop::collection::vec((0_u8..4, 0_u64..300, any::<u32>()), 1..50),
+        ) {
+            let start = Instant::now();
+            let mut now = start;
+            let mut punch = Punch::new(count, start);
+            let mut results = results.iter().cycle();
+            let mut each = vec![0; count];
+            let mut under_way = Vec::new();
+            loop {
+                match punch.next(now) {
+                    Step::Dial(number) => {
+                        each[number] += 1;
+                        prop_assert!(!under_way.contains(&number), "one dial at a time");
+                        under_way.push(number);
+                    }
+                    Step::Wait(until) => {
+                        prop_assert!(until > now && until <= start + ATTEMPT);
+                        let (result, after, random) = *results.next().unwrap();
+                        // Some results come before the time is up.
+                        let Some(number) = under_way.pop() else { now = until; continue };
+                        now = until.min(now + MS * u32::try_from(after).unwrap());
+                        let result = match result {
+                            0 => Dialled::Connected,
+                            1 => Dialled::InUse,
+                            2 => Dialled::Unreachable,
+                            _ => Dialled::Refused,
+                        };
+                        punch.dialled(number, result, now, random);
+                    }
+                    Step::Over => break,
+                }
+            }
+            prop_assert_eq!(now, start + ATTEMPT);
+            prop_assert!(each.iter().sum::<u32>() <= MOST_DIALS);
+        }
+    }
+}
