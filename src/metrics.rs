@@ -51,6 +51,18 @@ pub static SESSIONS_ENDED: Counter = Counter::new(
     "Brokered sessions that ended, by their legs' transports (none: it was never up) and the reason",
     &["initiator", "responder", "reason"],
 );
+/// Brokered sessions whose users have connected directly.
+pub static SESSIONS_DIRECT: Counter = Counter::new(
+    "sessions_direct_total",
+    "Brokered sessions whose initiator has reported a direct connection to the responder",
+    &[],
+);
+/// Bytes that did not have to be relayed.
+pub static DIRECT_BYTES: Counter = Counter::new(
+    "direct_bytes_total",
+    "Bytes that brokered sessions have moved over direct connections, as their initiators report",
+    &[],
+);
 /// Ad-hoc commands.
 pub static COMMANDS: Counter = Counter::new(
     "commands_total",
@@ -118,7 +130,7 @@ impl Counter {
         debug_assert_eq!(values.len(), self.labels.len());
         let mut counted = self.values.lock().unwrap_or_else(PoisonError::into_inner);
         match counted.get_mut(values) {
-            Some(count) => *count += n,
+            Some(count) => *count = count.saturating_add(n),
             None => {
                 counted.insert(values.to_vec(), n);
             }
@@ -228,6 +240,8 @@ pub fn write(text: &mut String) {
         &REFUSALS,
         &SESSIONS,
         &SESSIONS_ENDED,
+        &SESSIONS_DIRECT,
+        &DIRECT_BYTES,
         &COMMANDS,
         &CLUSTER_HANDOVERS,
         &CLUSTER_LEAD_CHANGES,

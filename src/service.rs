@@ -748,6 +748,7 @@ fn broker_options(config: &Config) -> sessions::BrokerOptions {
             mismatch: config.broker.mismatch,
             revoked: config.broker.revoked,
         },
+        direct: config.broker.direct,
         socks5: !config.socks5.listen.is_empty(),
         advertise: config.socks5.advertise.clone(),
         ibb: config.ibb.enabled,

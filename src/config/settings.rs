@@ -18,8 +18,8 @@ use super::{
     file::Written,
     keys::{Sections, Setting},
     values::{
-        DAY, Format, LEVELS, POLICIES, SHORTEST, VISIBILITIES, address, admin, bare, boolean,
-        choice, database_url, domain, duration, host_port, level, list, name, number,
+        ALLOWED, DAY, Format, LEVELS, POLICIES, SHORTEST, VISIBILITIES, address, admin, bare,
+        boolean, choice, database_url, domain, duration, host_port, level, list, name, number,
         one_or_several, own_address, path, secret, segment, status_address, text, uri, user,
     },
 };
@@ -223,6 +223,9 @@ settings! {
         mismatch: VerdictPolicy, default "annotate", choice(POLICIES), reload;
         /// For the fingerprint of a revoked key: annotate | strip | reject, as for `unknown`.
         revoked: VerdictPolicy, default "reject", choice(POLICIES), reload;
+        /// Whether two users' programs may agree on a direct connection between them, beside the component: allow | deny. With deny the
+        /// component removes their question from the sessions that it brokers, and tells no user its address.
+        direct: bool, default "allow", choice(ALLOWED), reload;
     }
 
     /// The registry of keys.

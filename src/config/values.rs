@@ -34,6 +34,8 @@ pub(super) const POLICIES: &[(&str, VerdictPolicy)] = &[
     ("reject", VerdictPolicy::Reject),
 ];
 
+pub(super) const ALLOWED: &[(&str, bool)] = &[("allow", true), ("deny", false)];
+
 pub(super) const VISIBILITIES: &[(&str, Visibility)] = &[
     ("everyone", Visibility::Everyone),
     ("local", Visibility::Local),

@@ -80,6 +80,7 @@ impl World {
                     mismatch: VerdictPolicy::Annotate,
                     revoked: VerdictPolicy::Annotate,
                 },
+                direct: true,
                 socks5: false,
                 advertise: Vec::new(),
                 ibb: true,

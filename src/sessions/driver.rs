@@ -223,6 +223,12 @@ impl SessionDriver {
                     SessionEvent::told(SessionInput::Answered(number, pending.answer(wait).await))
                 });
             }
+            SessionAction::CountDirect { bytes, first } => {
+                if first {
+                    metrics::SESSIONS_DIRECT.count(&[]);
+                }
+                metrics::DIRECT_BYTES.add(&[], bytes);
+            }
             SessionAction::Connect(side, sid) => {
                 let mut registration = self.shared.register(&self.session.peers()[side], &sid);
                 self.work.spawn(async move {

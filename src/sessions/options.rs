@@ -17,6 +17,8 @@ pub struct BrokerOptions {
     pub require_tls: bool,
     /// What to do with prints of bad verdict.
     pub policies: Policies,
+    /// Whether two users may agree on a direct connection between them.
+    pub direct: bool,
     /// Whether SOCKS5 legs are available.
     pub socks5: bool,
     /// The SOCKS5 addresses for users: host and port.
@@ -68,6 +70,7 @@ impl BrokerOptions {
                 mismatch: VerdictPolicy::Annotate,
                 revoked: VerdictPolicy::Reject,
             },
+            direct: true,
             socks5: true,
             advertise: vec![("proxy.example.org".to_owned(), 7625)],
             ibb: true,

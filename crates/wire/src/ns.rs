@@ -101,6 +101,8 @@ pub const BLOCKING_ERRORS: &str = "urn:xmpp:blocking:errors";
 /// The prefix of the namespace for names whose prefix a server has passed on without its declaration; the prefix
 /// follows.
 pub const UNDECLARED: &str = "urn:fingerpost:undeclared-prefix:";
+/// Direct paths below a TLS stream between two of our ends: their negotiation and reports, and observed addresses.
+pub const PATHS: &str = "urn:fingerpost:paths:0";
 /// Our registry's requests.
 pub const KEYS: &str = "urn:fingerpost:keys:0";
 

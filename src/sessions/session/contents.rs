@@ -9,6 +9,7 @@ use fingerpost_wire::{
 };
 use minidom::Element;
 
+use super::direct;
 use crate::sessions::{options::BrokerOptions, refusal::SessionRefusal, side::PerSide};
 
 /// Returns the number and the transport of the content that is brokered: the first one that is secured and has a
@@ -89,6 +90,8 @@ pub(super) struct BrokeredContent {
     pub(super) methods: Vec<Word<Method>>,
     /// The offer dialects that each side knows; empty: any.
     pub(super) dialects: PerSide<Vec<Dialect>>,
+    /// Whether the initiator asks for direct paths.
+    pub(super) asks_for_paths: bool,
 }
 
 impl BrokeredContent {
@@ -102,6 +105,7 @@ impl BrokeredContent {
             is_raw: content.is_some_and(|content| content.has_child("description", ns::APPS_TLS)),
             methods: Vec::new(),
             dialects: PerSide::default(),
+            asks_for_paths: content.is_some_and(direct::is_asked_for),
         }
     }
 

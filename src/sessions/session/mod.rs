@@ -22,6 +22,7 @@
 
 mod answers;
 mod contents;
+mod direct;
 mod ending;
 mod offers;
 mod timers;
@@ -49,6 +50,7 @@ use tracing::{debug, info};
 pub(crate) use self::contents::{application, channel, choose, contents};
 use self::{
     contents::{BrokeredContent, offered_prints},
+    direct::DirectUse,
     timers::{Timer, TimerTable},
 };
 use super::{
@@ -148,6 +150,8 @@ pub(crate) enum SessionAction {
     ExpectOpen(Side, Option<String>),
     /// Join both legs: [`SessionInput::Relayed`].
     Join,
+    /// Count bytes that the users have moved beside the component, and whether it is the session's first report of such.
+    CountDirect { bytes: u64, first: bool },
     /// The responder's client knows of the session: it can no longer cross one of its own.
     Acknowledged,
     /// The responder did not take the session: give its session-initiate back, with the error if there was one.
@@ -250,6 +254,8 @@ pub(crate) struct BrokeredSession {
     phase: SessionPhase,
     acceptance: Acceptance,
     content: BrokeredContent,
+    /// What the initiator has reported of direct paths, once both users have agreed to them.
+    direct: Option<Box<DirectUse>>,
     check: Option<Box<Check>>,
     /// The open requests by number: few, and most of the time none.
     questions: Vec<(u32, Question)>,
@@ -269,9 +275,12 @@ impl BrokeredSession {
         peers: PerSide<SessionPeer>,
         leg: LegState,
         chosen: usize,
-        stanza: Stanza,
+        mut stanza: Stanza,
         now: Instant,
     ) -> Self {
+        if !options.direct {
+            direct::remove(&mut stanza);
+        }
         let prints = stanza.payload().map(offered_prints).unwrap_or_default();
         let mut actions = VecDeque::from([
             SessionAction::LookUpFeatures,
@@ -298,6 +307,7 @@ impl BrokeredSession {
             phase: SessionPhase::Checking { chosen, features: None, keys: None },
             acceptance: Acceptance::Unanswered(Box::new(initiate)),
             content,
+            direct: None,
             check: None,
             questions: Vec::new(),
             asked: 0,
@@ -600,7 +610,10 @@ impl BrokeredSession {
         self.finish(Conclusion::Refused);
     }
 
-    fn handle_jingle(&mut self, side: Side, stanza: Stanza, now: Instant) {
+    fn handle_jingle(&mut self, side: Side, mut stanza: Stanza, now: Instant) {
+        if !self.options.direct {
+            direct::remove(&mut stanza);
+        }
         let Some(jingle) = stanza.payload().cloned() else { return };
         let action = jingle::action(&jingle);
         debug!(action = action.as_str(), side = side.as_str(), "jingle");
@@ -651,6 +664,9 @@ impl BrokeredSession {
                 );
                 if asked.count() >= FORWARDED {
                     return self.send(stanza.refuse(SessionRefusal::TooManyRequests));
+                }
+                if side == Side::Initiator && action == jingle::Action::SessionInfo {
+                    self.count_direct(&jingle, now);
                 }
                 let offer = Offer::read(&jingle);
                 if !offer.is_empty() {

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::{
     Acceptance, BrokeredSession, Check, Question, SessionPhase,
     contents::{contents, name},
+    direct::{self, DirectUse},
     timers::Timer,
 };
 use crate::{
@@ -254,6 +255,9 @@ impl BrokeredSession {
         self.acknowledge();
         self.legs.responder.accept(Transport::read(content));
         self.acceptance = Acceptance::Accepted;
+        if self.content.asks_for_paths && direct::is_asked_for(content) {
+            self.direct = Some(Box::new(DirectUse::new(now)));
+        }
         let transport = self.accept_leg();
         let out = self.pass(Side::Initiator, &beside, &checked, transport);
         self.ask(Side::Initiator, out, Question::Forwarded(Box::new(stanza)));

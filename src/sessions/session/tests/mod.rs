@@ -1,6 +1,7 @@
 //! Sessions without a network: inputs in, actions out.
 
 mod contents;
+mod direct;
 mod fallback;
 mod orders;
 
@@ -45,11 +46,16 @@ impl World {
 
     /// Creates a session in which the content of one number is brokered.
     fn of(contents: &[String], chosen: usize, policies: Policies) -> Self {
+        let options = BrokerOptions { policies, ..BrokerOptions::of_tests() };
+        Self::with(contents, chosen, options)
+    }
+
+    /// The same with other settings.
+    fn with(contents: &[String], chosen: usize, options: BrokerOptions) -> Self {
         let jid = |text: &str| Jid::new(text).unwrap();
         let (alice, bob) = ("alice@example.org/a", "bob@example.org/b");
         let alice_mask = "alice\\40example.org@xtls.example.org/a";
         let bob_mask = "bob\\40example.org@xtls.example.org/b";
-        let options = BrokerOptions { policies, ..BrokerOptions::of_tests() };
         let peer = |user: &str, mask: &str, sid: &str| SessionPeer {
             user: jid(user),
             mask: jid(mask),
