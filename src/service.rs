@@ -734,6 +734,7 @@ fn router_options(config: &Config, access: Doors) -> front::RouterOptions {
         advertise: config.socks5.advertise.clone(),
         socks5: !config.socks5.listen.is_empty(),
         ibb: config.ibb.enabled,
+        direct: config.broker.direct,
         import_pep: config.registry.import_pep,
         proposals: (config.limits.sessions, config.limits.sessions_per_user),
     }

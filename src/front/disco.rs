@@ -29,7 +29,8 @@ pub fn commands() -> Element {
 }
 
 /// Returns the answer to disco#info: identities, features, and contact addresses (XEP-0157), if they are configured.
-pub fn info(name: &str, contact: &[String], socks5: bool, ibb: bool) -> Element {
+/// `direct`: whether users may connect directly.
+pub fn info(name: &str, contact: &[String], socks5: bool, ibb: bool, direct: bool) -> Element {
     let mut query = Element::bare("query", ns::DISCO_INFO);
     let mut identities = vec![("component", "generic")];
     if socks5 {
@@ -70,6 +71,9 @@ pub fn info(name: &str, contact: &[String], socks5: bool, ibb: bool) -> Element 
     if ibb {
         features.extend([ns::IBB, ns::JINGLE_IBB, ns::JINGLE_IBB_0]);
     }
+    if direct {
+        features.push(ns::PATHS);
+    }
     for feature in features {
         query.append_child(xml::element("feature", ns::DISCO_INFO, &[("var", feature)]));
     }
@@ -104,7 +108,7 @@ mod tests {
     #[test]
     fn contact_addresses_are_told_if_there_are_any() {
         let contact = ["mailto:a@example.org".to_owned(), "xmpp:a@example.org".to_owned()];
-        let told = info("Fingerpost", &contact, true, true);
+        let told = info("Fingerpost", &contact, true, true, true);
         let form = told.get_child("x", ns::DATA).unwrap();
         let fields: Vec<(Option<&str>, Vec<String>)> = form
             .children()
@@ -115,6 +119,6 @@ mod tests {
             (Some("admin-addresses"), contact.to_vec()),
         ];
         assert_eq!(fields, expected);
-        assert!(!info("Fingerpost", &[], true, true).has_child("x", ns::DATA));
+        assert!(!info("Fingerpost", &[], true, true, true).has_child("x", ns::DATA));
     }
 }

@@ -85,6 +85,8 @@ pub struct RouterOptions {
     pub socks5: bool,
     /// Whether in-band legs are on.
     pub ibb: bool,
+    /// Whether users may agree on direct connections.
+    pub direct: bool,
     /// Whether the registry imports OpenPGP keys that users publish in PEP.
     pub import_pep: bool,
     /// The most open proposals of sessions: in all, and for each user.
@@ -94,7 +96,7 @@ pub struct RouterOptions {
 impl RouterOptions {
     /// Returns the answer to disco#info at the component itself.
     fn info(&self) -> Element {
-        disco::info(&self.name, &self.contact, self.socks5, self.ibb)
+        disco::info(&self.name, &self.contact, self.socks5, self.ibb, self.direct)
     }
 }
 

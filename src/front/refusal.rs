@@ -45,6 +45,8 @@ pub(super) enum FrontRefusal {
     NoSuchNode,
     /// The activation of a bytestream lacks its id or the target.
     Activation,
+    /// The question for an observed address lacks the id of the bytestream.
+    ObservedSid,
     /// The other user has not answered.
     NoAnswer,
     /// The suitable resources of the user have been silent since then.
@@ -115,6 +117,7 @@ impl From<FrontRefusal> for Refusal {
             Activation => {
                 Self::bad_request("Expected a sid and an activate element with the target's JID")
             }
+            ObservedSid => Self::bad_request("Expected the sid of your bytestream"),
             NoAnswer => silent("The user did not answer"),
             Silent(user, since) => {
                 unavailable(format!("{user} is not answering since {since}"), "silent")

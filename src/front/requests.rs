@@ -8,6 +8,7 @@ use fingerpost_wire::{
     jingle::{self, Action},
     ns,
     stanza::{RequestKind, Stanza, StanzaType},
+    xml,
 };
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -62,6 +63,9 @@ impl Router {
             if !self.serves_callee(stanza, payload) {
                 return Err(FrontRefusal::Forbidden);
             }
+        }
+        if stanza.type_ == StanzaType::Get && payload.is("observed", ns::PATHS) {
+            return self.handle_observed(stanza, payload);
         }
         if stanza.to.node().is_none() {
             return self.handle_own(stanza, payload);
@@ -120,7 +124,7 @@ impl Router {
         let asks = payload.is("ping", ns::PING)
             || payload.is("query", ns::DISCO_INFO) && payload.attr("node").is_none();
         if stanza.to.node().is_some() {
-            let asks = asks || payload.is("offer", ns::C2CTLS);
+            let asks = asks || payload.is("offer", ns::C2CTLS) || payload.is("observed", ns::PATHS);
             return get && asks && self.broker.has_session(&stanza.from, Some(&stanza.to));
         }
         let is_streamhost = payload.is("query", ns::BYTESTREAMS);
@@ -132,6 +136,19 @@ impl Router {
         let target = target.and_then(|target| canonical(target.trim()));
         is_streamhost
             && target.is_some_and(|target| self.broker.has_session(&stanza.from, Some(&target)))
+    }
+
+    /// Tells a user the address from which its SOCKS5 connection in a session has come. Every other stream is unknown,
+    /// whether it exists or not: the sender's own address decides.
+    fn handle_observed(&self, stanza: &Stanza, observed: &Element) -> Result<(), FrontRefusal> {
+        let sid = observed.attr("sid").filter(|sid| !sid.is_empty());
+        let sid = sid.ok_or(FrontRefusal::ObservedSid)?;
+        let client = self.broker.observed(&stanza.from, &stanza.to, sid);
+        let client = client.ok_or(FrontRefusal::NoSuchBytestream)?;
+        let (host, port) = (client.ip().to_string(), client.port().to_string());
+        let answer = [("sid", sid), ("host", &host), ("port", &port)];
+        self.send(stanza.result(Some(xml::element("observed", ns::PATHS, &answer))));
+        Ok(())
     }
 
     /// Returns whether the sender of a stanza may know of `owner`. `None`: the stanza will be handled when that is

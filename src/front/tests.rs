@@ -122,6 +122,7 @@ impl World {
             advertise: Vec::new(),
             socks5: false,
             ibb: true,
+            direct: true,
             import_pep: false,
             proposals: (10, 10),
         };
@@ -210,6 +211,26 @@ async fn a_server_that_answers_in_the_place_of_a_client_does_not_make_it_there()
         let answer = world.next(|sent| sent.attr("id") == Some("p")).await;
         let silent = answer.get_child("error", ns::CLIENT).unwrap();
         assert!(silent.has_child("silent", ns::HINTS), "{condition}: {}", String::from(&answer));
+    }
+}
+
+#[tokio::test]
+async fn a_user_without_a_socks5_connection_in_a_session_has_no_observed_address() {
+    let mut world = World::new().await;
+    for (to, sid, condition) in [
+        (MASK, "sid='s'", "item-not-found"),
+        (COMPONENT, "sid='s'", "item-not-found"),
+        ("not-a-user@xtls.example.test/x", "sid='s'", "item-not-found"),
+        (MASK, "sid=''", "bad-request"),
+        (MASK, "", "bad-request"),
+    ] {
+        world.say(&format!(
+            "<iq xmlns='jabber:client' type='get' id='o' from='{ALICE}' to='{to}'>\
+             <observed xmlns='urn:fingerpost:paths:0' {sid}/></iq>"
+        ));
+        let answer = world.next(|sent| sent.attr("id") == Some("o")).await;
+        let error = answer.get_child("error", ns::CLIENT).unwrap();
+        assert!(error.has_child(condition, ns::STANZA_ERRORS), "{to} {sid} {answer:?}");
     }
 }
 

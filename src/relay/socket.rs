@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -24,12 +25,23 @@ pub struct Socket {
     stream: TcpStream,
     early: Vec<u8>,
     admission: Option<SocketAdmission>,
+    client: Option<SocketAddr>,
 }
 
 impl Socket {
-    /// Creates an accepted connection. `early` is read before anything else.
-    pub(super) fn accepted(stream: TcpStream, early: Vec<u8>, admission: SocketAdmission) -> Self {
-        Self { stream, early, admission: Some(admission) }
+    /// Creates an accepted connection. `early` is read before anything else. `client`: the other end, if it is known.
+    pub(super) fn accepted(
+        stream: TcpStream,
+        early: Vec<u8>,
+        admission: SocketAdmission,
+        client: Option<SocketAddr>,
+    ) -> Self {
+        Self { stream, early, admission: Some(admission), client }
+    }
+
+    /// Returns the client's end of an accepted connection. Behind a load balancer it is the one that the balancer names.
+    pub(crate) fn client(&self) -> Option<SocketAddr> {
+        self.client
     }
 
     /// Counts the connection against its address from now on; returns false if that address has too many. A connection
@@ -98,7 +110,7 @@ impl LegEnd for Socket {
 
 impl From<TcpStream> for Socket {
     fn from(stream: TcpStream) -> Self {
-        Self { stream, early: Vec::new(), admission: None }
+        Self { stream, early: Vec::new(), admission: None, client: None }
     }
 }
 

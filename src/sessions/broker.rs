@@ -1,6 +1,9 @@
 //! Finds the session of a stanza, or creates one.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
 
 use fingerpost_carry::{
     ibb_handle::IbbHandle,
@@ -110,6 +113,17 @@ impl Broker {
         true
     }
 
+    /// Returns the address from which a user has connected as one leg of a session: `user` with the user at `mask`, by the
+    /// id of the leg's bytestream. `None` also if users may not connect directly.
+    pub fn observed(&self, user: &Jid, mask: &Jid, sid: &str) -> Option<SocketAddr> {
+        if !self.shared.options().direct {
+            return None;
+        }
+        let state = self.shared.lock();
+        let mut seen = state.legs.between(user, mask).filter_map(|entry| entry.seen.as_ref());
+        seen.find(|seen| seen.sid == sid).map(|seen| seen.client)
+    }
+
     /// Returns whether a user has a session: with the user at that address here, or any.
     pub fn has_session(&self, user: &Jid, mask: Option<&Jid>) -> bool {
         let state = self.shared.lock();
@@ -199,6 +213,7 @@ impl Broker {
                 inbox: inbox.clone(),
                 ibb,
                 crossable: None,
+                seen: None,
             });
             state.legs.insert(SessionEntry {
                 facts: Arc::clone(&facts),
@@ -208,6 +223,7 @@ impl Broker {
                 inbox,
                 ibb: Some(None),
                 crossable: channel,
+                seen: None,
             });
             place
         };
@@ -287,8 +303,8 @@ impl Broker {
             let place = shared.admit(&mut state, &user)?;
             let (sid, side) = (peer.sid.clone(), Side::Initiator);
             let (facts, pair) = (Arc::clone(&facts), Arc::clone(&pair));
-            let crossable = None;
-            state.legs.insert(SessionEntry { facts, pair, sid, side, inbox, ibb, crossable });
+            let (crossable, seen) = (None, None);
+            state.legs.insert(SessionEntry { facts, pair, sid, side, inbox, ibb, crossable, seen });
             place
         };
         let guard = SessionGuard { shared: Arc::clone(shared), pairs: vec![pair], facts, place };

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
+    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -77,6 +78,17 @@ pub(super) struct SessionEntry {
     pub(super) ibb: Option<Option<String>>,
     /// The application of a crossing session, while the responder's client does not know of this one.
     pub(super) crossable: Option<String>,
+    /// The user's SOCKS5 connection, while it is this leg.
+    pub(super) seen: Option<Box<SeenConnection>>,
+}
+
+/// The SOCKS5 connection of a leg, as the component sees it.
+#[derive(Debug)]
+pub(super) struct SeenConnection {
+    /// The bytestream's id.
+    pub(super) sid: String,
+    /// The user's end.
+    pub(super) client: SocketAddr,
 }
 
 impl SessionEntry {

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     callee::{Again, Left},
-    directory::Facts,
+    directory::{Facts, SeenConnection},
     journal::JournalLine,
     lookups::FeatureAnswer,
     peer::SessionPeer,
@@ -128,6 +128,7 @@ impl SessionDriver {
                     }
                     Ok(SessionEvent::Relayed(outcome)) => {
                         self.relaying = false;
+                        self.session.peers().iter().for_each(|peer| self.shared.see(peer, None));
                         let broken = self.broken();
                         self.session.handle(SessionInput::Broken(broken), Instant::now());
                         SessionInput::Relayed(outcome)
@@ -230,9 +231,14 @@ impl SessionDriver {
                 metrics::DIRECT_BYTES.add(&[], bytes);
             }
             SessionAction::Connect(side, sid) => {
-                let mut registration = self.shared.register(&self.session.peers()[side], &sid);
+                let peer = &self.session.peers()[side];
+                let mut registration = self.shared.register(peer, &sid);
+                let (shared, peer) = (Arc::clone(&self.shared), Box::new(peer.clone()));
                 self.work.spawn(async move {
-                    SessionEvent::Arrived(side, registration.arrived().await.map(Box::new))
+                    let socket = registration.arrived().await;
+                    let client = socket.as_ref().and_then(Socket::client);
+                    shared.see(&peer, client.map(|client| SeenConnection { sid, client }));
+                    SessionEvent::Arrived(side, socket.map(Box::new))
                 });
             }
             SessionAction::ExpectOpen(side, sid) => {
@@ -300,6 +306,7 @@ impl SessionDriver {
                     self.sockets[side].take().map(|socket| SocketLeg::Socket(*socket));
             }
             SessionAction::TakeStream(side, sid, block_size, stanza) => {
+                self.shared.see(&self.session.peers()[side], None);
                 self.legs[side] = Some(self.stream(side, sid, block_size, stanza));
             }
         }

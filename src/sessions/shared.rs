@@ -18,7 +18,7 @@ use jid::BareJid;
 use tokio::time::Instant;
 
 use super::{
-    directory::{Directory, Facts},
+    directory::{Directory, Facts, SeenConnection},
     journal::Journal,
     options::BrokerOptions,
     peer::{Pair, SessionPeer},
@@ -81,6 +81,15 @@ impl BrokerState {
 
     pub(super) fn expect_open(&self, peer: &SessionPeer, sid: Option<String>) {
         self.lock().of_leg(peer).for_each(|entry| entry.ibb = Some(sid.clone()));
+    }
+
+    /// Notes the user's end of a leg's SOCKS5 connection, so that the user can ask for it; `None`: it is no longer the leg.
+    pub(super) fn see(&self, peer: &SessionPeer, seen: Option<SeenConnection>) {
+        let seen = seen.filter(|_| self.options().direct).map(Box::new);
+        let mut state = self.lock();
+        if let Some(entry) = state.of_leg(peer).next() {
+            entry.seen = seen;
+        }
     }
 
     /// Takes the SOCKS5 connections for a stream id of this leg. Clients differ in which side they take for the

@@ -38,10 +38,10 @@ def method_x509(fingerprint):
 
 
 class Leg:
-    """A session of `peer` with the user behind `to`."""
+    """A session of `peer` with the user behind `to`. `more`: XML of other elements in its content."""
 
-    def __init__(self, settings, peer, transport):
-        self.settings, self.peer, self.transport = settings, peer, transport
+    def __init__(self, settings, peer, transport, more=""):
+        self.settings, self.peer, self.transport, self.more = settings, peer, transport, more
         for feature in FEATURES:
             if feature != S5B or transport == "s5b":
                 peer.plugin["xep_0030"].add_feature(feature)
@@ -63,7 +63,7 @@ class Leg:
 
     async def _read(self, jingle):
         content = jingle.find("{%s}content" % JINGLE)
-        self.hints = hints(jingle)
+        self.hints, self.content = hints(jingle), content
         self.prints = [e.text for e in content.iter("{%s}print" % APPS_TLS)]
         self.methods = [e.get("name") for e in content.iter("{%s}method" % APPS_TLS)]
         return content
@@ -76,7 +76,7 @@ class Leg:
             transport = f"<transport xmlns='{S5B}' sid='{self.stream}' dstaddr='{dst}' mode='tcp'/>"
         else:
             transport = f"<transport xmlns='{IBB}' sid='{self.stream}' block-size='4096'/>"
-        await self.peer.request(to, self._jingle("session-initiate", self._description(method) + transport))
+        await self.peer.request(to, self._jingle("session-initiate", self._description(method) + transport + self.more))
         _, accept = await self.peer.next_jingle("session-accept")
         content = await self._read(accept)
         if self.transport == "s5b":
@@ -98,7 +98,7 @@ class Leg:
             transport = ET.tostring(theirs, encoding="unicode")
         else:
             raise RuntimeError(f"expected in-band bytestreams, got {theirs.tag}")
-        inside = self._description(method(self)) + transport
+        inside = self._description(method(self)) + transport + self.more
         await self.peer.request(self.to, self._jingle("session-accept", inside))
         if self.transport == "s5b":
             return await self._s5b(theirs)
@@ -109,7 +109,7 @@ class Leg:
         candidate = theirs.find("{%s}candidate" % S5B)
         host = theirs.get("dstaddr") or dst_addr(self.stream, self.to, self.peer.boundjid)
         proxy = [candidate.get("host"), int(candidate.get("port"))]
-        reader, writer, reply = await connect({"proxy": proxy}, host)
+        reader, writer, reply = await connect({"proxy": proxy, "header": self.settings.get("header")}, host)
         if reply != 0:
             raise RuntimeError(f"SOCKS5 reply {reply}")
         used = f"<transport xmlns='{S5B}' sid='{self.stream}'><candidate-used cid='{candidate.get('cid')}'/></transport>"

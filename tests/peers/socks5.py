@@ -9,8 +9,10 @@ def dst_addr(sid, requester, target):
 
 
 async def connect(settings, host):
-    """Connects to the proxy for a hash; returns reader, writer and the reply code."""
+    """Connects to the proxy for a hash, behind a load balancer's header if there is one in the settings; returns reader, writer and
+    the reply code."""
     reader, writer = await asyncio.open_connection(*settings["proxy"])
+    writer.write((settings.get("header") or "").encode())
     writer.write(b"\x05\x01\x00")
     if await reader.readexactly(2) != b"\x05\x00":
         raise RuntimeError("no-auth was refused")

@@ -11,6 +11,7 @@ mod crashes;
 mod crowds;
 mod devices;
 mod differential;
+mod direct;
 mod e2e_ejabberd;
 mod e2e_prosody;
 mod harness;

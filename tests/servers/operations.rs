@@ -127,6 +127,7 @@ fn every_metric_is_in_the_docs_and_moves() {
         }),
     );
     assert_eq!(report["stall"], 16 << 20, "{report}");
+    script("direct_paths.py", &server, json!({}));
     // The other thread may have missed the moment that the script waited for.
     for page in report["undrained"].as_array().unwrap() {
         pages.lock().unwrap().push(page.as_str().unwrap().to_owned());

@@ -94,6 +94,7 @@ fn the_router_says_why_a_stanza_goes_nowhere() {
             (NoSuchUser, "cancel item-not-found", "There is no such user", None),
             (LongJid, "modify bad-request", "Your JID is too long to be proxied", None),
             (NoSuchBytestream, "cancel item-not-found", "There is no such bytestream", None),
+            (ObservedSid, "modify bad-request", "Expected the sid of your bytestream", None),
             (
                 NoSuchSession,
                 "cancel item-not-found",

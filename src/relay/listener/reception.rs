@@ -299,6 +299,7 @@ impl Reception {
         let mut guest = Guest {
             stream,
             ip: peer.ip(),
+            client: (!proxied).then_some(peer),
             since: now(),
             header: proxied.then(HeaderReader::new),
             handshake: Handshake::new(),
@@ -372,7 +373,8 @@ impl Reception {
         let seats = self.gate.options().connections_per_ip;
         let admission = SocketAdmission::new(guest.place, guest.visitor, seats);
         let stream = tokio::net::TcpStream::from_std(guest.stream)?;
-        let socket = Socket::accepted(stream, guest.handshake.into_rest(), admission);
+        let client = guest.client.map(|at| SocketAddr::new(at.ip().to_canonical(), at.port()));
+        let socket = Socket::accepted(stream, guest.handshake.into_rest(), admission, client);
         match self.table.arrive(hash, socket, &success) {
             SocketArrival::Taken => {}
             SocketArrival::Gone(error) => return Err(error),
@@ -417,6 +419,8 @@ struct Guest {
     stream: TcpStream,
     /// The address that counts, or that of the load balancer until its header has come.
     ip: IpAddr,
+    /// The client's end, once it is known. A load balancer may not tell it.
+    client: Option<SocketAddr>,
     since: Instant,
     /// Present until the load balancer's header has come.
     header: Option<HeaderReader>,
@@ -481,6 +485,7 @@ impl Guest {
         };
         self.header = None;
         // The load balancer connects for itself, or for a client whose address it cannot tell.
+        self.client = header.source;
         self.ip = header.source.map_or(self.ip, |source| source.ip());
         self.visitor.comes_from(self.ip, gate.bounds());
         self.handshake.handle_bytes(&header.rest);
