@@ -24,8 +24,8 @@ use super::{
     credential::{Credential, profile},
     error::Error,
     guesses::Guess,
+    paths::PathLeg,
     session::Session,
-    transport::TcpLeg,
 };
 
 /// How long handshake and password check may take. The short authentication string relies on it.
@@ -83,10 +83,10 @@ impl Session {
     /// Sets up TLS over the transport. The responder is the TLS server.
     pub(super) async fn secure(
         &mut self,
-        leg: TcpLeg,
+        leg: PathLeg,
         expected: Expected,
         protocol: Option<Protocol>,
-    ) -> Result<(TlsStream<TcpLeg>, Secured), Error> {
+    ) -> Result<(TlsStream<PathLeg>, Secured), Error> {
         let identity = self.endpoint.credential().identity()?;
         let initiator = self.initiator;
         let handshake = in_time(async {
@@ -100,7 +100,7 @@ impl Session {
     }
 
     /// Runs the mutual password check, if that is the method.
-    pub(super) async fn authenticate(&mut self, tls: &mut TlsStream<TcpLeg>) -> Result<(), Error> {
+    pub(super) async fn authenticate(&mut self, tls: &mut TlsStream<PathLeg>) -> Result<(), Error> {
         let Credential::Srp(password) = self.endpoint.credential().clone() else { return Ok(()) };
         let me = self.endpoint.jid().to_bare();
         let user = if self.initiator { me } else { self.peer.clone() };
@@ -136,7 +136,7 @@ async fn in_time<T>(step: impl Future<Output = Result<T, Error>>) -> Result<T, E
 }
 
 /// Returns the initiator's part of the password check.
-async fn prove(tls: &mut TlsStream<TcpLeg>, shared: srp::Shared) -> io::Result<()> {
+async fn prove(tls: &mut TlsStream<PathLeg>, shared: srp::Shared) -> io::Result<()> {
     let (initiator, hello) = srp::Initiator::new(shared, rand::random());
     send(tls, &hello).await?;
     let challenge = receive(tls, srp::Initiator::EXPECTS).await?;
@@ -148,7 +148,7 @@ async fn prove(tls: &mut TlsStream<TcpLeg>, shared: srp::Shared) -> io::Result<(
 
 /// Returns the responder's part of the password check.
 async fn check_proof(
-    tls: &mut TlsStream<TcpLeg>,
+    tls: &mut TlsStream<PathLeg>,
     shared: srp::Shared,
     guess: &mut Guess<'_>,
 ) -> io::Result<()> {
@@ -162,12 +162,12 @@ async fn check_proof(
     send(tls, &answer.map_err(io::Error::other)?).await
 }
 
-async fn send(tls: &mut TlsStream<TcpLeg>, message: &[u8]) -> io::Result<()> {
+async fn send(tls: &mut TlsStream<PathLeg>, message: &[u8]) -> io::Result<()> {
     tls.write_all(message).await?;
     tls.flush().await
 }
 
-async fn receive(tls: &mut TlsStream<TcpLeg>, shape: srp::Shape) -> io::Result<Vec<u8>> {
+async fn receive(tls: &mut TlsStream<PathLeg>, shape: srp::Shape) -> io::Result<Vec<u8>> {
     let mut head = [0; srp::HEAD];
     tls.read_exact(&mut head).await?;
     let mut body = vec![0; shape.read_head(head).map_err(io::Error::other)?];

@@ -29,6 +29,7 @@ use super::{
     error::{Detail, Error},
     hub::Arrival,
     method::expected,
+    paths::PathLeg,
     places::SessionPlace,
     policy::{
         Hint, Known, KnownKey, Listed, Shown, Standing, by_hints, by_keys, refuse_offer,
@@ -37,7 +38,6 @@ use super::{
     registry::RegistryAnswer,
     session::{Session, payload},
     stream::{Learned, SecureStream},
-    transport::TcpLeg,
 };
 
 /// How long a peer's user may take to decide.
@@ -130,7 +130,8 @@ impl Endpoint {
             let expected = expected(&session.peer, self.method(), &content)?;
             let leg = session.initiator_leg(&content, &offered).await?;
             session.check_demand(&leg)?;
-            let (mut tls, secured) = session.secure(leg, expected, application.protocol()).await?;
+            let (mut tls, secured) =
+                session.secure(PathLeg::Plain(leg), expected, application.protocol()).await?;
             session.authenticate(&mut tls).await?;
             Ok((tls, secured, hints))
         }
@@ -240,7 +241,7 @@ impl Request {
                 let children = answer(&content, description.as_ref(), &endpoint.offered());
                 let leg = session.responder_leg(&content, children).await?;
                 session.check_demand(&leg)?;
-                Ok((session.secure(leg, expected, protocol).await?, hints))
+                Ok((session.secure(PathLeg::Plain(leg), expected, protocol).await?, hints))
             };
             let late = || Error::Expired(format!("{peer} did not secure the session in time"));
             let ((mut tls, secured), hints) =
@@ -263,7 +264,7 @@ impl Request {
     }
 }
 
-type Outcome = Result<(TlsStream<TcpLeg>, Secured, Vec<Hint>), Error>;
+type Outcome = Result<(TlsStream<PathLeg>, Secured, Vec<Hint>), Error>;
 
 impl Session {
     /// Returns the broker's hints about the offered prints, if policy accepts them.
@@ -306,7 +307,7 @@ impl Session {
 
     async fn check(
         &self,
-        tls: TlsStream<TcpLeg>,
+        tls: TlsStream<PathLeg>,
         secured: Secured,
         hints: Vec<Hint>,
     ) -> Result<SecureStream, Error> {

@@ -23,9 +23,9 @@ use tokio_rustls::TlsStream;
 use super::{
     application::CHUNKS,
     error::{Detail, Error},
+    paths::PathLeg,
     policy::{Hint, Known, Listed, Standing},
     progress::{Direction, Monitor, Progress},
-    transport::TcpLeg,
 };
 
 /// How often a stream that waits for the network checks that the other end is present.
@@ -81,7 +81,7 @@ pub struct Learned {
 /// The stream lives beside its [`Session`](super::Session): keep the session for as long as the stream is used.
 #[derive(Debug)]
 pub struct SecureStream {
-    tls: TlsStream<TcpLeg>,
+    tls: TlsStream<PathLeg>,
     learned: Learned,
     /// The initiator and the responder of the session.
     sides: [BareJid; 2],
@@ -129,7 +129,7 @@ enum ReadEnd {
 
 impl SecureStream {
     pub(super) fn new(
-        tls: TlsStream<TcpLeg>,
+        tls: TlsStream<PathLeg>,
         learned: Learned,
         sides: [BareJid; 2],
         progress: Arc<Progress>,
@@ -389,6 +389,11 @@ pub mod testing {
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::transport::TcpLeg;
+
+    pub(super) fn plain(socket: TcpStream) -> PathLeg {
+        PathLeg::Plain(TcpLeg::Socket(socket))
+    }
 
     /// Returns the two ends of a stream over two connections: the initiator's and the responder's.
     pub async fn secured(
@@ -398,13 +403,13 @@ pub mod testing {
         let own = || Identity::anonymous().unwrap();
         let (own, other) = (own(), own());
         let (a, b) = tokio::join!(
-            tls::connect_for(TcpLeg::Socket(a), &own, Expected::Anyone, protocols[0]),
-            tls::accept_for(TcpLeg::Socket(b), &other, Expected::Anyone, protocols[1])
+            tls::connect_for(plain(a), &own, Expected::Anyone, protocols[0]),
+            tls::accept_for(plain(b), &other, Expected::Anyone, protocols[1])
         );
         [secure(a.unwrap()), secure(b.unwrap())]
     }
 
-    pub(super) fn secure((tls, secured): (TlsStream<TcpLeg>, Secured)) -> SecureStream {
+    pub(super) fn secure((tls, secured): (TlsStream<PathLeg>, Secured)) -> SecureStream {
         let peer = BareJid::new("bob@example.org").unwrap();
         let learned = Learned {
             peer: peer.clone(),
@@ -592,7 +597,7 @@ mod tests {
         let mut lines = printed.lines().map_while(Result::ok);
         let address =
             lines.find_map(|line| line.strip_prefix("ACCEPT ").map(str::to_owned)).unwrap();
-        let leg = TcpLeg::Socket(TcpStream::connect(address).await.unwrap());
+        let leg = testing::plain(TcpStream::connect(address).await.unwrap());
         let own = Identity::anonymous().unwrap();
         let secured = tls::connect(leg, &own, Expected::Anyone).await.unwrap();
         let mut alice = testing::secure(secured);

@@ -1,0 +1,292 @@
+//! The task that owns the connections of a stream over several paths.
+
+use std::{
+    future::poll_fn,
+    io, mem,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep},
+};
+
+use super::{
+    Path,
+    leg::{Shared, now},
+    machine::{Event, RELAY},
+};
+use crate::transport::TcpLeg;
+
+/// How many bytes are read at once.
+const PIECE: usize = 64 << 10;
+/// How long the connections of a stream that is over, or that nobody holds any more, may take to end in order.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// One connection.
+#[derive(Debug)]
+struct Carrier {
+    number: u32,
+    leg: TcpLeg,
+    address: Option<SocketAddr>,
+    /// What the machine has transmitted, and how much of it the kernel has.
+    out: Vec<u8>,
+    written: usize,
+    /// Whether the other end has ended it.
+    is_ended: bool,
+    /// Whether our end of it is ended.
+    is_shut: bool,
+}
+
+impl Carrier {
+    fn new(number: u32, leg: TcpLeg, address: Option<SocketAddr>) -> Self {
+        Self { number, leg, address, out: Vec::new(), written: 0, is_ended: false, is_shut: false }
+    }
+
+    fn unwritten(&self) -> usize {
+        self.out.len() - self.written
+    }
+
+    /// Returns the index of its kind in [`Shared::carried`].
+    fn kind(&self) -> usize {
+        usize::from(self.number != RELAY)
+    }
+}
+
+/// All connections of one stream.
+pub(super) struct Carriers {
+    shared: Arc<Shared>,
+    carriers: Vec<Carrier>,
+    piece: Box<[u8]>,
+    timer: Pin<Box<Sleep>>,
+    /// When the connections are closed at the latest.
+    close: Option<Instant>,
+}
+
+impl Carriers {
+    pub(super) fn new(relay: TcpLeg, shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            carriers: vec![Carrier::new(RELAY, relay, None)],
+            piece: vec![0; PIECE].into_boxed_slice(),
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            close: None,
+        }
+    }
+
+    /// Moves bytes until the stream is over.
+    pub(super) async fn run(mut self) {
+        poll_fn(|cx| self.poll(cx)).await;
+        let mut state = self.shared.lock();
+        state.machine.end_all();
+        state.unwritten = 0;
+        state.wake();
+        drop(state);
+        self.shared.over.cancel();
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.begin(cx);
+            let mut moved = false;
+            for index in 0..self.carriers.len() {
+                moved |= self.read(index, cx);
+            }
+            for index in 0..self.carriers.len() {
+                moved |= self.write(index, cx);
+            }
+            self.tell();
+            if self.is_over(cx) {
+                return Poll::Ready(());
+            }
+            if !moved && self.arm(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Takes new connections, and lets the machine do what is due.
+    fn begin(&mut self, cx: &Context<'_>) {
+        let mut state = self.shared.lock();
+        state.driver = Some(cx.waker().clone());
+        for (number, stream, address) in state.added.drain(..) {
+            // A small record is a whole message of the application.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%error, "could not set TCP_NODELAY");
+            }
+            self.carriers.push(Carrier::new(number, TcpLeg::Socket(stream), Some(address)));
+        }
+        state.machine.handle_deadline(now());
+        if mem::take(&mut state.is_looked_at) {
+            let relay = self.carriers.iter().find(|one| one.number == RELAY);
+            let vanished = relay.is_some_and(|relay| relay.leg.is_gone());
+            state.is_gone = vanished && self.carriers.len() == 1;
+        }
+    }
+
+    /// Reads once from a connection.
+    fn read(&mut self, index: usize, cx: &mut Context<'_>) -> bool {
+        let Self { shared, carriers, piece, .. } = self;
+        let carrier = &mut carriers[index];
+        if carrier.is_ended {
+            return false;
+        }
+        let mut buf = ReadBuf::new(piece);
+        let read = match Pin::new(&mut carrier.leg).poll_read(cx, &mut buf) {
+            Poll::Pending => return false,
+            Poll::Ready(read) => read,
+        };
+        let bytes = buf.filled();
+        let mut state = shared.lock();
+        match read {
+            Ok(()) if !bytes.is_empty() => {
+                shared.carried[carrier.kind()].fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                // A fault ends all paths; the stream tells it.
+                let _ = state.machine.receive(carrier.number, bytes, now());
+            }
+            ended => {
+                carrier.is_ended = true;
+                if state.machine.is_done() {
+                    return true;
+                }
+                state.broken = ended.err().map(|error| (error.kind(), error.to_string()));
+                state.machine.handle_loss(carrier.number);
+            }
+        }
+        true
+    }
+
+    /// Writes to a connection what the machine has for it, and it takes.
+    fn write(&mut self, index: usize, cx: &mut Context<'_>) -> bool {
+        let Self { shared, carriers, .. } = self;
+        let carrier = &mut carriers[index];
+        if carrier.is_shut {
+            return false;
+        }
+        let mut moved = false;
+        let broken = loop {
+            if carrier.unwritten() == 0 {
+                carrier.out.clear();
+                carrier.written = 0;
+                let mut state = shared.lock();
+                state.machine.transmit(carrier.number, now(), &mut carrier.out);
+                state.unwritten += carrier.out.len();
+            }
+            let result = if carrier.out.is_empty() {
+                match Pin::new(&mut carrier.leg).poll_flush(cx) {
+                    Poll::Ready(Ok(())) | Poll::Pending => return moved,
+                    Poll::Ready(Err(error)) => Err(error),
+                }
+            } else {
+                match Pin::new(&mut carrier.leg).poll_write(cx, &carrier.out[carrier.written..]) {
+                    Poll::Pending => return moved,
+                    Poll::Ready(Ok(0)) => Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(result) => result,
+                }
+            };
+            match result {
+                Err(error) => break error,
+                Ok(written) => {
+                    moved = true;
+                    carrier.written += written;
+                    shared.carried[carrier.kind()].fetch_add(written as u64, Ordering::Relaxed);
+                    shared.lock().unwritten -= written;
+                }
+            }
+        };
+        let mut state = shared.lock();
+        // What the other end has sent before it went is still to be read.
+        state.broken = Some((broken.kind(), broken.to_string()));
+        carrier.is_shut = true;
+        state.unwritten -= carrier.unwritten();
+        carrier.written = carrier.out.len();
+        if carrier.is_ended || carrier.number != RELAY {
+            state.machine.handle_loss(carrier.number);
+        }
+        true
+    }
+
+    /// Handles what the machine says, and wakes those who wait for it.
+    fn tell(&mut self) {
+        let mut state = self.shared.lock();
+        while let Some(event) = state.machine.poll_event() {
+            match event {
+                Event::Closed(number) => {
+                    let Some(index) = self.carriers.iter().position(|one| one.number == number)
+                    else {
+                        // It was lost before this task had it.
+                        state.added.retain(|(added, ..)| *added != number);
+                        continue;
+                    };
+                    let gone = self.carriers.remove(index);
+                    state.unwritten -= gone.unwritten();
+                    tracing::debug!(number, "a path is over");
+                }
+                Event::Moved(number) => {
+                    let carrier = self.carriers.iter().find(|one| one.number == number);
+                    let added = || state.added.iter().find(|(added, ..)| *added == number);
+                    let address = match carrier {
+                        Some(carrier) => carrier.address,
+                        None => added().map(|(_, _, address)| *address),
+                    };
+                    let path = address.map_or(Path::Relay, Path::Direct);
+                    tracing::debug!(number, "the stream goes on over another path");
+                    self.shared.path.send_if_modified(|old| mem::replace(old, path) != path);
+                }
+                // A message too many is dropped: its sender does not depend on it.
+                Event::Sealed(message) => drop(state.sealed.try_send(message)),
+            }
+        }
+        state.wake();
+    }
+
+    /// Ends the connections when the stream is over; returns whether this task is done.
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        let state = self.shared.lock();
+        let machine = &state.machine;
+        if machine.is_over() {
+            return true;
+        }
+        let is_done = machine.is_done();
+        if !is_done && !state.is_dropped {
+            return false;
+        }
+        let close = *self.close.get_or_insert_with(|| Instant::now() + LINGER);
+        if close <= Instant::now() {
+            return true;
+        }
+        let is_sent = state.unwritten == 0 && machine.is_transmitted();
+        // The relay may still have to carry what a direct connection loses.
+        let is_safe = is_done || !machine.was_parted() || !machine.is_finished();
+        drop(state);
+        if is_sent && is_safe {
+            for carrier in &mut self.carriers {
+                if !carrier.is_shut && Pin::new(&mut carrier.leg).poll_shutdown(cx).is_ready() {
+                    carrier.is_shut = true;
+                }
+            }
+        }
+        self.carriers.iter().all(|carrier| carrier.is_ended && carrier.is_shut)
+    }
+
+    /// Sets the timer to what is next; ready if that is now.
+    fn arm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.shared.lock();
+        let deadline = state.machine.deadline().map(Instant::from_std);
+        let Some(next) = deadline.into_iter().chain(self.close).min() else {
+            state.armed = None;
+            return Poll::Pending;
+        };
+        state.armed = Some(next.into_std());
+        drop(state);
+        if self.timer.deadline() != next {
+            self.timer.as_mut().reset(next);
+        }
+        ready!(self.timer.as_mut().poll(cx));
+        Poll::Ready(())
+    }
+}

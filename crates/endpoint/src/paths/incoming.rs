@@ -1,0 +1,227 @@
+//! The other end's stream: what has come of it, on whichever path, and what TLS has taken.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::machine::{Fault, WINDOW};
+
+/// After how many bytes that TLS has taken an acknowledgement goes out at once.
+const ACK_AFTER: u64 = 128 << 10;
+/// How long fewer bytes wait for their acknowledgement.
+const ACK_WITHIN: Duration = Duration::from_millis(200);
+/// The most gaps in what has come. Two paths leave one; each announcement of a sender that changes paths leaves one more.
+const RUNS: usize = 32;
+/// How much memory an empty buffer keeps, in bytes.
+const KEPT_EMPTY: usize = 64 << 10;
+
+/// The other end's stream.
+#[derive(Debug, Default)]
+pub(super) struct Incoming {
+    /// What TLS has not taken yet.
+    inbox: VecDeque<u8>,
+    taken: u64,
+    /// Everything before this offset has come.
+    received: u64,
+    /// Bytes that came before those in front of them, from a faster path.
+    runs: Vec<Run>,
+    held: usize,
+    /// Where the stream ends, once the other end has said it.
+    end: Option<u64>,
+    /// The last acknowledgement that was sent.
+    told: u64,
+    /// When the next one goes out.
+    due: Option<Instant>,
+    /// Whether one goes out now, even if it says nothing new.
+    overdue: bool,
+    /// Whether nobody reads any more, and whether bytes were dropped since.
+    discards: bool,
+    has_dropped: bool,
+}
+
+/// Bytes in a row that came on one path.
+#[derive(Debug)]
+struct Run {
+    path: u32,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Run {
+    fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+}
+
+impl Incoming {
+    /// Takes bytes that came on a path and begin at `offset`.
+    pub(super) fn insert(&mut self, path: u32, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
+        let stop = offset.checked_add(bytes.len() as u64).ok_or(Fault::Window { offset })?;
+        if stop > self.taken + WINDOW {
+            return Err(Fault::Window { offset: stop });
+        }
+        if let Some(end) = self.end.filter(|end| stop > *end) {
+            return Err(Fault::AfterEnd { end, offset: stop });
+        }
+        let Some(ahead) = offset.checked_sub(self.received) else {
+            let overlap = usize::try_from(self.received - offset).unwrap_or(usize::MAX);
+            if let Some(new) = bytes.get(overlap..).filter(|new| !new.is_empty()) {
+                self.append(new)?;
+                self.close_gaps()?;
+            }
+            return Ok(());
+        };
+        if ahead == 0 {
+            self.append(bytes)?;
+            return self.close_gaps();
+        }
+        self.room(bytes.len())?;
+        let gaps = self.runs.len();
+        match self.runs.iter_mut().rfind(|run| run.path == path) {
+            Some(run) if run.end() == offset => run.bytes.extend(bytes),
+            _ if gaps >= RUNS => return Err(Fault::Gaps),
+            _ => self.runs.push(Run { path, start: offset, bytes: bytes.to_vec() }),
+        }
+        self.held += bytes.len();
+        Ok(())
+    }
+
+    /// Checks that so many more bytes are not more than a window, which no honest other end exceeds.
+    fn room(&self, length: usize) -> Result<(), Fault> {
+        let all = (self.inbox.len() + self.held + length) as u64;
+        if all > WINDOW { Err(Fault::Window { offset: self.taken + all }) } else { Ok(()) }
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        self.received += bytes.len() as u64;
+        self.overdue |= self.is_whole();
+        if self.discards {
+            (self.taken, self.has_dropped) = (self.received, true);
+            return Ok(());
+        }
+        self.room(bytes.len())?;
+        self.inbox.extend(bytes);
+        Ok(())
+    }
+
+    /// Takes what came from behind a gap, where it is closed now.
+    fn close_gaps(&mut self) -> Result<(), Fault> {
+        while let Some(index) = self.runs.iter().position(|run| run.start <= self.received) {
+            let run = self.runs.swap_remove(index);
+            self.held -= run.bytes.len();
+            let overlap = usize::try_from(self.received - run.start).unwrap_or(usize::MAX);
+            if let Some(new) = run.bytes.get(overlap..).filter(|new| !new.is_empty()) {
+                self.append(new)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets what came on a path from behind a gap: the other end sends it again.
+    pub(super) fn forget(&mut self, path: u32) {
+        self.runs.retain(|run| run.path != path);
+        self.held = self.runs.iter().map(|run| run.bytes.len()).sum();
+    }
+
+    /// Checks where a path is to go on; returns whether bytes in front of that are missing.
+    pub(super) fn announced(&self, offset: u64) -> Result<bool, Fault> {
+        if offset > self.taken + WINDOW {
+            return Err(Fault::Window { offset });
+        }
+        Ok(offset > self.received)
+    }
+
+    /// Notes where the stream ends.
+    pub(super) fn ends(&mut self, offset: u64) -> Result<(), Fault> {
+        let furthest = self.runs.iter().map(Run::end).fold(self.received, u64::max);
+        if offset > self.taken + WINDOW {
+            return Err(Fault::Window { offset });
+        }
+        if offset < furthest || self.end.is_some_and(|end| end != offset) {
+            return Err(Fault::AfterEnd { end: offset, offset: furthest });
+        }
+        self.end = Some(offset);
+        self.overdue |= self.is_whole();
+        Ok(())
+    }
+
+    /// Returns whether TLS has taken everything.
+    pub(super) fn has_ended(&self) -> bool {
+        self.end == Some(self.taken)
+    }
+
+    /// Returns whether everything has come.
+    pub(super) fn is_whole(&self) -> bool {
+        self.end == Some(self.received)
+    }
+
+    /// Returns whether the other end knows that everything has come, as far as we can see.
+    pub(super) fn is_told(&self) -> bool {
+        self.end.is_some_and(|end| self.told > end)
+    }
+
+    /// Returns the next bytes for TLS.
+    pub(super) fn chunk(&self) -> &[u8] {
+        let (front, back) = self.inbox.as_slices();
+        if front.is_empty() { back } else { front }
+    }
+
+    /// Notes that TLS has taken so many bytes of the chunk.
+    pub(super) fn consume(&mut self, length: usize, now: Instant) {
+        let length = length.min(self.inbox.len());
+        self.inbox.drain(..length);
+        self.taken += length as u64;
+        if self.inbox.is_empty() && self.inbox.capacity() > 4 * KEPT_EMPTY {
+            self.inbox.shrink_to(KEPT_EMPTY);
+        }
+        if self.taken.saturating_sub(self.told) >= ACK_AFTER {
+            self.overdue = true;
+        } else if self.taken > self.told {
+            self.due.get_or_insert(now + ACK_WITHIN);
+        }
+    }
+
+    /// Lets nothing more of the stream be kept: nobody reads it. What is dropped is not acknowledged either.
+    pub(super) fn discard(&mut self) {
+        (self.discards, self.has_dropped) = (true, !self.inbox.is_empty());
+        (self.inbox, self.runs, self.held) = (VecDeque::new(), Vec::new(), 0);
+        self.taken = self.received;
+    }
+
+    /// Lets an acknowledgement go out now: an earlier one may be lost.
+    pub(super) fn repeat(&mut self) {
+        self.overdue = true;
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due.filter(|_| !self.overdue)
+    }
+
+    pub(super) fn handle_deadline(&mut self, now: Instant) {
+        if self.due.is_some_and(|due| due <= now) {
+            (self.due, self.overdue) = (None, true);
+        }
+    }
+
+    /// Returns whether an acknowledgement goes out now.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.overdue
+    }
+
+    /// Returns what to acknowledge, and notes that it goes out; `None` if bytes were dropped.
+    pub(super) fn acknowledgement(&mut self) -> Option<u64> {
+        (self.due, self.overdue) = (None, false);
+        if self.has_dropped {
+            return None;
+        }
+        // Nothing follows a stream that is whole, so what TLS has not taken yet needs no room in front of it.
+        self.told = self.end.filter(|_| self.is_whole()).map_or(self.taken, |end| end + 1);
+        Some(self.told)
+    }
+
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        self.inbox.len() + self.held
+    }
+}

@@ -1,0 +1,447 @@
+//! The transport below TLS: the relay's leg alone, or records over several paths.
+//!
+//! A [`PathLeg`] with paths shares its [`Machine`] with a task that owns the connections. That task reads and answers while
+//! the application is busy, so a peer that is slow is never taken for a path that is lost.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use fingerpost_wire::transport_kind::TransportKind;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::{mpsc, watch},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Path,
+    carriers::Carriers,
+    machine::{Machine, Role},
+    records::{USE_LENGTH, read_use},
+};
+use crate::transport::TcpLeg;
+
+/// The most sealed messages of the peer that wait to be read.
+const SEALED: usize = 4;
+
+/// Returns the time of the machine. It stands still when tokio's does.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// The transport below a TLS stream.
+#[derive(Debug)]
+pub(crate) enum PathLeg {
+    /// The relay's leg with the bytes of TLS, and nothing else.
+    Plain(TcpLeg),
+    /// Records over the relay's leg and, at times, a direct connection.
+    Paths(PathStream),
+}
+
+impl PathLeg {
+    /// Puts the path layer on a leg, and starts the task that owns it. `chooses` says whether this side is the TLS client.
+    pub(crate) fn with_paths(leg: TcpLeg, chooses: bool) -> Self {
+        let role = if chooses { Role::Chooses } else { Role::Follows };
+        let (sender, sealed) = mpsc::channel(SEALED);
+        let shared = Arc::new(Shared {
+            kind: leg.transport_kind(),
+            state: Mutex::new(State {
+                machine: Machine::new(role, now()),
+                reader: None,
+                writer: None,
+                driver: None,
+                added: Vec::new(),
+                unwritten: 0,
+                broken: None,
+                is_gone: false,
+                is_looked_at: false,
+                is_dropped: false,
+                armed: None,
+                sealed: sender,
+                unread: Some(sealed),
+            }),
+            path: watch::Sender::new(Path::Relay),
+            over: CancellationToken::new(),
+            carried: [AtomicU64::new(0), AtomicU64::new(0)],
+        });
+        tokio::spawn(Carriers::new(leg, Arc::clone(&shared)).run());
+        Self::Paths(PathStream { shared })
+    }
+
+    /// Returns what moves the stream to direct connections; `None` without the path layer.
+    pub(crate) fn paths(&self) -> Option<Paths> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Paths(stream) => Some(Paths { shared: Arc::clone(&stream.shared) }),
+        }
+    }
+
+    /// Returns whether the other end has vanished, as [`TcpLeg`] does. While a direct connection is in use, that one's
+    /// signs of life decide.
+    pub(crate) fn is_gone(&self) -> bool {
+        match self {
+            Self::Plain(leg) => leg.is_gone(),
+            Self::Paths(stream) => {
+                let mut state = stream.shared.lock();
+                state.is_looked_at = true;
+                state.wake_driver();
+                state.is_gone
+            }
+        }
+    }
+
+    /// Returns how many of all written bytes the next hop has acknowledged; with the path layer, the peer itself.
+    pub(crate) fn delivered(&self) -> Option<u64> {
+        match self {
+            Self::Plain(leg) => leg.delivered(),
+            Self::Paths(stream) => Some(stream.shared.lock().machine.acknowledged()),
+        }
+    }
+
+    /// Returns the kind of the relay's leg.
+    pub(crate) fn transport_kind(&self) -> TransportKind {
+        match self {
+            Self::Plain(leg) => leg.transport_kind(),
+            Self::Paths(stream) => stream.shared.kind,
+        }
+    }
+}
+
+/// What the stream, the task of its connections and that which finds paths share.
+pub(super) struct Shared {
+    kind: TransportKind,
+    state: Mutex<State>,
+    pub(super) path: watch::Sender<Path>,
+    /// Cancelled when no path is left and none will come.
+    pub(super) over: CancellationToken,
+    /// How many bytes the relay and direct connections have carried, in both directions.
+    pub(super) carried: [AtomicU64; 2],
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("path", &*self.path.borrow()).finish_non_exhaustive()
+    }
+}
+
+pub(super) struct State {
+    pub(super) machine: Machine,
+    pub(super) reader: Option<Waker>,
+    pub(super) writer: Option<(Waker, Wait)>,
+    pub(super) driver: Option<Waker>,
+    /// Direct connections that the machine uses already and the task has not taken yet.
+    pub(super) added: Vec<(u32, TcpStream, SocketAddr)>,
+    /// How many bytes were transmitted by the machine and not yet taken by the kernel.
+    pub(super) unwritten: usize,
+    /// Why the last path broke, unless it ended in order.
+    pub(super) broken: Option<(io::ErrorKind, String)>,
+    /// Whether the relay's other end has vanished, and no direct connection is in use.
+    pub(super) is_gone: bool,
+    pub(super) is_looked_at: bool,
+    /// Whether nobody holds the stream any more.
+    pub(super) is_dropped: bool,
+    /// When the task wakes by itself.
+    pub(super) armed: Option<Instant>,
+    pub(super) sealed: mpsc::Sender<Vec<u8>>,
+    unread: Option<mpsc::Receiver<Vec<u8>>>,
+}
+
+/// What a writer waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wait {
+    Room,
+    Flush,
+    Delivery,
+}
+
+impl State {
+    /// Wakes those who wait for what has come true.
+    pub(super) fn wake(&mut self) {
+        let is_over = self.machine.is_over();
+        if is_over || self.machine.has_ended() || !self.machine.chunk().is_empty() {
+            self.reader.take().into_iter().for_each(Waker::wake);
+        }
+        let is_true = |(_, wait): &mut (Waker, Wait)| match wait {
+            _ if is_over => true,
+            Wait::Room => self.machine.has_room(),
+            Wait::Flush => self.unwritten == 0 && self.machine.is_transmitted(),
+            Wait::Delivery => self.machine.is_delivered(),
+        };
+        self.writer.take_if(is_true).into_iter().for_each(|(writer, _)| writer.wake());
+    }
+
+    /// Returns what a shutdown waits for. What the relay might have to carry again is not known before the peer has it;
+    /// and an in-band bytestream holds what its peer has not acknowledged.
+    fn last_wait(&self, kind: TransportKind) -> Wait {
+        if self.machine.was_parted() || kind == TransportKind::Ibb {
+            Wait::Delivery
+        } else {
+            Wait::Flush
+        }
+    }
+
+    pub(super) fn wake_driver(&mut self) {
+        if let Some(driver) = self.driver.take() {
+            driver.wake();
+        }
+    }
+
+    /// Lets the task wake earlier if the machine has to be called earlier.
+    fn wake_if_earlier(&mut self) {
+        let deadline = self.machine.deadline();
+        if deadline.is_some_and(|deadline| self.armed.is_none_or(|armed| deadline < armed)) {
+            self.wake_driver();
+        }
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.unwritten == 0 && self.machine.is_transmitted()
+    }
+
+    /// Returns the error of a stream that no path carries any more.
+    fn error(&self) -> io::Error {
+        if let Some(fault) = self.machine.fault() {
+            return io::Error::new(io::ErrorKind::InvalidData, fault);
+        }
+        match &self.broken {
+            Some((kind, text)) => io::Error::new(*kind, text.clone()),
+            None => io::ErrorKind::BrokenPipe.into(),
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A stream over several paths.
+#[derive(Debug)]
+pub(crate) struct PathStream {
+    shared: Arc<Shared>,
+}
+
+impl Drop for PathStream {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.is_dropped = true;
+        state.machine.discard();
+        state.wake_driver();
+    }
+}
+
+impl AsyncRead for PathStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut state = self.shared.lock();
+        let mut read = 0;
+        while buf.remaining() > 0 {
+            let chunk = state.machine.chunk();
+            let length = chunk.len().min(buf.remaining());
+            if length == 0 {
+                break;
+            }
+            buf.put_slice(&chunk[..length]);
+            state.machine.consume(length, now());
+            read += length;
+        }
+        if read > 0 {
+            if state.machine.owes_acknowledgement() {
+                state.wake_driver();
+            }
+            state.wake_if_earlier();
+            return Poll::Ready(Ok(()));
+        }
+        if buf.remaining() == 0 || state.machine.has_ended() {
+            return Poll::Ready(Ok(()));
+        }
+        if state.machine.is_over() {
+            let is_cut = state.machine.fault().is_none() && state.broken.is_none();
+            // TLS tells an end without its own close_notify from a whole stream.
+            return Poll::Ready(if is_cut { Ok(()) } else { Err(state.error()) });
+        }
+        state.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for PathStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut state = self.shared.lock();
+        if state.machine.is_over() || state.machine.is_finished() {
+            return Poll::Ready(Err(state.error()));
+        }
+        let written = state.machine.write(buf);
+        let written = written.map_err(|error| io::Error::other(error.to_string()))?;
+        if written == 0 && !buf.is_empty() {
+            state.writer = Some((cx.waker().clone(), Wait::Room));
+            return Poll::Pending;
+        }
+        state.wake_driver();
+        Poll::Ready(Ok(written))
+    }
+
+    /// Waits until the kernel has taken everything.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.shared.lock();
+        if state.machine.is_over() {
+            return Poll::Ready(Err(state.error()));
+        }
+        if state.is_flushed() {
+            return Poll::Ready(Ok(()));
+        }
+        state.writer = Some((cx.waker().clone(), Wait::Flush));
+        Poll::Pending
+    }
+
+    /// Ends our direction. If a direct connection was ever used, this waits until the peer has all of it.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.shared.lock();
+        if !state.machine.is_finished() {
+            state.machine.finish();
+            state.wake_driver();
+        }
+        let wait = state.last_wait(self.shared.kind);
+        let is_flushed = matches!(wait, Wait::Flush) && state.is_flushed();
+        if is_flushed || state.machine.is_delivered() {
+            return Poll::Ready(Ok(()));
+        }
+        if state.machine.is_over() {
+            // A peer that has ended its own direction, and is gone, says nothing about ours.
+            let has_ended = state.machine.is_whole();
+            return Poll::Ready(if has_ended { Ok(()) } else { Err(state.error()) });
+        }
+        state.writer = Some((cx.waker().clone(), wait));
+        Poll::Pending
+    }
+}
+
+/// What moves a stream to direct connections. Cheap to clone; the stream does not depend on it.
+#[derive(Clone, Debug)]
+pub(crate) struct Paths {
+    shared: Arc<Shared>,
+}
+
+impl Paths {
+    /// Returns a channel with the path that our direction is on.
+    pub(crate) fn path(&self) -> watch::Receiver<Path> {
+        self.shared.path.subscribe()
+    }
+
+    /// Returns what is cancelled when no path is left.
+    pub(crate) fn over(&self) -> &CancellationToken {
+        &self.shared.over
+    }
+
+    /// Returns how many bytes the relay and direct connections have carried, in both directions.
+    pub(crate) fn carried(&self) -> [u64; 2] {
+        [0, 1].map(|index| self.shared.carried[index].load(Ordering::Relaxed))
+    }
+
+    /// Sends the peer a message that the path layer does not read.
+    pub(crate) fn seal(&self, message: Vec<u8>) {
+        let mut state = self.shared.lock();
+        state.machine.seal(message);
+        state.wake_driver();
+    }
+
+    /// Returns the channel of the peer's sealed messages, to the first who asks.
+    pub(crate) fn sealed(&self) -> Option<mpsc::Receiver<Vec<u8>>> {
+        self.shared.lock().unread.take()
+    }
+
+    /// Moves the stream to a direct connection that has greeted: the TLS client's choice. Returns `false` if the stream
+    /// is over, or this side does not choose.
+    pub(crate) fn choose(&self, stream: TcpStream, address: SocketAddr) -> bool {
+        let mut state = self.shared.lock();
+        let number = state.machine.next_number();
+        number.is_some_and(|number| add(&mut state, number, stream, address))
+    }
+
+    /// Moves the stream to a direct connection that the TLS client has chosen. Returns `false` if it has given up that
+    /// connection since.
+    pub(crate) fn follow(&self, number: u32, stream: TcpStream, address: SocketAddr) -> bool {
+        add(&mut self.shared.lock(), number, stream, address)
+    }
+}
+
+/// Waits on a connection that has greeted until the TLS client takes it; returns its number, `None` if another record
+/// comes.
+///
+/// # Errors
+/// Those of reading, which the end of the connection is too.
+pub(crate) async fn taken(stream: &mut TcpStream) -> io::Result<Option<u32>> {
+    let mut record = [0; USE_LENGTH];
+    stream.read_exact(&mut record).await?;
+    Ok(read_use(&record))
+}
+
+fn add(state: &mut State, number: u32, stream: TcpStream, address: SocketAddr) -> bool {
+    let is_taken = !state.is_dropped && state.machine.install(number, now());
+    if is_taken {
+        state.added.push((number, stream, address));
+    }
+    state.wake_driver();
+    is_taken
+}
+
+impl AsyncRead for PathLeg {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(leg) => Pin::new(leg).poll_read(cx, buf),
+            Self::Paths(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for PathLeg {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(leg) => Pin::new(leg).poll_write(cx, buf),
+            Self::Paths(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(leg) => Pin::new(leg).poll_flush(cx),
+            Self::Paths(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(leg) => Pin::new(leg).poll_shutdown(cx),
+            Self::Paths(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,618 @@
+//! One stream over up to two paths, as plain state: bytes and time in, bytes and events out.
+//!
+//! The bytes of each direction have numbers. A path says from which byte on it carries the stream, the receiver puts
+//! together what comes, and the sender keeps what is not acknowledged. When a path is lost, the sender goes on over the
+//! other one, from the last boundary of a record that the receiver had taken. The rules are in docs/PROTOCOL.md.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    time::{Duration, Instant},
+};
+
+use super::{
+    incoming::Incoming,
+    outgoing::Outgoing,
+    records::{Control, Decoded, Decoder, RecordError},
+};
+
+/// The most bytes of one direction that are sent and not acknowledged.
+pub(super) const WINDOW: u64 = 4 << 20;
+/// The number of the relay's path; direct connections have numbers from 1 on.
+pub(super) const RELAY: u32 = 0;
+/// How long a direct path stays silent until it is asked for a sign of life, and after how long one is given.
+const PING_AFTER: Duration = Duration::from_millis(500);
+/// How long a direct path that owes an answer may be silent. It is longer if round trips take long.
+const SILENCE: Duration = Duration::from_millis(1500);
+/// The longest such time, whatever the other end makes of round trips.
+const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+/// How long nothing is sent on an idle direct path.
+const IDLE_DIRECT: Duration = Duration::from_secs(15);
+/// The same on the relay while a direct path is in use: the component ends silent streams.
+const IDLE_RELAY: Duration = Duration::from_secs(60);
+/// The most sealed messages that wait for their reader.
+const SEALED: usize = 4;
+
+/// What the other end did wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A record is malformed.
+    Record(RecordError),
+    /// A byte outside of the window.
+    Window { offset: u64 },
+    /// The acknowledgement of a byte that was not sent.
+    NotSent { offset: u64, sent: u64 },
+    /// Bytes behind the end, or a second end.
+    AfterEnd { end: u64, offset: u64 },
+    /// Bytes on a new path that has not said where it begins.
+    Unannounced,
+    /// Bytes are left out, and no other path can have them.
+    Missing { offset: u64 },
+    /// Too many places at which bytes are missing.
+    Gaps,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Record(error) => write!(f, "{error}"),
+            Self::Window { offset } => write!(f, "byte {offset} is outside of the window"),
+            Self::NotSent { offset, sent } => {
+                write!(f, "byte {offset} was acknowledged, and {sent} were sent")
+            }
+            Self::AfterEnd { end, offset } => {
+                write!(f, "the stream ended at byte {end}, and there is byte {offset}")
+            }
+            Self::Unannounced => f.write_str("a new path did not say where it begins"),
+            Self::Missing { offset } => write!(f, "bytes before byte {offset} were left out"),
+            Self::Gaps => f.write_str("too many bytes are missing in between"),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<RecordError> for Fault {
+    fn from(error: RecordError) -> Self {
+        Self::Record(error)
+    }
+}
+
+/// What the owner of the connections has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// The path with this number is over: its connection is of no more use.
+    Closed(u32),
+    /// Our stream goes on over this path.
+    Moved(u32),
+    /// A message that only the two ends can read.
+    Sealed(Vec<u8>),
+}
+
+/// Which side chooses among direct connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The TLS client: it numbers them.
+    Chooses,
+    /// The TLS server.
+    Follows,
+}
+
+/// One end of a stream over a relay and, at times, a direct connection.
+///
+/// The owner calls [`receive`](Self::receive) with what comes on a path, [`transmit`](Self::transmit) for what to send on
+/// it, and [`handle_deadline`](Self::handle_deadline) at the time that [`deadline`](Self::deadline) says. After each of
+/// them there may be [events](Self::poll_event), and more to transmit.
+#[derive(Debug)]
+pub(super) struct Machine {
+    role: Role,
+    outgoing: Outgoing,
+    incoming: Incoming,
+    /// The relay's path and a direct one, as long as they live.
+    paths: Vec<Path>,
+    /// The path that our stream goes on.
+    current: u32,
+    /// The highest number of a direct connection that either side has used or given up.
+    newest: u32,
+    /// Sealed messages that wait for the path.
+    sealed: VecDeque<Vec<u8>>,
+    events: VecDeque<Event>,
+    next_ping: u32,
+    fault: Option<Fault>,
+}
+
+/// One path, in both directions.
+#[derive(Debug)]
+struct Path {
+    number: u32,
+    decoder: Decoder,
+    /// Which byte of the other end's stream comes next here, once it has said so.
+    next: Option<u64>,
+    /// Which byte of our stream comes next here, if it goes on here.
+    position: u64,
+    /// Whether that has to be said before.
+    announces: bool,
+    /// Whether the end of our stream was said here.
+    ended: bool,
+    /// The end of what of our stream has gone here.
+    sent: u64,
+    claims: bool,
+    ping: Option<u32>,
+    pong: Option<u32>,
+    lost: Option<u32>,
+    /// Whether an acknowledgement goes out here as a sign of life.
+    echoes: bool,
+    /// The last ping and its time, until it is answered.
+    asked: Option<(u32, Instant)>,
+    /// Since when an answer is owed and nothing has come.
+    silent_since: Option<Instant>,
+    /// When the first bytes came since we have last sent something here.
+    heard: Option<Instant>,
+    /// When something was last sent here.
+    quiet_since: Instant,
+    round_trip: Option<Duration>,
+}
+
+impl Path {
+    fn new(number: u32, now: Instant) -> Self {
+        Self {
+            number,
+            decoder: Decoder::default(),
+            next: None,
+            position: 0,
+            announces: true,
+            ended: false,
+            sent: 0,
+            claims: false,
+            ping: None,
+            pong: None,
+            lost: None,
+            echoes: false,
+            asked: None,
+            silent_since: None,
+            heard: None,
+            quiet_since: now,
+            round_trip: None,
+        }
+    }
+
+    fn is_direct(&self) -> bool {
+        self.number != RELAY
+    }
+
+    /// Returns how long the path may owe an answer.
+    fn patience(&self) -> Duration {
+        let usual = self.round_trip.map_or(SILENCE, |time| time.saturating_mul(4).max(SILENCE));
+        usual.min(LONGEST_SILENCE)
+    }
+
+    /// Notes a sign of life; `owes` says whether bytes sent here are not acknowledged.
+    fn lives(&mut self, owes: bool, now: Instant) {
+        self.silent_since = owes.then_some(now);
+    }
+
+    /// Returns when to ask for a sign of life.
+    fn ping_at(&self, is_parted: bool) -> Option<Instant> {
+        if self.ping.is_some() || !is_parted {
+            return None;
+        }
+        if !self.is_direct() {
+            return Some(self.quiet_since + IDLE_RELAY);
+        }
+        match self.silent_since {
+            Some(since) if self.asked.is_some_and(|(_, at)| at >= since) => None,
+            Some(since) => Some(since + PING_AFTER),
+            None => Some(self.quiet_since + IDLE_DIRECT),
+        }
+    }
+
+    fn lost_at(&self) -> Option<Instant> {
+        self.silent_since.filter(|_| self.is_direct()).map(|since| since + self.patience())
+    }
+
+    fn echo_at(&self) -> Option<Instant> {
+        self.heard.filter(|_| self.is_direct() && !self.echoes).map(|heard| heard + PING_AFTER)
+    }
+}
+
+impl Machine {
+    /// Creates the state of a stream that starts on the relay.
+    pub(super) fn new(role: Role, now: Instant) -> Self {
+        let relay = Path { next: Some(0), announces: false, ..Path::new(RELAY, now) };
+        Self {
+            role,
+            outgoing: Outgoing::default(),
+            incoming: Incoming::default(),
+            paths: vec![relay],
+            current: RELAY,
+            newest: RELAY,
+            sealed: VecDeque::new(),
+            events: VecDeque::new(),
+            next_ping: 0,
+            fault: None,
+        }
+    }
+
+    fn path(&mut self, number: u32) -> Option<&mut Path> {
+        self.paths.iter_mut().find(|path| path.number == number)
+    }
+
+    /// Returns whether a direct path is in use.
+    fn is_parted(&self) -> bool {
+        self.paths.iter().any(Path::is_direct)
+    }
+
+    /// Returns the number for the next direct connection that this side chooses.
+    pub(super) fn next_number(&self) -> Option<u32> {
+        self.newest.checked_add(1).filter(|_| self.role == Role::Chooses && !self.is_over())
+    }
+
+    /// Returns whether no path is left.
+    pub(super) fn is_over(&self) -> bool {
+        self.paths.is_empty()
+    }
+
+    /// Returns what the other end did wrong, if that has ended the stream.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+
+    /// Returns whether both directions have ended, and each end knows it of the other as far as we can see.
+    pub(super) fn is_done(&self) -> bool {
+        self.outgoing.is_delivered() && self.incoming.is_told()
+    }
+
+    /// Moves our stream to a direct connection. The other end's follows by itself.
+    ///
+    /// Returns `false`, and takes no path, if the number is not higher than all before or the stream is over.
+    pub(super) fn install(&mut self, number: u32, now: Instant) -> bool {
+        if number <= self.newest || self.is_over() {
+            return false;
+        }
+        // The other end has given the older one up.
+        if let Some(older) = self.paths.iter().map(|path| path.number).find(|n| *n != RELAY) {
+            self.lose(older, false);
+            if self.is_over() {
+                return false;
+            }
+        }
+        self.newest = number;
+        let current = self.current;
+        let Some(position) = self.path(current).map(|path| path.position) else { return false };
+        let ping = Some(self.fresh_ping());
+        let claims = self.role == Role::Chooses;
+        self.paths.push(Path { position, ping, claims, ..Path::new(number, now) });
+        self.current = number;
+        self.events.push_back(Event::Moved(number));
+        true
+    }
+
+    fn fresh_ping(&mut self) -> u32 {
+        self.next_ping = self.next_ping.wrapping_add(1);
+        self.next_ping
+    }
+
+    /// Takes bytes of TLS; returns how many, 0 while the window is full.
+    ///
+    /// # Errors
+    /// [`RecordError`] if they are not records of TLS.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<usize, RecordError> {
+        self.outgoing.write(bytes)
+    }
+
+    /// Returns whether [`write`](Self::write) takes at least a byte.
+    pub(super) fn has_room(&self) -> bool {
+        self.outgoing.room() > 0
+    }
+
+    /// Ends our stream.
+    pub(super) fn finish(&mut self) {
+        self.outgoing.finish();
+    }
+
+    /// Returns whether our stream was ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.outgoing.is_finished()
+    }
+
+    /// Returns whether the other end has all of our stream and knows that it is all.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.outgoing.is_delivered()
+    }
+
+    /// Returns whether a path other than the relay's was ever used.
+    pub(super) fn was_parted(&self) -> bool {
+        self.newest != RELAY
+    }
+
+    /// Returns how many bytes of our stream the other end's TLS has taken.
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.outgoing.acknowledged()
+    }
+
+    /// Returns whether everything that was written has been transmitted, the end included.
+    pub(super) fn is_transmitted(&self) -> bool {
+        let Some(path) = self.paths.iter().find(|path| path.number == self.current) else {
+            return false;
+        };
+        !self.outgoing.has_more(path.position.max(self.outgoing.kept()))
+            && (!self.outgoing.is_finished() || path.ended || self.outgoing.is_delivered())
+    }
+
+    /// Returns the next bytes for TLS.
+    pub(super) fn chunk(&self) -> &[u8] {
+        self.incoming.chunk()
+    }
+
+    /// Notes that TLS has taken so many bytes of the chunk.
+    pub(super) fn consume(&mut self, length: usize, now: Instant) {
+        self.incoming.consume(length, now);
+    }
+
+    /// Returns whether TLS has taken all of the other end's stream.
+    pub(super) fn has_ended(&self) -> bool {
+        self.incoming.has_ended()
+    }
+
+    /// Returns whether all of the other end's stream has come.
+    pub(super) fn is_whole(&self) -> bool {
+        self.incoming.is_whole()
+    }
+
+    /// Lets nothing more be read.
+    pub(super) fn discard(&mut self) {
+        self.incoming.discard();
+    }
+
+    /// Returns whether an acknowledgement has to go out now.
+    pub(super) fn owes_acknowledgement(&self) -> bool {
+        self.incoming.is_overdue()
+    }
+
+    /// Sends a message that only the other end can read.
+    pub(super) fn seal(&mut self, message: Vec<u8>) {
+        self.sealed.push_back(message);
+    }
+
+    /// Returns the next event.
+    pub(super) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Takes bytes that came on a path. Those of an unknown path are dropped.
+    ///
+    /// # Errors
+    /// [`Fault`]; the stream is over.
+    pub(super) fn receive(&mut self, number: u32, bytes: &[u8], now: Instant) -> Result<(), Fault> {
+        let received = self.read(number, bytes, now);
+        if let Err(fault) = received {
+            self.fault = Some(fault);
+            self.end_all();
+        }
+        received
+    }
+
+    fn read(&mut self, number: u32, mut bytes: &[u8], now: Instant) -> Result<(), Fault> {
+        let Some(index) = self.paths.iter().position(|path| path.number == number) else {
+            return Ok(());
+        };
+        let owes = self.paths[index].sent > self.outgoing.acknowledged();
+        self.paths[index].lives(owes, now);
+        // A path that is lost on the way through its own bytes has no more of them.
+        while let Some(path) = self.paths.iter_mut().find(|path| path.number == number) {
+            let head;
+            let bytes = match path.decoder.decode(&mut bytes)? {
+                None => break,
+                Some(Decoded::Control(control)) => {
+                    self.obey(number, control, now)?;
+                    continue;
+                }
+                Some(Decoded::Stream(bytes)) => bytes,
+                Some(Decoded::Head(bytes)) => {
+                    head = bytes;
+                    &head[..]
+                }
+            };
+            let offset = path.next.ok_or(Fault::Unannounced)?;
+            path.next = Some(offset.saturating_add(bytes.len() as u64));
+            path.heard.get_or_insert(now);
+            self.incoming.insert(number, offset, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, number: u32, control: Control, now: Instant) -> Result<(), Fault> {
+        match control {
+            Control::Ack(offset) => {
+                let before = self.outgoing.acknowledged();
+                self.outgoing.acknowledge(offset)?;
+                let acknowledged = self.outgoing.acknowledged();
+                if acknowledged == before {
+                    return Ok(());
+                }
+                // What a direct path has carried was acknowledged, perhaps over the relay: it lives.
+                for path in self.paths.iter_mut().filter(|path| path.is_direct()) {
+                    let unanswered = path.asked.filter(|(_, at)| path.silent_since <= Some(*at));
+                    if path.sent > acknowledged || unanswered.is_none() {
+                        path.lives(path.sent > acknowledged, now);
+                    }
+                }
+            }
+            Control::From(offset) => {
+                if self.incoming.announced(offset)? && !self.was_parted() {
+                    return Err(Fault::Missing { offset });
+                }
+                if let Some(path) = self.path(number) {
+                    path.next = Some(offset);
+                }
+            }
+            Control::End(offset) => self.incoming.ends(offset)?,
+            Control::Ping(ping) => {
+                if let Some(path) = self.path(number) {
+                    path.pong = Some(ping);
+                }
+            }
+            Control::Pong(pong) => {
+                if let Some(path) = self.path(number)
+                    && let Some((ping, at)) = path.asked
+                    && ping == pong
+                {
+                    path.asked = None;
+                    path.round_trip = Some(now.saturating_duration_since(at));
+                }
+            }
+            Control::Sealed(message) => {
+                let waiting = self.events.iter().filter(|one| matches!(one, Event::Sealed(_)));
+                if waiting.count() < SEALED {
+                    self.events.push_back(Event::Sealed(message));
+                }
+            }
+            // What a path says of itself is no loss of it.
+            Control::Lost(lost) if lost == number => {}
+            Control::Lost(RELAY) => self.lose(RELAY, false),
+            Control::Lost(lost) => {
+                // A connection that the other end has given up before we knew of it is not used any more.
+                if self.role == Role::Follows {
+                    self.newest = self.newest.max(lost);
+                }
+                let known = self.paths.iter().map(|path| path.number);
+                if let Some(direct) = known.clone().find(|n| *n != RELAY && *n <= lost) {
+                    self.lose(direct, false);
+                }
+            }
+            Control::Use(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Notes that the connection of a path has ended or broken.
+    pub(super) fn handle_loss(&mut self, number: u32) {
+        self.lose(number, true);
+    }
+
+    /// Gives a path up; `tells` says whether the other end has to hear of it.
+    fn lose(&mut self, number: u32, tells: bool) {
+        let Some(index) = self.paths.iter().position(|path| path.number == number) else { return };
+        let gone = self.paths.remove(index);
+        self.incoming.forget(number);
+        // An acknowledgement may have been lost with it.
+        self.incoming.repeat();
+        self.events.push_back(Event::Closed(number));
+        let (kept, acknowledged) = (self.outgoing.kept(), self.outgoing.acknowledged());
+        let Some(other) = self.paths.first_mut() else { return };
+        if tells {
+            other.lost = Some(number);
+        }
+        if self.current == number || gone.sent > acknowledged {
+            (other.position, other.announces, other.ended) = (kept, true, false);
+        }
+        if self.current == number {
+            self.current = other.number;
+            self.events.push_back(Event::Moved(other.number));
+        }
+    }
+
+    /// Gives all paths up.
+    pub(super) fn end_all(&mut self) {
+        for path in self.paths.drain(..) {
+            self.events.push_back(Event::Closed(path.number));
+        }
+    }
+
+    /// Appends what goes out on a path now, in whole records: all control records, and at most 64 KiB or one record of
+    /// the stream.
+    pub(super) fn transmit(&mut self, number: u32, now: Instant, out: &mut Vec<u8>) {
+        let is_current = self.current == number;
+        let Self { paths, outgoing, incoming, sealed, .. } = self;
+        let Some(path) = paths.iter_mut().find(|path| path.number == number) else { return };
+        let before = out.len();
+        if std::mem::take(&mut path.claims) {
+            Control::Use(number).put(out);
+        }
+        if let Some(lost) = path.lost.take() {
+            Control::Lost(lost).put(out);
+        }
+        if let Some(pong) = path.pong.take() {
+            Control::Pong(pong).put(out);
+        }
+        if let Some(ping) = path.ping.take() {
+            Control::Ping(ping).put(out);
+            path.asked = Some((ping, now));
+            path.silent_since.get_or_insert(now);
+        }
+        let echoes = std::mem::take(&mut path.echoes);
+        if ((is_current && incoming.is_overdue()) || echoes)
+            && let Some(offset) = incoming.acknowledgement()
+        {
+            Control::Ack(offset).put(out);
+        }
+        if is_current {
+            sealed.drain(..).for_each(|message| Control::Sealed(message).put(out));
+            if path.position < outgoing.kept() {
+                // The other end has acknowledged what would be sent again.
+                (path.position, path.announces) = (outgoing.kept(), true);
+            }
+            let ends = !path.ended && !outgoing.is_delivered() && outgoing.is_finished();
+            if path.announces && (outgoing.has_more(path.position) || ends) {
+                Control::From(path.position).put(out);
+                path.announces = false;
+            }
+            let start = path.position;
+            path.position = outgoing.copy(start, out);
+            path.sent = path.sent.max(path.position);
+            if ends && let Some(end) = outgoing.end_at(path.position) {
+                Control::End(end).put(out);
+                (path.ended, path.sent) = (true, end + 1);
+            }
+            if path.sent > outgoing.acknowledged() {
+                path.silent_since.get_or_insert(now);
+            }
+        }
+        if out.len() > before {
+            (path.quiet_since, path.heard) = (now, None);
+        }
+    }
+
+    /// Returns when [`handle_deadline`](Self::handle_deadline) has to be called.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let is_parted = self.is_parted();
+        let of_paths = self
+            .paths
+            .iter()
+            .flat_map(|path| [path.ping_at(is_parted), path.lost_at(), path.echo_at()])
+            .flatten();
+        of_paths.chain(self.incoming.due()).min()
+    }
+
+    /// Does what is due.
+    pub(super) fn handle_deadline(&mut self, now: Instant) {
+        self.incoming.handle_deadline(now);
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let lost = self.paths.iter().find(|path| is_due(path.lost_at())).map(|path| path.number);
+        if let Some(lost) = lost {
+            self.lose(lost, true);
+        }
+        let is_parted = self.is_parted();
+        let ping = self.next_ping.wrapping_add(1);
+        for path in &mut self.paths {
+            if is_due(path.ping_at(is_parted)) {
+                (path.ping, self.next_ping) = (Some(ping), ping);
+            }
+            path.echoes |= is_due(path.echo_at());
+        }
+    }
+
+    /// Returns the path that our stream goes on.
+    pub(super) fn current(&self) -> u32 {
+        self.current
+    }
+
+    /// Returns how many bytes are kept of both directions.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> [usize; 2] {
+        [self.outgoing.memory(), self.incoming.memory()]
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,524 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::paths::records::{USE_LENGTH, read_use};
+
+/// A direction of a connection.
+#[derive(Debug, Default)]
+struct Pipe {
+    bytes: VecDeque<u8>,
+    /// What is sent is lost from now on.
+    is_dead: bool,
+    /// The sender has closed it: the end comes after the bytes.
+    is_closed: bool,
+}
+
+/// Both directions of a connection, each by its sender, and whether each end holds it.
+#[derive(Debug, Default)]
+struct Connection {
+    number: u32,
+    pipes: [Pipe; 2],
+    holds: [bool; 2],
+}
+
+/// Two ends, a relay between them, and at times a direct connection.
+#[derive(Debug)]
+struct World {
+    ends: [Machine; 2],
+    connections: Vec<Connection>,
+    now: Instant,
+    /// The streams, in whole records, and how much of each was written and read.
+    streams: [Vec<u8>; 2],
+    written: [usize; 2],
+    read: [usize; 2],
+    /// The ends that only write.
+    is_deaf: [bool; 2],
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Instant::now();
+        let relay = Connection { number: RELAY, holds: [true; 2], ..Connection::default() };
+        Self {
+            ends: [Machine::new(Role::Chooses, now), Machine::new(Role::Follows, now)],
+            connections: vec![relay],
+            now,
+            streams: Default::default(),
+            written: [0; 2],
+            read: [0; 2],
+            is_deaf: [false; 2],
+        }
+    }
+
+    /// Makes a record with so many bytes of payload, and writes as much as is taken.
+    fn write(&mut self, end: usize, length: usize) {
+        if !self.ends[end].is_finished() {
+            let stream = &mut self.streams[end];
+            stream.extend([23, 3, 3]);
+            stream.extend(u16::try_from(length).unwrap().to_be_bytes());
+            let mut state = (stream.len() as u32).wrapping_mul(2_654_435_761) | 1;
+            stream.extend((0..length).map(|_| {
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                state.to_be_bytes()[0]
+            }));
+        }
+        self.push(end);
+    }
+
+    fn push(&mut self, end: usize) -> bool {
+        let rest = &self.streams[end][self.written[end]..];
+        // TLS hands over what it has in any pieces.
+        let piece = rest.len().min(1 + self.written[end] % 40_000);
+        let taken = self.ends[end].write(&rest[..piece]).unwrap();
+        self.written[end] += taken;
+        taken > 0
+    }
+
+    fn finish(&mut self, end: usize) {
+        if self.written[end] == self.streams[end].len() {
+            self.ends[end].finish();
+        }
+    }
+
+    /// Reads at most so many bytes, and compares them with the stream.
+    fn take(&mut self, end: usize, most: usize) -> bool {
+        let before = self.read[end];
+        while self.read[end] - before < most {
+            let chunk = self.ends[end].chunk();
+            let length = chunk.len().min(most - (self.read[end] - before));
+            if length == 0 {
+                break;
+            }
+            let wanted = &self.streams[1 - end][self.read[end]..][..length];
+            assert!(chunk[..length] == *wanted, "wrong bytes from {}", self.read[end]);
+            self.ends[end].consume(length, self.now);
+            self.read[end] += length;
+        }
+        if self.ends[end].has_ended() {
+            assert_eq!(self.read[end], self.streams[1 - end].len(), "the end came early");
+            assert!(self.ends[1 - end].is_finished());
+        }
+        self.read[end] > before
+    }
+
+    fn transmit(&mut self, end: usize, number: u32) -> bool {
+        let mut out = Vec::new();
+        self.ends[end].transmit(number, self.now, &mut out);
+        let moved = !out.is_empty();
+        if let Some(one) = self.connections.iter_mut().find(|one| one.number == number) {
+            let pipe = &mut one.pipes[end];
+            if one.holds[end] && !pipe.is_dead {
+                pipe.bytes.extend(out);
+            }
+        }
+        self.check(end);
+        moved
+    }
+
+    /// Delivers at most so many bytes to an end.
+    fn deliver(&mut self, end: usize, number: u32, most: usize) -> bool {
+        let Some(one) = self.connections.iter_mut().find(|one| one.number == number) else {
+            return false;
+        };
+        let pipe = &mut one.pipes[1 - end];
+        if !one.holds[end] {
+            // A new connection is taken with its first record.
+            if end == 0 || pipe.bytes.len() < USE_LENGTH || number <= self.ends[1].newest {
+                return false;
+            }
+            let first: Vec<u8> = pipe.bytes.drain(..USE_LENGTH).collect();
+            assert_eq!(read_use(first[..].try_into().unwrap()), Some(number));
+            one.holds[1] = self.ends[1].install(number, self.now);
+            if !one.holds[1] {
+                (one.pipes[1].is_closed, one.pipes[0].is_dead) = (true, true);
+            }
+            self.check(end);
+            return true;
+        }
+        let length = most.min(pipe.bytes.len());
+        let bytes: Vec<u8> = pipe.bytes.drain(..length).collect();
+        if length > 0 {
+            self.ends[end].receive(number, &bytes, self.now).unwrap();
+        } else if pipe.is_closed {
+            one.holds[end] = false;
+            self.ends[end].handle_loss(number);
+        } else {
+            return false;
+        }
+        self.check(end);
+        true
+    }
+
+    /// Handles what the machine says, and checks its bounds.
+    fn check(&mut self, end: usize) {
+        while let Some(event) = self.ends[end].poll_event() {
+            let Event::Closed(number) = event else { continue };
+            if let Some(one) = self.connections.iter_mut().find(|one| one.number == number) {
+                one.holds[end] = false;
+                one.pipes[end].is_closed = true;
+                one.pipes[1 - end].is_dead = true;
+            }
+        }
+        let most = usize::try_from(WINDOW).unwrap();
+        let [outgoing, incoming] = self.ends[end].memory();
+        assert!(outgoing <= most + (1 << 15) && incoming <= most, "{outgoing} {incoming}");
+        assert_eq!(self.ends[end].fault(), None);
+    }
+
+    fn connect(&mut self) {
+        let direct = self.ends[0].is_parted();
+        if let Some(number) = self.ends[0].next_number().filter(|_| !direct) {
+            assert!(self.ends[0].install(number, self.now));
+            let holds = [true, false];
+            self.connections.push(Connection { number, holds, ..Connection::default() });
+            self.check(0);
+        }
+    }
+
+    /// Breaks the direct connection: of the bytes on their way only some arrive.
+    fn cut(&mut self, kept: [usize; 2], is_silent: bool) {
+        if let Some(one) = self.connections.last_mut().filter(|one| one.number != RELAY) {
+            for (pipe, kept) in one.pipes.iter_mut().zip(kept) {
+                pipe.bytes.truncate(pipe.bytes.len() * kept / 100);
+                pipe.is_dead = true;
+                pipe.is_closed |= !is_silent;
+            }
+        }
+    }
+
+    fn numbers(&self) -> Vec<u32> {
+        self.connections.iter().map(|one| one.number).collect()
+    }
+
+    /// Moves everything that moves by itself; returns whether something did.
+    fn step(&mut self, read: usize) -> bool {
+        let mut moved = false;
+        for end in [0, 1] {
+            moved |= self.push(end);
+            for number in self.numbers() {
+                moved |= self.transmit(end, number);
+                moved |= self.deliver(1 - end, number, 50_000);
+            }
+            if !self.is_deaf[end] {
+                moved |= self.take(end, read);
+            }
+        }
+        moved
+    }
+
+    fn tick(&mut self, time: Duration) {
+        self.now += time;
+        for end in [0, 1] {
+            self.ends[end].handle_deadline(self.now);
+            self.check(end);
+        }
+    }
+
+    /// Lets both ends write everything, end, and read to the end.
+    fn settle(&mut self, read: usize) {
+        let begin = self.now;
+        loop {
+            while self.step(read) {}
+            for end in [0, 1] {
+                self.finish(end);
+            }
+            if self.step(read) {
+                continue;
+            }
+            if self.ends.iter().all(Machine::is_done) {
+                break;
+            }
+            let next = self.ends.iter().filter_map(Machine::deadline).min();
+            assert!(next.is_some_and(|next| next >= self.now), "it stands still: {self:#?}");
+            self.tick(next.unwrap() - self.now);
+            assert!(self.now - begin < Duration::from_secs(60), "it takes for ever");
+        }
+        for end in [0, 1] {
+            assert!(self.ends[end].has_ended());
+            assert_eq!(self.read[end], self.streams[1 - end].len());
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Write(usize, usize),
+    Transmit(usize, bool),
+    Deliver(usize, bool, usize),
+    Take(usize, usize),
+    Tick(u64),
+    Step,
+    Connect,
+    Cut([usize; 2], bool),
+    Finish(usize),
+}
+
+fn ops() -> impl Strategy<Value = Op> {
+    let end = 0_usize..2;
+    prop_oneof![
+        6 => (end.clone(), 0_usize..16_641).prop_map(|(end, length)| Op::Write(end, length)),
+        2 => (end.clone(), 0_usize..40).prop_map(|(end, length)| Op::Write(end, length)),
+        6 => (end.clone(), any::<bool>()).prop_map(|(end, direct)| Op::Transmit(end, direct)),
+        8 => (end.clone(), any::<bool>(), prop_oneof![1_usize..9, 1_usize..20_000])
+            .prop_map(|(end, direct, most)| Op::Deliver(end, direct, most)),
+        3 => (end.clone(), 1_usize..60_000).prop_map(|(end, most)| Op::Take(end, most)),
+        2 => (1_u64..900).prop_map(Op::Tick),
+        1 => Just(Op::Step),
+        2 => Just(Op::Connect),
+        1 => ([0_usize..101, 0_usize..101], any::<bool>())
+            .prop_map(|(kept, silent)| Op::Cut(kept, silent)),
+        1 => end.prop_map(Op::Finish),
+    ]
+}
+
+impl World {
+    fn run(&mut self, op: Op) {
+        let number = |direct: bool, world: &Self| {
+            if direct { world.connections.last().map_or(RELAY, |one| one.number) } else { RELAY }
+        };
+        match op {
+            Op::Write(end, length) => self.write(end, length),
+            Op::Transmit(end, direct) => {
+                self.transmit(end, number(direct, self));
+            }
+            Op::Deliver(end, direct, most) => {
+                self.deliver(end, number(direct, self), most);
+            }
+            Op::Take(end, most) => {
+                self.take(end, most);
+            }
+            Op::Tick(millis) => self.tick(Duration::from_millis(millis)),
+            Op::Step => {
+                self.step(10_000);
+            }
+            Op::Connect => self.connect(),
+            Op::Cut(kept, silent) => self.cut(kept, silent),
+            Op::Finish(end) => self.finish(end),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_byte_arrives_once_and_in_order_whatever_happens_to_the_direct_path(
+        ops in prop::collection::vec(ops(), 0..200),
+        read in prop_oneof![1_usize..500, Just(usize::MAX)],
+    ) {
+        let mut world = World::new();
+        for op in ops {
+            world.run(op);
+        }
+        world.settle(read.max(world.streams[0].len() / 500 + 1));
+    }
+
+    #[test]
+    fn what_an_enemy_says_never_panics_and_is_bounded(
+        said in prop::collection::vec(said(), 1..60),
+        parted in any::<bool>(),
+        role in prop_oneof![Just(Role::Chooses), Just(Role::Follows)],
+    ) {
+        let mut now = Instant::now();
+        let mut machine = Machine::new(role, now);
+        machine.write(&[23, 3, 3, 0, 2, 7, 7]).unwrap();
+        if parted {
+            machine.install(1, now);
+        }
+        let mut out = Vec::new();
+        for (number, control, record) in said {
+            let mut bytes = Vec::new();
+            control.put(&mut bytes);
+            bytes.extend(record);
+            let fault = machine.receive(number, &bytes, now).err();
+            prop_assert_eq!(fault.is_some(), machine.fault().is_some() && machine.is_over());
+            for path in [RELAY, 1] {
+                out.clear();
+                machine.transmit(path, now, &mut out);
+                prop_assert!(out.len() < 1000);
+            }
+            now += Duration::from_millis(300);
+            machine.handle_deadline(now);
+            prop_assert!(machine.memory()[1] <= usize::try_from(WINDOW).unwrap());
+            prop_assert!(machine.events.iter().filter(|e| matches!(e, Event::Sealed(_))).count() <= SEALED);
+            if fault.is_some() {
+                break;
+            }
+        }
+    }
+}
+
+fn offsets() -> impl Strategy<Value = u64> {
+    prop_oneof![0_u64..40, (WINDOW - 20)..(WINDOW + 20), Just(u64::MAX), Just(u64::MAX - 5)]
+}
+
+fn said() -> impl Strategy<Value = (u32, Control, Vec<u8>)> {
+    let control = prop_oneof![
+        1 => offsets().prop_map(Control::Ack),
+        3 => offsets().prop_map(Control::From),
+        1 => offsets().prop_map(Control::End),
+        1 => any::<u32>().prop_map(Control::Ping),
+        1 => any::<u32>().prop_map(Control::Pong),
+        1 => Just(Control::Sealed(vec![1; 1000])),
+        1 => prop_oneof![0_u32..3, Just(u32::MAX)].prop_map(Control::Lost),
+        1 => (0_u32..3).prop_map(Control::Use),
+    ];
+    let record = prop_oneof![
+        2 => Just(Vec::new()),
+        2 => (0_u8..30).prop_map(|length| {
+            let mut record = vec![23, 3, 3, 0, length];
+            record.resize(5 + usize::from(length), 9);
+            record
+        }),
+        1 => Just(vec![0xff; 9]),
+    ];
+    (0_u32..2, control, record)
+}
+
+/// Returns a machine that has transmitted one record of 7 bytes.
+fn sent() -> (Machine, Instant) {
+    let now = Instant::now();
+    let mut machine = Machine::new(Role::Follows, now);
+    machine.write(&[23, 3, 3, 0, 2, 7, 7]).unwrap();
+    machine.transmit(RELAY, now, &mut Vec::new());
+    (machine, now)
+}
+
+fn told(machine: &mut Machine, controls: &[Control], now: Instant) -> Option<Fault> {
+    let mut bytes = Vec::new();
+    controls.iter().for_each(|control| control.put(&mut bytes));
+    machine.receive(RELAY, &bytes, now).err()
+}
+
+#[test]
+fn what_cannot_be_is_a_clear_error() {
+    let beyond = WINDOW + 1;
+    for (controls, fault) in [
+        (vec![Control::Ack(8)], Fault::NotSent { offset: 8, sent: 7 }),
+        (vec![Control::From(beyond)], Fault::Window { offset: beyond }),
+        (vec![Control::From(5)], Fault::Missing { offset: 5 }),
+        (vec![Control::End(beyond)], Fault::Window { offset: beyond }),
+        (vec![Control::End(3), Control::End(4)], Fault::AfterEnd { end: 4, offset: 0 }),
+    ] {
+        let (mut machine, now) = sent();
+        assert_eq!(told(&mut machine, &controls, now), Some(fault));
+        assert!(machine.is_over());
+        assert_eq!(machine.poll_event(), Some(Event::Closed(RELAY)));
+    }
+    let (mut machine, now) = sent();
+    let mut bytes = Vec::new();
+    Control::End(4).put(&mut bytes);
+    bytes.extend([23, 3, 3, 0, 0]);
+    let fault = machine.receive(RELAY, &bytes, now);
+    assert_eq!(fault, Err(Fault::AfterEnd { end: 4, offset: 5 }));
+    let (mut machine, now) = sent();
+    assert!(machine.install(1, now));
+    assert_eq!(machine.receive(1, &[23, 3, 3, 0, 0], now), Err(Fault::Unannounced));
+}
+
+#[test]
+fn a_reader_that_is_slow_stops_the_writer_and_nothing_else() {
+    let mut world = World::new();
+    world.is_deaf = [true; 2];
+    for end in [0, 1] {
+        for _ in 0..400 {
+            world.write(end, 16_384);
+        }
+    }
+    while world.step(0) {}
+    let kept = world.ends[0].memory();
+    assert!(kept[0] > (4 << 20) - 17_000 && kept[1] > (4 << 20) - 17_000, "{kept:?}");
+    // Nobody reads, and still the path moves, and lives.
+    world.connect();
+    for _ in 0..40 {
+        while world.step(0) {}
+        world.tick(Duration::from_millis(700));
+    }
+    assert_eq!((world.ends[0].current(), world.ends[1].current()), (1, 1));
+    world.is_deaf = [false; 2];
+    world.settle(usize::MAX);
+    assert_eq!(world.read[0], 400 * 16_389);
+}
+
+#[test]
+fn a_silent_path_is_given_up_within_two_seconds_and_an_idle_one_is_kept() {
+    let mut world = World::new();
+    world.write(0, 100);
+    world.connect();
+    while world.step(usize::MAX) {}
+    assert_eq!([world.ends[0].current(), world.ends[1].current()], [1, 1]);
+    let mut pings = [0; 2];
+    for _ in 0..1300 {
+        world.tick(Duration::from_millis(100));
+        for (number, pings) in [RELAY, 1].into_iter().zip(&mut pings) {
+            *pings += usize::from(world.ends[0].path(number).unwrap().ping.is_some());
+        }
+        while world.step(usize::MAX) {}
+    }
+    assert_eq!([world.ends[0].current(), world.ends[1].current()], [1, 1]);
+    // 130 seconds: each is kept alive at its own pace, by whichever end is first.
+    assert!((1..=2).contains(&pings[0]) && (4..=8).contains(&pings[1]), "{pings:?}");
+    world.cut([0, 0], true);
+    world.write(0, 100);
+    let before = world.now;
+    while world.ends[0].current() == 1 || world.ends[1].current() == 1 {
+        world.tick(Duration::from_millis(50));
+        while world.step(usize::MAX) {}
+    }
+    assert!(world.now - before < Duration::from_secs(2), "{:?}", world.now - before);
+    world.settle(usize::MAX);
+}
+
+#[test]
+fn a_lost_relay_does_not_end_a_stream_that_goes_directly() {
+    let mut world = World::new();
+    world.write(0, 1000);
+    world.connect();
+    // A record is on its way over the relay when the relay ends.
+    world.transmit(0, RELAY);
+    while world.deliver(1, 1, usize::MAX) || world.transmit(0, 1) {}
+    for pipe in &mut world.connections[0].pipes {
+        pipe.bytes.clear();
+        (pipe.is_dead, pipe.is_closed) = (true, true);
+    }
+    world.write(1, 1000);
+    world.settle(usize::MAX);
+}
+
+#[test]
+fn a_path_that_is_told_lost_before_it_is_known_is_never_used() {
+    let (mut machine, now) = sent();
+    assert_eq!(told(&mut machine, &[Control::Lost(3)], now), None);
+    assert!(!machine.install(3, now) && machine.install(4, now));
+    // The enemy on the relay can keep the stream there, and no more.
+    assert_eq!(told(&mut machine, &[Control::Lost(u32::MAX)], now), None);
+    assert_eq!(machine.current(), RELAY);
+    assert!(!machine.install(5, now));
+}
+
+#[test]
+fn an_acknowledgement_waits_for_more_but_not_for_long() {
+    let (mut machine, now) = sent();
+    machine.receive(RELAY, &[23, 3, 3, 0, 0], now).unwrap();
+    machine.consume(5, now);
+    let mut out = Vec::new();
+    machine.transmit(RELAY, now, &mut out);
+    assert!(out.is_empty());
+    let due = machine.deadline().unwrap();
+    assert_eq!(due - now, Duration::from_millis(200));
+    machine.handle_deadline(due);
+    machine.transmit(RELAY, due, &mut out);
+    let mut wanted = Vec::new();
+    Control::Ack(5).put(&mut wanted);
+    assert_eq!(out, wanted);
+    assert_eq!(machine.deadline(), None);
+    out.clear();
+    // The end counts as a byte.
+    assert_eq!(told(&mut machine, &[Control::End(5)], due), None);
+    machine.transmit(RELAY, due, &mut out);
+    wanted.clear();
+    Control::Ack(6).put(&mut wanted);
+    assert_eq!(out, wanted);
+}

@@ -1,0 +1,39 @@
+//! Several paths below one TLS stream.
+//!
+//! A stream starts on the relay at once, moves to a direct connection when there is one, and back when that breaks, with
+//! the same TLS and without a lost byte. docs/PROTOCOL.md has the protocol.
+//!
+//! ```text
+//!  TLS ── PathLeg ── Machine (numbers, acknowledges, sends again) ── Carriers ── relay, direct connection
+//! ```
+
+use std::{fmt, net::SocketAddr};
+
+mod carriers;
+mod incoming;
+mod leg;
+mod machine;
+mod outgoing;
+mod records;
+
+pub(crate) use self::leg::PathLeg;
+
+/// The path that a stream is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Path {
+    /// The transport that the session has negotiated: through the component, a proxy, or the XMPP servers.
+    Relay,
+    /// A connection of the two programs, to this address of the peer.
+    Direct(SocketAddr),
+}
+
+impl fmt::Display for Path {
+    /// Writes `relay`, or `direct` and the peer's address without its port.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Relay => f.write_str("relay"),
+            Self::Direct(address) => write!(f, "direct {}", address.ip()),
+        }
+    }
+}
