@@ -202,7 +202,8 @@ settings! {
         enabled: bool, default true, boolean, reload;
         /// Bytes in one block on the component's own legs.
         block_size: u16, default 8192, number(256, u16::MAX), reload;
-        /// The most unacknowledged blocks, per direction.
+        /// Unacknowledged blocks, per direction, to which a stream grows quickly. It begins with fewer, grows beyond them slowly while
+        /// answers come as fast as before, and shrinks when a server or a client is slow.
         window: u16, default 16, number(1, 256), reload;
         /// Bytes that may wait for slow readers in streams whose blocks come by message, for all streams together; one user gets a
         /// quarter. The component cannot slow down a client that sends blocks in messages. If the memory is full, the stream ends.

@@ -29,7 +29,7 @@ pub struct BrokerOptions {
     pub max_stanza_bytes: usize,
     /// The block size of our in-band legs, bytes.
     pub block_size: u16,
-    /// Unacknowledged blocks per direction.
+    /// Unacknowledged blocks, per direction, to which a stream grows quickly.
     pub window: u16,
     /// The bytes of in-band blocks by message that may wait for their readers, in all streams together. Their senders
     /// can hardly be slowed down.

@@ -20,7 +20,7 @@ pub struct IbbParams {
     pub stanza: IbbStanza,
     /// The largest block in bytes before base64, both ways.
     pub block_size: u16,
-    /// The most unacknowledged blocks of ours.
+    /// Unacknowledged blocks of ours to which the window grows quickly.
     pub window: u16,
     /// Whether the peer has agreed already; if not, the stream awaits `IbbHandle::handle_opened` before it sends
     /// data.

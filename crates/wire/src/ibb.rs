@@ -1,7 +1,7 @@
 //! One end of an in-band bytestream, both directions, without XML, queues or clock.
 //!
 //! Outgoing: blocks of at most block-size bytes, numbered from 0 and wrapping after 65535. At most a window of them is
-//! unacknowledged. Incoming: a block sent by IQ is acknowledged when it has been read, or at once while little waits to
+//! unacknowledged; it follows the path ([`crate::ibb_window`]). Incoming: a block sent by IQ is acknowledged when it has been read, or at once while little waits to
 //! be read. So a slow reader slows the sender. Blocks are held up to a bound, and their answers with them.
 //!
 //! Blocks by message are not acknowledged, so a ping (XEP-0199) to the same resource follows them. Its answer says that
@@ -34,6 +34,7 @@ use std::{
 
 use crate::{
     block_text,
+    ibb_window::{Departure, Window},
     stanza::{Condition, ErrorType, Refusal},
 };
 
@@ -46,6 +47,9 @@ pub const MAX_UNACKNOWLEDGED: usize = 80 * 1024;
 /// Bytes of the peer held here. With `pipe::BUFFER` that is 128 KiB, and a session with two in-band legs has 256 KiB
 /// for both directions.
 pub const MAX_HELD: usize = ACKNOWLEDGED + MAX_UNACKNOWLEDGED;
+
+/// The most blocks of ours on their way. A peer holds [`MAX_ENTRIES`].
+const MAX_BLOCKS: usize = MAX_ENTRIES - 16;
 
 /// The most held blocks, and actions that were not taken: a bound against floods of tiny or empty blocks.
 const MAX_ENTRIES: usize = 256;
@@ -89,7 +93,7 @@ pub const CLOSING: Duration = Duration::from_secs(60);
 pub struct Options {
     /// The largest block in bytes before base64, both ways.
     pub block_size: u16,
-    /// Blocks sent by IQ that may be unacknowledged.
+    /// The number of blocks to which the window grows quickly.
     pub window: u16,
     /// Whether outgoing blocks are acknowledged (IQ) or not (message).
     pub acknowledged: bool,
@@ -206,8 +210,9 @@ pub struct IbbMachine {
     options: Options,
     opened: bool,
     next_out: u16,
-    /// The bytes of each block of ours that is not acknowledged; the last one's number is before `next_out`.
-    unanswered: VecDeque<usize>,
+    /// Each block of ours that is not acknowledged, with its bytes; the last one's number is before `next_out`.
+    unanswered: VecDeque<(usize, Departure)>,
+    window: Window,
     /// Bytes of ours that the peer has.
     delivered: u64,
     /// When an answer last came, or the first unanswered stanza was sent.
@@ -286,11 +291,14 @@ enum Close {
 impl IbbMachine {
     /// Creates a stream that has not sent a block.
     pub fn new(options: Options, now: Instant) -> Self {
+        let mut window = Window::new(options.block_size, options.window);
+        window.set_ceiling(MAX_UNACKNOWLEDGED);
         Self {
             options,
             opened: options.opened,
             next_out: 0,
             unanswered: VecDeque::new(),
+            window,
             delivered: 0,
             progress: now,
             heard: now,
@@ -417,7 +425,7 @@ impl IbbMachine {
         match answer {
             BlockAnswer::Taken => {
                 // The peer takes blocks in order only, so it has the earlier ones too.
-                self.settle(at + 1, now);
+                self.settle(at + 1, None, now);
                 self.doubt = None;
                 self.hear(now);
             }
@@ -470,7 +478,7 @@ impl IbbMachine {
                 self.hear(now);
                 if !self.options.acknowledged {
                     self.doubt = None;
-                    self.settle(before, now);
+                    self.settle(before, Some(asked), now);
                     self.pace(now);
                 } else if let Some(doubt) = &mut self.doubt {
                     doubt.alive = true;
@@ -497,7 +505,7 @@ impl IbbMachine {
         }
         if due(self.unpaced_deadline()) {
             self.ping.unpaced = true;
-            self.settle(self.unanswered.len(), now);
+            self.forget_all(now);
         }
         if due(self.silence_deadline()) {
             let lost = self.doubt.is_some_and(|doubt| doubt.alive);
@@ -557,14 +565,13 @@ impl IbbMachine {
     /// Returns whether the window lets another block go now.
     pub fn has_window(&self) -> bool {
         let out = self.unanswered.len();
-        let fits = (out + 1) * usize::from(self.options.block_size) <= MAX_UNACKNOWLEDGED;
         let free = match self.doubt {
             // Messages to an absent peer may reach another resource.
             None if self.ping.missed && !self.options.acknowledged => false,
-            None => out == 0 || out < usize::from(self.options.window) && fits,
+            None => out < MAX_BLOCKS && self.window.next_block().is_some(),
             // One more block, when the peer is present: its answer settles the fate of the earlier ones.
             Some(doubt) => {
-                let room = out < usize::from(self.options.window) + TRIALS;
+                let room = out < MAX_BLOCKS + TRIALS;
                 doubt.alive && doubt.trial.is_none() && room
             }
         };
@@ -584,8 +591,11 @@ impl IbbMachine {
         if !self.has_window() || bytes.is_empty() {
             return 0;
         }
-        let most = if self.doubt.is_some() { TRIAL } else { usize::MAX };
-        let n = bytes.len().min(usize::from(self.options.block_size)).min(most);
+        let most = match self.doubt {
+            Some(_) => TRIAL.min(usize::from(self.options.block_size)),
+            None => self.window.next_block().unwrap_or_default(),
+        };
+        let n = bytes.len().min(most);
         let seq = self.next_out;
         self.next_out = seq.wrapping_add(1);
         if let Some(doubt) = &mut self.doubt {
@@ -594,7 +604,7 @@ impl IbbMachine {
         if self.unanswered.is_empty() {
             (self.progress, self.heard) = (now, now);
         }
-        self.unanswered.push_back(n);
+        self.unanswered.push_back((n, self.window.depart(n, now)));
         self.actions.push_back(IbbAction::SendData { seq, payload: bytes[..n].to_vec() });
         self.pace(now);
         n
@@ -701,12 +711,29 @@ impl IbbMachine {
         self.unanswered.len().checked_sub(behind).filter(|_| behind > 0)
     }
 
-    /// Notes that the first `n` unanswered blocks have arrived.
-    fn settle(&mut self, n: usize, now: Instant) {
-        for bytes in self.unanswered.drain(..n.min(self.unanswered.len())) {
-            self.delivered += bytes as u64;
+    /// Notes that the first `n` unanswered blocks have arrived. `asked`: when the ping was sent whose answer says so.
+    fn settle(&mut self, n: usize, asked: Option<Instant>, now: Instant) {
+        let last = self.forget(n, now);
+        if let Some(departure) = last {
+            self.window.arrive(&departure, asked, now);
         }
+    }
+
+    /// Removes the first `n` unanswered blocks, and returns the departure of the last.
+    fn forget(&mut self, n: usize, now: Instant) -> Option<Departure> {
         self.progress = now;
+        let settled = self.unanswered.drain(..n.min(self.unanswered.len()));
+        settled.fold(None, |_, (bytes, departure)| {
+            self.delivered += bytes as u64;
+            Some(departure)
+        })
+    }
+
+    /// Notes that all blocks have left for a peer that acknowledges none.
+    fn forget_all(&mut self, now: Instant) {
+        if let Some(departure) = self.forget(self.unanswered.len(), now) {
+            self.window.forget(&departure);
+        }
     }
 
     /// Notes that the peer itself was heard.
@@ -749,7 +776,7 @@ impl IbbMachine {
             return;
         }
         if self.ping.unpaced {
-            self.settle(self.unanswered.len(), now);
+            self.forget_all(now);
         } else if self.ping.asked.is_none() && self.ping.again.is_none() {
             self.ask(now);
         }
