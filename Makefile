@@ -10,7 +10,7 @@ export PROPTEST_RNG_SEED ?= 1
 SECONDS ?= 60
 KEYS ?= 1000000
 
-.PHONY: fuzz soak test-trixie interop-trixie trixie deb-tool programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: direct-test fuzz soak test-trixie interop-trixie trixie deb-tool programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test-fast: nextest ## Run the tests that need no server
 
 interop: peers nextest ## Run every dialect against every other, and look at the wire; writes the tables of docs/INTEROP.md
 	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test servers -E 'test(/^(interop|wire)::/)'
+
+direct-test: nextest ## Connect hosts behind every pair of NATs directly (as root); writes the table of docs/INTEROP.md
+	@deploy/ci/install-peers.sh cc relays
+	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test servers -E 'test(/^nats::/)'
 
 test-trixie: peers trixie nextest ## Run the tests with XMPP servers on those of Debian 13 (as root)
 	FINGERPOST_TEST_DEBIAN=trixie cargo nextest run --locked --profile trixie --tests

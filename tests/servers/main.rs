@@ -25,6 +25,7 @@ mod login;
 mod message_initiation;
 mod methods;
 mod mitm;
+mod nats;
 mod operations;
 mod pipe;
 mod resume;

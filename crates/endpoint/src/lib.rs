@@ -64,7 +64,10 @@ mod builder;
 mod cause;
 mod credential;
 mod dial;
-#[expect(dead_code, reason = "the layer of paths below TLS uses it")]
+#[cfg_attr(
+    not(all(test, feature = "testing")),
+    expect(dead_code, reason = "the layer of paths uses it")
+)]
 mod direct;
 mod discovery;
 mod driver;
@@ -97,6 +100,8 @@ mod transport;
 
 pub use fingerpost_wire::{jingle::Reason, stanza::RequestKind, transport_kind::TransportKind};
 
+#[cfg(feature = "testing")]
+pub use self::direct::probe;
 #[cfg(any(test, feature = "testing"))]
 pub use self::stream::testing;
 pub use self::{

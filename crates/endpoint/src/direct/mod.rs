@@ -10,6 +10,8 @@
 
 pub(crate) mod addresses;
 mod greeting;
+#[cfg(feature = "testing")]
+pub mod probe;
 mod punch;
 
 use std::{

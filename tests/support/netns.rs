@@ -1,0 +1,276 @@
+//! Two hosts behind a NAT each, and a public network between: five namespaces, joined by virtual devices and by nothing to this
+//! machine.
+//!
+//! ```text
+//!  host A ── NAT A ── public ── NAT B ── host B
+//! ```
+//!
+//! The kernel's own NAT (nftables) plays all kinds. Each host is the only one behind its NAT.
+
+use std::{
+    fs::File,
+    net::Ipv4Addr,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// How a NAT maps the addresses behind it, and which peers it lets in (RFC 4787; the names are those of RFC 3489).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nat {
+    /// The host has a public address.
+    None,
+    /// One mapping for all peers; everybody gets in.
+    FullCone,
+    /// One mapping for all peers; an address gets in once the host has sent something to it.
+    AddressRestricted,
+    /// One mapping for all peers; an address and port get in once the host has sent something to both.
+    PortRestricted,
+    /// Another mapping for each peer, by chance.
+    Symmetric,
+}
+
+impl Nat {
+    /// All kinds.
+    pub const ALL: [Self; 5] = [
+        Self::None,
+        Self::FullCone,
+        Self::AddressRestricted,
+        Self::PortRestricted,
+        Self::Symmetric,
+    ];
+
+    /// Returns its usual name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::FullCone => "full cone",
+            Self::AddressRestricted => "address-restricted",
+            Self::PortRestricted => "port-restricted",
+            Self::Symmetric => "symmetric",
+        }
+    }
+}
+
+/// What a NAT does with a connection that nobody behind it has asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unasked {
+    /// Drops it, as most do.
+    Drop,
+    /// Refuses it with a RST.
+    Reset,
+    /// Refuses it with an ICMP error.
+    Unreachable,
+}
+
+/// A place in the networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The host behind the first NAT.
+    HostA,
+    /// The first NAT.
+    NatA,
+    /// The public network, with the servers.
+    Public,
+    /// The second NAT.
+    NatB,
+    /// The host behind the second NAT.
+    HostB,
+}
+
+/// The networks. Dropping them removes everything.
+pub struct TwoNats {
+    prefix: String,
+}
+
+impl TwoNats {
+    /// The address of the servers in the public network.
+    // 198.18.0.0/15 is reserved for tests between networks (RFC 2544).
+    pub const SERVERS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+    /// Creates the networks, with NATs that drop what nobody has asked for.
+    ///
+    /// # Panics
+    /// If the kernel does not permit it: it needs root, network namespaces and nftables with NAT.
+    pub fn start(a: Nat, b: Nat) -> Self {
+        Self::start_with([a, b], Unasked::Drop)
+    }
+
+    /// Creates the networks.
+    ///
+    /// # Panics
+    /// If the kernel does not permit it.
+    pub fn start_with(nats: [Nat; 2], unasked: Unasked) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        remove_those_of_ended_processes();
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let this = Self { prefix: format!("{PREFIX}{}-{count}-", std::process::id()) };
+        for place in PLACES {
+            ip(&["netns", "add", &this.name(place)]);
+            this.ip(place, "link set lo up");
+        }
+        this.ip(Place::Public, &format!("addr add {}/32 dev lo", Self::SERVERS));
+        this.forward(Place::Public);
+        let sides =
+            [(Place::HostA, Place::NatA, 1, nats[0]), (Place::HostB, Place::NatB, 2, nats[1])];
+        for (host, nat, side, kind) in sides {
+            let inside = match kind {
+                Nat::None => format!("198.18.1{side}"),
+                _ => format!("10.{side}.0"),
+            };
+            let public = format!("198.18.{side}");
+            let port = format!("side{side}");
+            this.join((nat, "wan"), (Place::Public, &port));
+            this.join((host, "eth0"), (nat, "lan"));
+            this.ip(Place::Public, &format!("addr add {public}.1/24 dev {port}"));
+            this.ip(nat, &format!("addr add {public}.2/24 dev wan"));
+            this.ip(nat, &format!("route add default via {public}.1"));
+            this.ip(nat, &format!("addr add {inside}.1/24 dev lan"));
+            this.ip(host, &format!("addr add {inside}.2/24 dev eth0"));
+            this.ip(host, &format!("route add default via {inside}.1"));
+            this.forward(nat);
+            if kind == Nat::None {
+                this.ip(Place::Public, &format!("route add {inside}.0/24 via {public}.2"));
+            } else {
+                this.nft(nat, &rules(kind, unasked, &format!("{inside}.2")));
+            }
+        }
+        this
+    }
+
+    /// Returns the name of a place's namespace, for `ip netns exec`.
+    pub fn name(&self, place: Place) -> String {
+        format!("{}{place:?}", self.prefix)
+    }
+
+    /// Runs a closure on a thread of that place: sockets that it opens, and programs that it starts, are there.
+    ///
+    /// # Panics
+    /// If the closure does.
+    pub fn inside<T: Send>(&self, place: Place, does: impl FnOnce() -> T + Send) -> T {
+        let path = Path::new("/run/netns").join(self.name(place));
+        thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                let namespace = File::open(&path).expect("the namespace is there");
+                move_into_link_name_space(
+                    std::os::fd::AsFd::as_fd(&namespace),
+                    Some(LinkNameSpaceType::Network),
+                )
+                .expect("a thread may enter a network namespace as root");
+                does()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Adds rules of nftables at a place.
+    ///
+    /// # Panics
+    /// If the kernel does not take them.
+    pub fn nft(&self, place: Place, rules: &str) {
+        self.run_in(place, "nft", &[rules]);
+    }
+
+    fn run_in(&self, place: Place, program: &str, args: &[&str]) -> String {
+        ip(&[&["netns", "exec", &self.name(place), program][..], args].concat())
+    }
+
+    fn ip(&self, place: Place, args: &str) {
+        let name = self.name(place);
+        let args: Vec<&str> = args.split(' ').collect();
+        ip(&[&["-n", &name][..], &args].concat());
+    }
+
+    fn forward(&self, place: Place) {
+        self.run_in(place, "sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    }
+
+    /// Joins two places by a cable with these ends.
+    fn join(&self, (one, one_end): (Place, &str), (other, other_end): (Place, &str)) {
+        let far = self.name(other);
+        self.ip(one, &format!("link add {one_end} type veth peer name {other_end} netns {far}"));
+        self.ip(one, &format!("link set {one_end} up"));
+        self.ip(other, &format!("link set {other_end} up"));
+    }
+}
+
+impl Drop for TwoNats {
+    fn drop(&mut self) {
+        // The devices go with their namespaces.
+        for place in PLACES {
+            let _gone = Command::new("ip").args(["netns", "del", &self.name(place)]).status();
+        }
+    }
+}
+
+const PREFIX: &str = "fpnat-";
+const PLACES: [Place; 5] = [Place::HostA, Place::NatA, Place::Public, Place::NatB, Place::HostB];
+
+/// Removes the namespaces of test processes that were killed.
+fn remove_those_of_ended_processes() {
+    let Ok(directory) = std::fs::read_dir("/run/netns") else { return };
+    for entry in directory.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        if process.is_some_and(|id| !Path::new("/proc").join(id).exists()) {
+            let _gone = Command::new("ip").args(["netns", "del", &name]).status();
+        }
+    }
+}
+
+/// Returns the rules of a NAT for the host behind it.
+fn rules(kind: Nat, unasked: Unasked, host: &str) -> String {
+    let mapping = match kind {
+        // Without a conflict masquerade keeps the port: one mapping for all peers.
+        Nat::None | Nat::FullCone | Nat::AddressRestricted | Nat::PortRestricted => "masquerade",
+        Nat::Symmetric => "masquerade random,fully-random",
+    };
+    let inbound = match kind {
+        Nat::FullCone => format!("iifname wan meta l4proto tcp dnat to {host}"),
+        Nat::AddressRestricted => {
+            format!("iifname wan meta l4proto tcp ip saddr @contacted dnat to {host}")
+        }
+        Nat::None | Nat::PortRestricted | Nat::Symmetric => "counter".to_owned(),
+    };
+    let verdict = match unasked {
+        Unasked::Drop => "drop",
+        Unasked::Reset => "reject with tcp reset",
+        Unasked::Unreachable => "reject with icmp type host-unreachable",
+    };
+    format!(
+        "table ip nat {{
+            set contacted {{ type ipv4_addr; flags dynamic; size 1024; }}
+            chain out {{
+                type nat hook postrouting priority srcnat;
+                oifname wan {mapping}
+            }}
+            chain in {{
+                type nat hook prerouting priority dstnat;
+                {inbound}
+            }}
+            chain seen {{
+                type filter hook forward priority 0;
+                oifname wan add @contacted {{ ip daddr }}
+            }}
+            chain here {{
+                type filter hook input priority 0;
+                iifname wan meta l4proto tcp {verdict}
+            }}
+        }}"
+    )
+}
+
+/// Runs `ip`, and returns what it prints.
+fn ip(args: &[&str]) -> String {
+    let done = Command::new("ip").args(args).output().expect("iproute2 is installed");
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert!(
+        done.status.success(),
+        "ip {}: {error} (the test needs root, network namespaces and nftables with NAT)",
+        args.join(" ")
+    );
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
