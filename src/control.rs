@@ -22,7 +22,7 @@ use crate::{
         model::Actor,
         store::{Store, error::StoreError},
     },
-    relay::table::TransferTable,
+    relay::table::{TransferId, TransferTable},
     sessions::Broker,
 };
 
@@ -40,12 +40,19 @@ pub struct SessionRow {
     pub users: [BareJid; 2],
     /// Both legs' transports, once they are up.
     pub legs: Option<[&'static str; 2]>,
-    /// Whether it is brokered.
-    pub brokered: bool,
+    /// The plain transfer that it is; `None` if it is brokered.
+    pub transfer: Option<TransferId>,
     /// The time since the session began.
     pub age: Duration,
     /// Bytes so far, both directions.
     pub bytes: u64,
+}
+
+impl SessionRow {
+    /// Returns whether it is brokered.
+    pub fn is_brokered(&self) -> bool {
+        self.transfer.is_none()
+    }
 }
 
 /// The controls. Cheap to clone.
@@ -121,7 +128,7 @@ impl Control {
             id: session.id,
             users: session.users,
             legs: session.legs.map(|legs| legs.map(|leg| leg.as_str())),
-            brokered: true,
+            transfer: None,
             age: session.age,
             bytes: session.bytes,
         });
@@ -129,7 +136,7 @@ impl Control {
             id: format!("t{}", transfer.id),
             users: transfer.users,
             legs: Some(["s5b"; 2]),
-            brokered: false,
+            transfer: Some(transfer.id),
             age: transfer.age,
             bytes: transfer.bytes,
         });
@@ -144,11 +151,10 @@ impl Control {
     /// Ends a session and shows `text` to both users. A plain transfer has no session-terminate, so its users get a
     /// chat message. Returns whether the session existed.
     pub fn end(&self, session: &SessionRow, text: &str) -> bool {
-        if session.brokered {
+        let Some(transfer) = session.transfer else {
             return self.broker.end_session(&session.id, Reason::Cancel, text);
-        }
-        let number = session.id.strip_prefix('t').and_then(|number| number.parse().ok());
-        let ended = number.is_some_and(|number| self.table.end(number));
+        };
+        let ended = self.table.end(transfer);
         if ended {
             let [a, b] = &session.users;
             for (user, peer) in [(a, b), (b, a)] {

@@ -329,7 +329,7 @@ impl Commands {
     async fn stats(&self) -> Result<CommandPage, NoPage> {
         let control = &self.control;
         let sessions = control.sessions(None);
-        let brokered = sessions.iter().filter(|session| session.brokered).count();
+        let brokered = sessions.iter().filter(|session| session.is_brokered()).count();
         let counts = control.table().counts();
         let up = control.store().ping().await.is_ok();
         let (open, idle, most) = control.store().connections();

@@ -445,7 +445,7 @@ pub(super) fn one_key(key: &Key, owner: bool, now: OffsetDateTime) -> Form {
 
 /// Returns a session's kind, legs, age and bytes, as text.
 pub(super) fn state_of(session: &SessionRow) -> String {
-    let legs = match (session.brokered, session.legs) {
+    let legs = match (session.is_brokered(), session.legs) {
         (true, Some([a, b])) => format!("brokered {a}-{b}"),
         (true, None) => "brokered, being set up".to_owned(),
         (false, _) => "SOCKS5 transfer".to_owned(),

@@ -279,7 +279,7 @@ async fn page(
     let sessions = control.sessions(None);
     let sessions = sessions.iter().take(SESSIONS).map(|session| {
         let legs = match session.legs {
-            Some([a, b]) if session.brokered => format!("{a}-{b}"),
+            Some([a, b]) if session.is_brokered() => format!("{a}-{b}"),
             Some(_) => "SOCKS5".to_owned(),
             None => "being set up".to_owned(),
         };

@@ -9,14 +9,14 @@ use super::crowd::{AddressSeat, Visitor};
 /// A connection's place within the limits.
 #[derive(Debug)]
 pub(super) struct SocketAdmission {
-    _connection: ConnectionPlace,
+    connection: ConnectionPlace,
     /// Present until the connection belongs to a user's transfer or session; long streams do without.
     unsettled: Option<Box<Unsettled>>,
 }
 
 /// One of all connections: a permit, in half of its memory. It is freed on drop.
 #[derive(Debug)]
-struct ConnectionPlace(Arc<Semaphore>);
+pub(super) struct ConnectionPlace(Arc<Semaphore>);
 
 impl From<OwnedSemaphorePermit> for ConnectionPlace {
     fn from(permit: OwnedSemaphorePermit) -> Self {
@@ -47,7 +47,7 @@ impl SocketAdmission {
     /// Creates the admission of a connection in its handshake, whose address may have so many `seats`.
     pub(super) fn new(connection: OwnedSemaphorePermit, visitor: Visitor, seats: usize) -> Self {
         let unsettled = Unsettled { visitor: Some(visitor), seat: None, seats };
-        Self { _connection: connection.into(), unsettled: Some(Box::new(unsettled)) }
+        Self { connection: connection.into(), unsettled: Some(Box::new(unsettled)) }
     }
 
     pub(super) fn take_seat(&mut self) -> bool {
@@ -66,5 +66,10 @@ impl SocketAdmission {
 
     pub(super) fn settle(&mut self) {
         self.unsettled = None;
+    }
+
+    /// Returns the place among all connections alone.
+    pub(super) fn into_place(self) -> ConnectionPlace {
+        self.connection
     }
 }

@@ -7,15 +7,17 @@
 //! Pairs that are ready have a turn each. Pairs that have more to do after that get further turns one by one; between
 //! two of these the thread looks for others that have become ready, so a bulk stream delays an interactive one by one
 //! turn at most.
+//!
+//! Pairs and their counters lie in blocks of [`BLOCK`], so that many of them take no more than their size.
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
+    collections::{BinaryHeap, HashMap, VecDeque},
     io, mem,
     num::NonZero,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -35,8 +37,9 @@ use rustix::{
 
 use super::{
     pair::{COPY, Next, Pair, Reports, Turn},
-    pipe::StreamOutcome,
+    pipe::Ended,
     plane::Resources,
+    watch::{BLOCK, CounterBlock, CounterRow, Counters, StreamOwner},
 };
 
 /// The most threads; more cores than that move more than their network carries.
@@ -44,6 +47,9 @@ const MOST_THREADS: usize = 16;
 
 /// The number of events that are taken at once.
 const EVENTS: usize = 256;
+
+/// The number of orders that wake a thread, so that new pairs do not wait outside of its list.
+const MANY: usize = 64;
 
 /// epoll_wait(2) counts milliseconds; a shorter wait needs ppoll(2).
 const SHORT: Duration = Duration::from_millis(2);
@@ -86,6 +92,8 @@ struct Core {
 #[derive(Debug, Default)]
 struct Inbox {
     orders: Vec<Order>,
+    /// The counters of all places.
+    counters: Vec<CounterBlock>,
     /// Free places, and the number of places so far.
     free: Vec<u32>,
     places: u32,
@@ -98,7 +106,7 @@ struct Inbox {
 #[derive(Debug)]
 enum Order {
     /// Run this pair, whose sockets are registered already.
-    Run(Slot, Box<Pair>),
+    Run(Slot, OwnedPair),
     /// Cut it.
     Cut(Slot),
     /// Look at all pairs at this time of the plane's clock; the second number changes when a pair got no pipe.
@@ -108,6 +116,15 @@ enum Order {
     Tell(std::sync::mpsc::Sender<()>),
     #[cfg(test)]
     Panic,
+}
+
+/// A pair, and the owner that learns of its end. If the owner is gone, nobody has to.
+#[derive(Debug)]
+pub(super) struct OwnedPair {
+    pub(super) pair: Pair,
+    pub(super) owner: Weak<dyn StreamOwner>,
+    /// What the owner calls the pair.
+    pub(super) name: u32,
 }
 
 impl Engine {
@@ -120,13 +137,21 @@ impl Engine {
     ///
     /// # Errors
     /// The system's, if there is no thread or a socket cannot be registered. The sockets are closed then.
-    pub(super) fn run(&self, pair: Box<Pair>) -> io::Result<PairId> {
+    pub(super) fn run(&self, pair: OwnedPair) -> io::Result<PairId> {
         let cores = self.cores.get_or_init(|| self.start());
         let number = self.turn.fetch_add(1, Ordering::Relaxed) % cores.len().max(1);
         match cores.get(number) {
             Some(core) => core.run(pair).map(|slot| PairId { core: number as u16, slot }),
             None => Err(io::Error::other("no thread for streams could be started")),
         }
+    }
+
+    /// Returns the counters of a pair. Its owner must not have learned yet that it has ended.
+    pub(super) fn counters(&self, id: PairId) -> Option<CounterRow> {
+        let core = self.cores.get()?.get(usize::from(id.core))?;
+        let index = id.slot.index as usize;
+        let block = core.lock().counters.get(index / BLOCK).map(Arc::clone)?;
+        Some(CounterRow::new(block, index))
     }
 
     /// Cuts a pair; nothing happens if it has ended.
@@ -206,9 +231,9 @@ impl Core {
         Ok(core)
     }
 
-    /// Registers the sockets of a pair and puts it into the inbox. The thread is not woken: a pair that waits for its
-    /// first byte costs it nothing.
-    fn run(&self, pair: Box<Pair>) -> io::Result<Slot> {
+    /// Registers the sockets of a pair and puts it into the inbox. The thread is not woken for one: a pair that waits for
+    /// its first byte costs it nothing.
+    fn run(&self, owned: OwnedPair) -> io::Result<Slot> {
         let mut inbox = self.lock();
         if inbox.closed {
             return Err(io::Error::other("a thread for streams has ended"));
@@ -217,7 +242,7 @@ impl Core {
         inbox.generation = inbox.generation.wrapping_add(1) & (u32::MAX >> 1);
         let slot = Slot { index, generation: inbox.generation };
         for second in [false, true] {
-            let (data, side) = (EventData::new_u64(slot.name(second)), pair.side(second));
+            let (data, side) = (EventData::new_u64(slot.name(second)), owned.pair.side(second));
             if let Err(error) = epoll::add(&self.epoll, side, data, flags(side.reports)) {
                 if index < inbox.places {
                     inbox.free.push(index);
@@ -227,11 +252,15 @@ impl Core {
         }
         inbox.places = inbox.places.max(index + 1);
         inbox.running += 1;
-        let early = pair.has_early_bytes();
-        inbox.orders.push(Order::Run(slot, pair));
+        match inbox.counters.get(index as usize / BLOCK) {
+            Some(block) => block[index as usize % BLOCK].set([0, 0], false),
+            None => inbox.counters.push(Arc::new([const { Counters::new() }; BLOCK])),
+        }
+        let wakes = owned.pair.has_early_bytes() || (inbox.orders.len() + 1).is_multiple_of(MANY);
+        inbox.orders.push(Order::Run(slot, owned));
         self.pending.store(true, Ordering::Release);
         drop(inbox);
-        if early {
+        if wakes {
             self.wake();
         }
         Ok(slot)
@@ -277,24 +306,35 @@ fn flags(reports: Reports) -> EventFlags {
 struct Runner {
     core: Arc<Core>,
     resources: Arc<Resources>,
-    pairs: Vec<Option<Entry>>,
+    pairs: Vec<Block>,
+    /// Orders that are being carried out.
+    orders: Vec<Order>,
     /// Pairs that something has happened to, in that order.
     ready: Vec<u32>,
     /// Pairs that had a turn and have more to do.
     busy: VecDeque<u32>,
     timers: BinaryHeap<Reverse<(Instant, Slot)>>,
+    /// The first timer of each pair that has one.
+    first_timers: HashMap<u32, Instant>,
     buffer: Vec<u8>,
     shortages: u64,
+}
+
+/// Pairs side by side, and their counters.
+struct Block {
+    counters: CounterBlock,
+    entries: Box<[Option<Entry>]>,
 }
 
 struct Entry {
     generation: u32,
     /// Whether it is among those that get a turn.
     queued: bool,
-    /// The first of its timers that run.
-    timer: Option<Instant>,
-    pair: Pair,
+    owned: OwnedPair,
 }
+
+// Each waiting pair takes this much, so it must not grow by accident.
+const _: () = assert!(size_of::<Option<Entry>>() <= 144);
 
 impl Runner {
     fn new(core: Arc<Core>, resources: Arc<Resources>) -> Self {
@@ -302,9 +342,11 @@ impl Runner {
             core,
             resources,
             pairs: Vec::new(),
+            orders: Vec::new(),
             ready: Vec::new(),
             busy: VecDeque::new(),
             timers: BinaryHeap::new(),
+            first_timers: HashMap::new(),
             buffer: vec![0; COPY],
             shortages: 0,
         }
@@ -365,20 +407,21 @@ impl Runner {
     /// Carries out what is in the inbox; returns false if this thread is to end.
     fn take_orders(&mut self) -> bool {
         let mut inbox = self.core.lock();
-        let orders = mem::take(&mut inbox.orders);
+        let mut orders = mem::take(&mut self.orders);
+        mem::swap(&mut inbox.orders, &mut orders);
         let closed = inbox.closed;
+        for counters in &inbox.counters[self.pairs.len()..] {
+            let entries = (0..BLOCK).map(|_| None).collect();
+            self.pairs.push(Block { counters: Arc::clone(counters), entries });
+        }
         drop(inbox);
-        for order in orders {
+        for order in orders.drain(..) {
             match order {
-                Order::Run(slot, pair) => {
+                Order::Run(slot, owned) => {
+                    let early = owned.pair.has_early_bytes();
                     let index = slot.index as usize;
-                    if self.pairs.len() <= index {
-                        self.pairs.resize_with(index + 1, || None);
-                    }
-                    let early = pair.has_early_bytes();
-                    let generation = slot.generation;
-                    self.pairs[index] =
-                        Some(Entry { generation, queued: early, timer: None, pair: *pair });
+                    self.pairs[index / BLOCK].entries[index % BLOCK] =
+                        Some(Entry { generation: slot.generation, queued: early, owned });
                     if early {
                         self.ready.push(slot.index);
                     }
@@ -397,12 +440,14 @@ impl Runner {
                 }
             }
         }
+        orders.shrink_to(MANY);
+        self.orders = orders;
         !closed
     }
 
     fn entry(&mut self, slot: Slot) -> Option<&mut Entry> {
-        let entry = self.pairs.get_mut(slot.index as usize)?.as_mut();
-        entry.filter(|entry| entry.generation == slot.generation)
+        let (entry, _) = Block::find(&mut self.pairs, slot.index)?;
+        (entry.generation == slot.generation).then_some(entry)
     }
 
     /// Puts a pair among those that are ready, unless a turn awaits it already.
@@ -430,7 +475,7 @@ impl Runner {
         let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
         let readable = flags.contains(EventFlags::IN);
         let writable = flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
-        entry.pair.side_mut(second).handle_ready(readable, writable, ended);
+        entry.owned.pair.side_mut(second).handle_ready(readable, writable, ended);
         self.queue(slot);
     }
 
@@ -445,8 +490,8 @@ impl Runner {
             && at <= now
         {
             self.timers.pop();
-            if let Some(entry) = self.entry(slot) {
-                entry.timer = None;
+            if self.entry(slot).is_some() {
+                self.first_timers.remove(&slot.index);
                 self.queue(slot);
             }
         }
@@ -454,13 +499,17 @@ impl Runner {
 
     /// Gives one pair a turn.
     fn turn(&mut self, index: u32) {
-        let Some(Some(entry)) = self.pairs.get_mut(index as usize) else { return };
+        let Some((entry, counters)) = Block::find(&mut self.pairs, index) else { return };
         entry.queued = false;
-        let mut turn =
-            Turn { resources: &self.resources, buffer: &mut self.buffer, now: Instant::now() };
-        let before = entry.pair.owner().counters().bytes();
-        let next = entry.pair.run(&mut turn);
-        let moved = entry.pair.owner().counters().bytes() - before;
+        let mut turn = Turn {
+            resources: &self.resources,
+            buffer: &mut self.buffer,
+            counters,
+            now: Instant::now(),
+        };
+        let before = counters.bytes();
+        let next = entry.owned.pair.run(&mut turn);
+        let moved = counters.bytes() - before;
         if moved > 0 {
             self.resources.metrics.moved(TransportKind::S5b, TransportKind::S5b, moved);
         }
@@ -469,14 +518,15 @@ impl Runner {
 
     /// Does what a pair needs to go on.
     fn follow(&mut self, index: u32, next: Next) {
-        let Some(Some(entry)) = self.pairs.get_mut(index as usize) else { return };
+        let Some((entry, _)) = Block::find(&mut self.pairs, index) else { return };
         let slot = Slot { index, generation: entry.generation };
+        let pair = &mut entry.owned.pair;
         for second in [false, true] {
-            let Some(reports) = entry.pair.side(second).wants() else { continue };
+            let Some(reports) = pair.side(second).wants() else { continue };
             // If it is ready already, the kernel says so at once.
             let (data, flags) = (EventData::new_u64(slot.name(second)), flags(reports));
-            match epoll::modify(&self.core.epoll, entry.pair.side(second), data, flags) {
-                Ok(()) => entry.pair.side_mut(second).reports = reports,
+            match epoll::modify(&self.core.epoll, pair.side(second), data, flags) {
+                Ok(()) => pair.side_mut(second).reports = reports,
                 Err(error) => {
                     tracing::warn!(%error, "cannot wait for a socket: its stream is cut");
                     return self.remove(index, None);
@@ -489,44 +539,60 @@ impl Runner {
                 entry.queued = true;
                 self.busy.push_back(index);
             }
-            Next::Wait(Some(at)) if entry.timer.is_none_or(|timer| at < timer) => {
-                entry.timer = Some(at);
+            Next::Wait(Some(at))
+                if self.first_timers.get(&index).is_none_or(|timer| at < *timer) =>
+            {
+                self.first_timers.insert(index, at);
                 self.timers.push(Reverse((at, slot)));
             }
             Next::Wait(_) => {}
-            Next::Ended(end) => {
-                let outcome = entry.pair.owner().counters().outcome(end);
-                self.remove(index, Some(outcome));
-            }
+            Next::Ended(end) => self.remove(index, Some(end)),
         }
     }
 
     /// Looks at the silence of all pairs.
     fn look(&mut self, millis: u64, shortages: u64) {
         let short = mem::replace(&mut self.shortages, shortages) != shortages;
-        for index in 0..self.pairs.len() as u32 {
-            let Some(Some(entry)) = self.pairs.get_mut(index as usize) else { continue };
-            let next = entry.pair.look(millis, short, &self.resources);
+        for index in 0..self.places() {
+            let Some((entry, counters)) = Block::find(&mut self.pairs, index) else { continue };
+            let next = entry.owned.pair.look(counters.bytes(), millis, short, &self.resources);
             if next != Next::Wait(None) {
                 self.follow(index, next);
             }
         }
     }
 
-    /// Removes a pair, closes its sockets and tells its owner.
-    fn remove(&mut self, index: u32, outcome: Option<StreamOutcome>) {
-        let Some(mut entry) = self.pairs.get_mut(index as usize).and_then(Option::take) else {
-            return;
-        };
-        entry.pair.release(&self.resources);
-        let owner = Arc::clone(entry.pair.owner());
-        drop(entry);
+    /// Returns the number of places in the list.
+    fn places(&self) -> u32 {
+        (self.pairs.len() * BLOCK) as u32
+    }
+
+    /// Removes a pair, closes its sockets, tells its owner, and then frees its place and its counters.
+    fn remove(&mut self, index: u32, end: Option<Ended>) {
+        let Some(block) = self.pairs.get_mut(index as usize / BLOCK) else { return };
+        let row = index as usize % BLOCK;
+        let Some(Entry { owned, .. }) = block.entries[row].take() else { return };
+        let OwnedPair { mut pair, owner, name } = owned;
+        let moved = block.counters[row].moved();
+        pair.release(&self.resources);
+        drop(pair);
+        self.first_timers.remove(&index);
+        self.resources.metrics.session_ended(TransportKind::S5b, TransportKind::S5b);
+        if let Some(owner) = owner.upgrade() {
+            owner.ended(name, moved, end);
+        }
         let mut inbox = self.core.lock();
         inbox.free.push(index);
         inbox.running -= 1;
-        drop(inbox);
-        self.resources.metrics.session_ended(TransportKind::S5b, TransportKind::S5b);
-        owner.ended(outcome);
+    }
+}
+
+impl Block {
+    /// Returns the pair at a place, and its counters.
+    fn find(blocks: &mut [Self], index: u32) -> Option<(&mut Entry, &Counters)> {
+        let block = blocks.get_mut(index as usize / BLOCK)?;
+        let row = index as usize % BLOCK;
+        Some((block.entries[row].as_mut()?, &block.counters[row]))
     }
 }
 
@@ -535,7 +601,7 @@ impl Drop for Runner {
     fn drop(&mut self) {
         self.core.lock().closed = true;
         self.take_orders();
-        for index in 0..self.pairs.len() as u32 {
+        for index in 0..self.places() {
             self.remove(index, None);
         }
     }

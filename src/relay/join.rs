@@ -14,7 +14,7 @@ use super::{
     pipe::{self, Ended, StreamOptions, StreamOutcome},
     plane::Plane,
     socket::SocketLeg,
-    watch::{Counters, StreamOwner, StreamProgress},
+    watch::{PairProgress, StreamOwner, StreamProgress},
 };
 
 /// Joins two legs until both are done, and reports progress meanwhile. Two sockets are joined without copying where
@@ -32,12 +32,17 @@ pub async fn join(
     let outcome = match (initiator, responder) {
         (SocketLeg::Socket(a), SocketLeg::Socket(b)) => {
             let (told, end) = oneshot::channel();
-            let joined =
-                Arc::new(Joined { counters: Counters::default(), told: Mutex::new(Some(told)) });
-            progress.follow(joined.clone());
-            let failed = |kind| joined.counters.outcome(Ended::Error(kind));
-            match plane.run(a, b, options, joined.clone()) {
+            let pair = Arc::<PairProgress>::default();
+            progress.follow(Arc::clone(&pair));
+            let told = Mutex::new(Some(told));
+            let joined = Arc::new(Joined { progress: Arc::clone(&pair), told });
+            let failed = |kind| outcome(pair.moved(), Ended::Error(kind));
+            let owner = Arc::downgrade(&joined);
+            match plane.run(a, b, options, (owner, 0)) {
                 Ok(id) => {
+                    if let Some(counters) = plane.counters(id) {
+                        pair.follow(counters);
+                    }
                     let _cut = CutOnDrop { plane, id };
                     // Nobody cuts it while this task waits, so an outcome is told, unless the engine's thread is gone.
                     end.await.unwrap_or_else(|_| failed(io::ErrorKind::Other))
@@ -63,22 +68,23 @@ pub async fn join(
 /// A pair of sockets whose end a task waits for.
 #[derive(Debug)]
 struct Joined {
-    counters: Counters,
+    progress: Arc<PairProgress>,
     told: Mutex<Option<oneshot::Sender<StreamOutcome>>>,
 }
 
 impl StreamOwner for Joined {
-    fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    fn ended(&self, outcome: Option<StreamOutcome>) {
+    fn ended(&self, _: u32, moved: [u64; 2], end: Option<Ended>) {
+        self.progress.end(moved);
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let (Some(told), Some(outcome)) = (told, outcome) {
+        if let (Some(told), Some(end)) = (told, end) {
             // The task may have been dropped.
-            let _heard = told.send(outcome);
+            let _heard = told.send(outcome(moved, end));
         }
     }
+}
+
+fn outcome([a_to_b, b_to_a]: [u64; 2], end: Ended) -> StreamOutcome {
+    StreamOutcome { a_to_b, b_to_a, end }
 }
 
 /// Cuts a pair when the task that waits for its end is dropped.

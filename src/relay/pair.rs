@@ -7,17 +7,14 @@
 //! never fills the pipe much beyond the room of the other socket. Without a pipe it copies.
 //!
 //! A pair never waits. The [engine](super::engine) tells it what its sockets are ready for and runs it; the pair
-//! answers how it can go on.
+//! answers how it can go on. Most pairs wait most of the time, so what only a pair in motion needs is boxed.
 
 use std::{
     io::{self, Read as _, Write as _},
     mem,
     net::{Shutdown, TcpStream},
     os::fd::{AsFd, BorrowedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     task::Poll,
     time::{Duration, Instant},
 };
@@ -29,14 +26,14 @@ use fingerpost_carry::{
 use fingerpost_wire::client_hello::{self, Guard};
 
 use super::{
-    admission::SocketAdmission,
+    admission::ConnectionPlace,
     byte_rate::ByteRate,
     ending::{Ending, WayFate},
     pipe::{CopyFailure, Ended, StreamOptions},
     plane::{Resources, SLOW},
     socket::Socket,
     splice::{Pipe, PipeAccount},
-    watch::{Silence, StreamNews, StreamOwner, add},
+    watch::{Counters, Silence, StreamNews, add},
 };
 
 /// The size of the first read; a longer burst is worth a pipe.
@@ -52,10 +49,11 @@ const KEPT: usize = 2 * COPY;
 const ROUNDS: usize = 4;
 
 /// A direction that moves this much from one wait to the next is *polled*: its socket no longer reports each segment.
-const FAST: u32 = 256 * 1024;
+/// In KiB.
+const FAST: u16 = 256;
 
-/// A polled direction that has gathered less than this reports again.
-const GATHERED: u32 = 64 * 1024;
+/// A polled direction that has gathered less than this reports again. In KiB.
+const GATHERED: u16 = 64;
 
 /// The time between two polls: short beside a network's round trip, and long enough for many segments.
 const POLL: Duration = Duration::from_micros(200);
@@ -67,6 +65,8 @@ pub(super) struct Turn<'a> {
     pub(super) resources: &'a Resources,
     /// A buffer of [`COPY`] bytes, which holds bytes only within the turn.
     pub(super) buffer: &'a mut [u8],
+    /// The counters of the pair.
+    pub(super) counters: &'a Counters,
     /// The time.
     pub(super) now: Instant,
 }
@@ -114,32 +114,41 @@ pub(super) struct Pair {
     b: Side,
     forward: Way,
     backward: Way,
-    owner: Arc<dyn StreamOwner>,
     silence: Silence,
     account: PipeAccount,
     limit: Option<Box<ByteRate>>,
     /// Present when one socket is gone and its bytes are written: the other one soon has them.
     ending: Option<Box<Ending>>,
-    _admissions: [Option<SocketAdmission>; 2],
+    _places: [Option<ConnectionPlace>; 2],
 }
+
+// Each waiting pair takes this much, so it must not grow by accident.
+const _: () = assert!(size_of::<Pair>() <= 112);
 
 /// One direction.
 #[derive(Debug, Default)]
 struct Way {
-    /// A borrowed pipe with bytes in it.
-    pipe: Option<Box<Pipe>>,
-    /// Bytes that were read and not yet written.
-    kept: Option<Box<KeptBytes>>,
+    /// Present while bytes are on their way.
+    flow: Option<Box<Flow>>,
     state: WayState,
     fate: WayFate,
     /// Whether the first bytes are not judged yet.
     guarded: bool,
     /// Whether more than [`PROBE`] came at once.
     busy: bool,
-    /// Bytes that have come since there was nothing to read.
-    burst: u32,
+    /// KiB that have come since there was nothing to read; each read is rounded up.
+    burst: u16,
+}
+
+/// What a direction has while bytes are on their way.
+#[derive(Debug, Default)]
+struct Flow {
+    /// A borrowed pipe with bytes in it.
+    pipe: Option<Box<Pipe>>,
+    /// Bytes that were read and not yet written.
+    kept: Option<KeptBytes>,
     /// Present while the source is polled.
-    polling: Option<Box<Polling>>,
+    polling: Option<Polling>,
 }
 
 /// A source that does not report its bytes, because many come in a short time.
@@ -299,10 +308,12 @@ impl Pair {
         options: StreamOptions,
         bytes_per_second: u64,
         (now, millis): (Instant, u64),
-        owner: Arc<dyn StreamOwner>,
     ) -> io::Result<Self> {
         let way = |early: Vec<u8>, guarded| Way {
-            kept: (!early.is_empty()).then(|| Box::new(KeptBytes { bytes: early, start: 0 })),
+            flow: (!early.is_empty()).then(|| {
+                let kept = Some(KeptBytes { bytes: early, start: 0 });
+                Box::new(Flow { kept, ..Flow::default() })
+            }),
             guarded,
             ..Way::default()
         };
@@ -316,18 +327,17 @@ impl Pair {
             backward: way(early, false),
             a: Side::new(a),
             b: Side::new(b),
-            owner,
             silence: Silence::new(options.idle_timeout, millis),
             account: options.account,
             limit: (bytes_per_second > 0).then(|| Box::new(ByteRate::new(bytes_per_second, now))),
             ending: None,
-            _admissions: [place, other],
+            _places: [place, other],
         })
     }
 
     /// Returns whether there is something to do before a socket is ready.
     pub(super) fn has_early_bytes(&self) -> bool {
-        self.forward.kept.is_some() || self.backward.kept.is_some()
+        self.forward.holds() || self.backward.holds()
     }
 
     /// Returns the first socket, or the second.
@@ -340,11 +350,6 @@ impl Pair {
         if second { &mut self.b } else { &mut self.a }
     }
 
-    /// Returns what others see of it.
-    pub(super) fn owner(&self) -> &Arc<dyn StreamOwner> {
-        &self.owner
-    }
-
     /// Moves what can be moved now, within bounds.
     pub(super) fn run(&mut self, turn: &mut Turn<'_>) -> Next {
         let next = self.run_ways(turn);
@@ -352,15 +357,22 @@ impl Pair {
             Next::Ended(end) => self.settle(end),
             _ => {
                 let holds = self.forward.owes() || self.backward.owes() || self.ending.is_some();
-                self.owner.counters().holds.store(holds, Ordering::Relaxed);
+                turn.counters.holds.store(holds, Ordering::Relaxed);
             }
         }
         next
     }
 
-    /// Looks at the silence at the time `millis`. `short` says that other pairs need pipes.
-    pub(super) fn look(&mut self, millis: u64, short: bool, resources: &Resources) -> Next {
-        let (moved, news) = self.silence.look(self.owner.counters().bytes(), millis);
+    /// Looks at the silence at the time `millis`, when so many bytes have moved in all. `short` says that other pairs
+    /// need pipes.
+    pub(super) fn look(
+        &mut self,
+        bytes: u64,
+        millis: u64,
+        short: bool,
+        resources: &Resources,
+    ) -> Next {
+        let (moved, news) = self.silence.look(bytes, millis);
         let lender = self.lender(resources);
         if short && moved < SLOW {
             self.forward.yield_pipe(lender);
@@ -394,8 +406,8 @@ impl Pair {
 
     fn run_ways(&mut self, turn: &mut Turn<'_>) -> Next {
         let lender = self.lender(turn.resources);
-        let Self { a, b, forward, backward, limit, owner, .. } = self;
-        let (counters, now) = (owner.counters(), turn.now);
+        let Self { a, b, forward, backward, limit, .. } = self;
+        let (counters, now) = (turn.counters, turn.now);
         let mut work = Work { lender, buffer: &mut *turn.buffer, now, limit };
         let (there, back) = loop {
             let there = match forward.run(&mut work, a, b, &counters.a_to_b) {
@@ -509,9 +521,10 @@ impl Way {
         if self.state == WayState::Copy {
             match self.move_bytes(work, from, to, written) {
                 Err(Stop::Pause(pause)) => {
-                    if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
+                    if self.pipe().is_some_and(|pipe| pipe.held() == 0) {
                         self.release(lender);
                     }
+                    self.tidy();
                     return Ok(Some(pause));
                 }
                 Err(Stop::Failure(CopyFailure::End(end))) => return Err(end),
@@ -543,7 +556,27 @@ impl Way {
 
     /// Returns whether bytes wait for the sink or for the guard.
     fn holds(&self) -> bool {
-        self.pipe.is_some() || self.kept.is_some()
+        self.flow.as_ref().is_some_and(|flow| flow.pipe.is_some() || flow.kept.is_some())
+    }
+
+    /// Returns the borrowed pipe.
+    fn pipe(&mut self) -> Option<&mut Pipe> {
+        self.flow.as_mut()?.pipe.as_deref_mut()
+    }
+
+    /// Returns the bytes that were read and not yet written.
+    fn kept(&mut self) -> Option<&mut KeptBytes> {
+        self.flow.as_mut()?.kept.as_mut()
+    }
+
+    fn flow(&mut self) -> &mut Flow {
+        self.flow.get_or_insert_default()
+    }
+
+    /// Frees what a waiting direction does not need.
+    fn tidy(&mut self) {
+        self.flow
+            .take_if(|flow| flow.pipe.is_none() && flow.kept.is_none() && flow.polling.is_none());
     }
 
     /// Returns whether bytes wait for the sink. Bytes that the guard has not passed may never go there.
@@ -570,9 +603,9 @@ impl Way {
 
     fn done(&mut self, lender: Lender<'_>) {
         self.state = WayState::Done;
-        self.kept = None;
         self.guarded = false;
         self.release(lender);
+        self.flow = None;
     }
 
     /// Reads and drops until the source ends.
@@ -602,7 +635,7 @@ impl Way {
     ) -> Step<()> {
         for _ in 0..ROUNDS {
             if self.guarded {
-                if self.kept.is_some() && self.is_judged()? {
+                if self.kept().is_some() && self.is_judged()? {
                     continue;
                 }
             } else {
@@ -614,10 +647,13 @@ impl Way {
                 self.wait(from, work.limit.is_some())?;
             }
             let most = work.allowed()?;
-            if self.busy && !self.guarded && self.pipe.is_none() {
-                self.pipe = work.lender.resources.pool.take(work.lender.account);
+            if self.busy && !self.guarded && self.pipe().is_none() {
+                let pipe = work.lender.resources.pool.take(work.lender.account);
+                if pipe.is_some() {
+                    self.flow().pipe = pipe;
+                }
             }
-            let n = match &mut self.pipe {
+            let n = match self.pipe() {
                 Some(pipe) => {
                     // Bytes beyond what the sink accepts would keep the pipe from others while the sink is slow. A
                     // little more than that tells the kernel that the sink's buffer is too small.
@@ -639,13 +675,14 @@ impl Way {
                 },
             };
             if n == 0 {
-                return match (self.guarded, self.kept.is_some()) {
+                return match (self.guarded, self.kept().is_some()) {
                     (false, _) => Ok(()),
                     (true, true) => Err(CopyFailure::End(Ended::NotTls).into()),
                     (true, false) => Err(CopyFailure::End(Ended::Eof).into()),
                 };
             }
-            self.burst = self.burst.saturating_add(u32::try_from(n).unwrap_or(u32::MAX));
+            let kib = u16::try_from(n.div_ceil(1024)).unwrap_or(u16::MAX);
+            self.burst = self.burst.saturating_add(kib);
             work.took(n);
         }
         Err(Pause::Turn.into())
@@ -657,15 +694,15 @@ impl Way {
             return Err(CopyFailure::Read(kind).into());
         }
         let burst = mem::take(&mut self.burst);
-        let Some(polling) = &mut self.polling else {
-            if burst > 0 && burst < PROBE as u32 {
+        let Some(polling) = self.flow.as_mut().and_then(|flow| flow.polling.as_mut()) else {
+            if burst > 0 && usize::from(burst) < PROBE / 1024 {
                 self.busy = false;
             }
             if burst < FAST || is_limited {
                 return Err(Pause::Socket.into());
             }
             let at = Instant::now() + POLL;
-            self.polling = Some(Box::new(Polling { at, is_over: false }));
+            self.flow().polling = Some(Polling { at, is_over: false });
             from.wanted.bytes = false;
             return Err(Pause::Until(at).into());
         };
@@ -675,7 +712,7 @@ impl Way {
                 self.stop_polling(from);
                 return Err(Pause::Socket.into());
             }
-            **polling = Polling { at: now + POLL, is_over: false };
+            *polling = Polling { at: now + POLL, is_over: false };
         }
         if now < polling.at {
             return Err(Pause::Until(polling.at).into());
@@ -687,7 +724,9 @@ impl Way {
 
     /// Lets the source report its bytes again. If some have come meanwhile, the kernel reports them at once.
     fn stop_polling(&mut self, from: &mut Side) {
-        self.polling = None;
+        if let Some(flow) = &mut self.flow {
+            flow.polling = None;
+        }
         self.busy = false;
         from.wanted.bytes = true;
     }
@@ -712,7 +751,7 @@ impl Way {
         let mut bytes = &buffer[..n];
         if self.guarded {
             if n > 0 {
-                self.kept.get_or_insert_with(Box::default).bytes.extend_from_slice(bytes);
+                self.flow().kept.get_or_insert_default().bytes.extend_from_slice(bytes);
             }
             return Ok(Some(n));
         }
@@ -725,7 +764,7 @@ impl Way {
                 }
                 Poll::Ready(Err(error)) => return Err(write_failed(error)),
                 Poll::Pending => {
-                    self.kept = Some(Box::new(KeptBytes { bytes: bytes.to_vec(), start: 0 }));
+                    self.flow().kept = Some(KeptBytes { bytes: bytes.to_vec(), start: 0 });
                     break;
                 }
             }
@@ -734,10 +773,12 @@ impl Way {
     }
 
     fn write_kept(&mut self, to: &mut Side, written: &AtomicU64) -> Step<()> {
-        while let Some(kept) = &mut self.kept {
+        while let Some(flow) = &mut self.flow
+            && let Some(kept) = &mut flow.kept
+        {
             let bytes = &kept.bytes[kept.start..];
             if bytes.is_empty() {
-                self.kept = None;
+                flow.kept = None;
                 break;
             }
             match to.poll_write(bytes) {
@@ -754,7 +795,7 @@ impl Way {
     }
 
     fn drain(&mut self, work: &Work<'_>, to: &mut Side, written: &AtomicU64) -> Step<()> {
-        while let Some(pipe) = &mut self.pipe
+        while let Some(pipe) = self.pipe()
             && pipe.held() > 0
         {
             match to.poll_io(false, |to| pipe.drain(to)) {
@@ -775,7 +816,7 @@ impl Way {
 
     /// Returns whether the kept bytes begin with a ClientHello; if so, they may go.
     fn is_judged(&mut self) -> Result<bool, CopyFailure> {
-        let kept = self.kept.as_ref().map_or(&[][..], |kept| &kept.bytes);
+        let kept = self.kept().map_or(&[][..], |kept| &kept.bytes);
         match client_hello::check_client_hello(kept) {
             Guard::Pass => self.guarded = false,
             Guard::NeedMore => {}
@@ -785,7 +826,7 @@ impl Way {
     }
 
     fn release(&mut self, lender: Lender<'_>) {
-        if let Some(pipe) = self.pipe.take() {
+        if let Some(pipe) = self.flow.as_mut().and_then(|flow| flow.pipe.take()) {
             lender.resources.pool.give_back(lender.account, pipe);
         }
     }
@@ -793,11 +834,12 @@ impl Way {
     /// Gives the pipe to others and keeps its bytes in memory. They are few, unless the sink accepted less than it
     /// said.
     fn yield_pipe(&mut self, lender: Lender<'_>) {
-        if self.pipe.as_ref().is_some_and(|pipe| pipe.held() <= KEPT) {
+        if self.pipe().is_some_and(|pipe| pipe.held() <= KEPT) {
             // If that fails, the bytes stay where they are.
             let _kept = self.keep();
-            if self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
+            if self.pipe().is_some_and(|pipe| pipe.held() == 0) {
                 self.release(lender);
+                self.tidy();
                 self.busy = false;
             }
         }
@@ -805,9 +847,13 @@ impl Way {
 
     /// Moves what is in the pipe to memory.
     fn keep(&mut self) -> io::Result<()> {
-        let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) else { return Ok(()) };
-        let kept = self.kept.get_or_insert_with(Box::default);
-        pipe.empty(&mut kept.bytes)
+        let Some(Flow { pipe: Some(pipe), kept, .. }) = self.flow.as_deref_mut() else {
+            return Ok(());
+        };
+        if pipe.held() == 0 {
+            return Ok(());
+        }
+        pipe.empty(&mut kept.get_or_insert_default().bytes)
     }
 }
 

@@ -126,7 +126,7 @@ pub(super) async fn relay_at_rate<A: LegEnd, B: LegEnd>(
             if let Poll::Ready(end) = pipe.poll_copy(cx) {
                 return Poll::Ready(end);
             }
-            progress.note(pipe.forward.written, pipe.backward.written, pipe.holds());
+            progress.note([pipe.forward.written, pipe.backward.written], pipe.holds());
             let now = ready!(looks.poll_tick(cx));
             if moved != pipe.moved() {
                 (moved, moved_at) = (pipe.moved(), now);

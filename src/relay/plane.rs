@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -14,13 +14,13 @@ use fingerpost_wire::transport_kind::TransportKind;
 
 use super::{
     clock::now,
-    engine::{Engine, PairId},
+    engine::{Engine, OwnedPair, PairId},
     metrics::Metrics,
     pair::Pair,
     pipe::StreamOptions,
     socket::Socket,
     splice::{self, PipePool},
-    watch::StreamOwner,
+    watch::{CounterRow, StreamOwner},
 };
 
 /// The longest pause between two checks of the streams.
@@ -137,7 +137,7 @@ impl Plane {
         missing
     }
 
-    /// Runs the stream between two sockets; `owner` learns of its end.
+    /// Runs the stream between two sockets; `owner`, which calls it `name`, learns of its end.
     ///
     /// # Errors
     /// The system's, if it cannot begin; then the sockets are closed, and the owner learns nothing.
@@ -146,15 +146,20 @@ impl Plane {
         a: Socket,
         b: Socket,
         options: StreamOptions,
-        owner: Arc<dyn StreamOwner>,
+        (owner, name): (Weak<dyn StreamOwner>, u32),
     ) -> io::Result<PairId> {
         let now = (Instant::now(), self.millis());
-        let pair = Pair::new(a, b, options, self.rate(), now, owner)?;
+        let pair = Pair::new(a, b, options, self.rate(), now)?;
         self.metrics().session_began(TransportKind::S5b, TransportKind::S5b);
-        self.shared.engine.run(Box::new(pair)).inspect_err(|error| {
+        self.shared.engine.run(OwnedPair { pair, owner, name }).inspect_err(|error| {
             tracing::warn!(%error, "cannot begin a stream");
             self.metrics().session_ended(TransportKind::S5b, TransportKind::S5b);
         })
+    }
+
+    /// Returns the counters of a stream that [`Plane::run`] began. Its owner must not have learned yet that it has ended.
+    pub(super) fn counters(&self, id: PairId) -> Option<CounterRow> {
+        self.shared.engine.counters(id)
     }
 
     /// Cuts a stream that [`Plane::run`] began; nothing happens if it has ended.

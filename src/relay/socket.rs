@@ -13,7 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::admission::SocketAdmission;
+use super::admission::{ConnectionPlace, SocketAdmission};
 
 /// A user's transport to the component.
 pub type SocketLeg = fingerpost_carry::leg::Leg<Socket>;
@@ -66,14 +66,15 @@ impl Socket {
     }
 
     /// Takes the connection out of the runtime: the socket, which stays non-blocking, the bytes of its stream that were
-    /// read already, and its place in the limits.
+    /// read already, and its place among all connections.
     ///
     /// # Errors
     /// The system's, if it cannot leave.
     pub(super) fn into_parts(
         self,
-    ) -> io::Result<(std::net::TcpStream, Vec<u8>, Option<SocketAdmission>)> {
-        Ok((self.stream.into_std()?, self.early, self.admission))
+    ) -> io::Result<(std::net::TcpStream, Vec<u8>, Option<ConnectionPlace>)> {
+        let place = self.admission.map(SocketAdmission::into_place);
+        Ok((self.stream.into_std()?, self.early, place))
     }
 
     /// Returns the connection alone, without the bytes that were read early.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io,
+    fmt, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
     time::{Duration, Instant},
 };
@@ -34,7 +34,7 @@ use super::{
     plane::Plane,
     socket::Socket,
     transfer::{ActivateError, Transfer},
-    watch::{Counters, StreamOwner},
+    watch::StreamOwner,
 };
 
 /// The longest pause between two checks for expired transfers.
@@ -131,9 +131,11 @@ struct TableState {
     names: Names,
     /// Plain transfers that are not active, by the numbers of their rows, oldest first.
     waiting: BTreeMap<u64, u32>,
-    /// How many transfers have waited, and how many were active, so far.
+    /// How many transfers have waited so far, and how many were active (modulo 2^32).
     arrived: u64,
-    numbered: u64,
+    numbered: u32,
+    /// Present while a transfer is active: the service waits for its end.
+    tracked: Option<TaskTrackerToken>,
     /// Whether activations are refused.
     draining: bool,
     /// Activations that wait for the second side.
@@ -172,15 +174,33 @@ struct ActiveTransfer {
     users: [Name; 2],
     /// Tenths of seconds from the table's start to its activation.
     began: u32,
+    /// How many transfers had been active when it was.
+    number: u32,
     stream: PairId,
-    running: Arc<RunningTransfer>,
+}
+
+// Each active transfer takes this much, so it must not grow by accident.
+const _: () = assert!(size_of::<TableEntry>() <= 64);
+
+/// The name of an active transfer, which no later one has. It finds the transfer at once, however many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TransferId {
+    number: u32,
+    row: u32,
+}
+
+/// Names the transfer for people and for the log: `7-0`.
+impl fmt::Display for TransferId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.number, self.row)
+    }
 }
 
 /// An active transfer.
 #[derive(Clone, Debug)]
 pub struct TransferInfo {
     /// Its name, for [`TransferTable::end`].
-    pub id: u64,
+    pub id: TransferId,
     /// Requester and target.
     pub users: [BareJid; 2],
     /// The time since its activation.
@@ -431,6 +451,7 @@ impl TransferTable {
             names,
             draining,
             numbered,
+            tracked,
             waiting: queue,
             ..
         } = &mut *state;
@@ -480,29 +501,24 @@ impl TransferTable {
         b.settle();
         queue.remove(&waiting.number);
         let took = now().saturating_duration_since(waiting.since);
-        let number = *numbered + 1;
-        let running = Arc::new(RunningTransfer {
-            table: Arc::downgrade(&self.inner),
-            row,
-            number,
-            counters: Counters::default(),
-            _tracked: self.inner.tasks.token(),
-        });
+        let number = numbered.wrapping_add(1);
+        let owner = Arc::downgrade(&self.inner);
         let options =
             pipe::StreamOptions { idle_timeout: options.idle_timeout, guard: false, account };
         // The end of the stream waits for the lock, so the row is active before it ends.
-        let Ok(stream) = self.inner.plane.run(a, b, options, running.clone()) else {
+        let Ok(stream) = self.inner.plane.run(a, b, options, (owner, row)) else {
             shares.give_back(&place);
             entries.remove(row);
             return refuse(Cause::SessionLimit, NotActivated::TooMany);
         };
         *numbered = number;
+        tracked.get_or_insert_with(|| self.inner.tasks.token());
         *entry = EntryState::Active(ActiveTransfer {
             place,
             users: [names.take(&user), names.take(&target.to_bare())],
             began: self.inner.tenths(),
+            number,
             stream,
-            running,
         });
         drop(state);
         self.inner.plane.metrics().set_up(took);
@@ -519,30 +535,35 @@ impl TransferTable {
         let mut found: Vec<TransferInfo> = state
             .entries
             .iter()
-            .filter_map(|(_, entry)| match &entry.state {
-                EntryState::Active(stream) => {
-                    let [requester, target] = &stream.users;
+            .filter_map(|(row, entry)| match &entry.state {
+                EntryState::Active(transfer) => {
+                    let [requester, target] = &transfer.users;
+                    // Its end waits for the lock, so these are its counters.
+                    let counters = self.inner.plane.counters(transfer.stream)?;
                     Some(TransferInfo {
-                        id: stream.running.number,
+                        id: TransferId { number: transfer.number, row },
                         users: [state.names.get(requester)?, state.names.get(target)?],
-                        age: Duration::from_millis(100) * now.saturating_sub(stream.began),
-                        bytes: stream.running.counters.bytes(),
+                        age: Duration::from_millis(100) * now.saturating_sub(transfer.began),
+                        bytes: counters.get().bytes(),
                     })
                 }
                 EntryState::Plain(_) | EntryState::Registered(_) => None,
             })
             .collect();
         drop(state);
-        found.sort_by_key(|transfer| transfer.id);
+        // Those of one tenth of a second by their numbers.
+        found.sort_by_key(|transfer| (std::cmp::Reverse(transfer.age), transfer.id));
         found
     }
 
     /// Ends an active transfer and closes both connections. Returns whether it existed.
-    pub fn end(&self, id: u64) -> bool {
-        let stream = self.inner.lock().entries.iter().find_map(|(_, entry)| match &entry.state {
-            EntryState::Active(transfer) if transfer.running.number == id => Some(transfer.stream),
+    pub fn end(&self, id: TransferId) -> bool {
+        let state = self.inner.lock();
+        let stream = match state.entries.get(id.row).map(|entry| &entry.state) {
+            Some(EntryState::Active(found)) if found.number == id.number => Some(found.stream),
             _ => None,
-        });
+        };
+        drop(state);
         if let Some(stream) = stream {
             self.inner.plane.cut(stream);
         }
@@ -650,38 +671,25 @@ impl Drop for Awaiting<'_> {
     }
 }
 
-/// The stream of an active transfer, which gives the transfer's row and place back when it ends.
-#[derive(Debug)]
-struct RunningTransfer {
-    table: Weak<TableShared>,
-    /// The row of the transfer, which nothing else removes.
-    row: u32,
-    number: u64,
-    counters: Counters,
-    /// The service waits for its end.
-    _tracked: TaskTrackerToken,
-}
-
-impl StreamOwner for RunningTransfer {
-    fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    fn ended(&self, outcome: Option<pipe::StreamOutcome>) {
-        let bytes = self.counters.bytes();
-        let Some(table) = self.table.upgrade() else { return };
-        if let Some(outcome) = outcome {
-            table.plane.metrics().ended(outcome.end);
-            let _in = tracing::info_span!("session", id = format!("t{}", self.number)).entered();
-            tracing::debug!(bytes, end = ?outcome.end, "transfer ended");
-        }
-        let mut state = table.lock();
+/// Gives the row and the place of a transfer back when its stream ends. Nothing else removes the row.
+impl StreamOwner for TableShared {
+    fn ended(&self, row: u32, moved: [u64; 2], end: Option<pipe::Ended>) {
+        let bytes: u64 = moved.iter().sum();
+        let mut state = self.lock();
         state.bytes += bytes;
-        let entry = state.entries.remove(self.row);
-        if let Some(TableEntry { state: EntryState::Active(stream), .. }) = &entry {
-            state.shares.give_back(&stream.place);
-            stream.users.iter().for_each(|name| state.names.give_back(name));
+        let entry = state.entries.remove(row);
+        let Some(TableEntry { state: EntryState::Active(transfer), .. }) = &entry else { return };
+        state.shares.give_back(&transfer.place);
+        transfer.users.iter().for_each(|name| state.names.give_back(name));
+        let tracked = if state.shares.taken() == 0 { state.tracked.take() } else { None };
+        drop(state);
+        if let Some(end) = end {
+            self.plane.metrics().ended(end);
+            let id = TransferId { number: transfer.number, row };
+            let _in = tracing::info_span!("session", id = format!("t{id}")).entered();
+            tracing::debug!(bytes, ?end, "transfer ended");
         }
+        drop(tracked);
     }
 }
 

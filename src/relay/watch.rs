@@ -9,13 +9,23 @@ use std::{
     time::Duration,
 };
 
-use super::pipe::{Ended, StreamOutcome};
+use super::pipe::Ended;
 
 /// The silence both ways after which a stream's peers are checked, and the interval of the checks.
 pub(super) const STILL: Duration = Duration::from_secs(15);
 
 /// Nothing is on its way to either peer, so only keepalive can find a vanished peer.
 const SETTLED: u32 = u32::MAX;
+
+/// The unit in which the silence of a stream is counted, in milliseconds: its clock begins again after 497 days, and no
+/// silence lasts that long.
+const TICK: u64 = 10;
+
+/// How much earlier than the beginning of a stream a look at it may be, in [`TICK`]s: a minute.
+const EARLY: u32 = 6_000;
+
+/// The number of streams whose counters are allocated together.
+pub(super) const BLOCK: usize = 64;
 
 /// How much of a stream has moved. Only its relay writes these.
 #[derive(Debug, Default)]
@@ -28,69 +38,135 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// Returns the bytes moved so far, both directions.
-    pub(super) fn bytes(&self) -> u64 {
-        self.a_to_b.load(Ordering::Relaxed) + self.b_to_a.load(Ordering::Relaxed)
+    /// Creates counters of a stream that has not begun.
+    pub(super) const fn new() -> Self {
+        Self { a_to_b: AtomicU64::new(0), b_to_a: AtomicU64::new(0), holds: AtomicBool::new(false) }
     }
 
-    /// Returns the outcome of a stream that ends now.
-    pub(super) fn outcome(&self, end: Ended) -> StreamOutcome {
-        StreamOutcome {
-            a_to_b: self.a_to_b.load(Ordering::Relaxed),
-            b_to_a: self.b_to_a.load(Ordering::Relaxed),
-            end,
-        }
+    /// Returns the bytes moved so far, both directions.
+    pub(super) fn bytes(&self) -> u64 {
+        self.moved().iter().sum()
+    }
+
+    /// Returns the bytes moved so far: from the first leg, and from the second.
+    pub(super) fn moved(&self) -> [u64; 2] {
+        [&self.a_to_b, &self.b_to_a].map(|counter| counter.load(Ordering::Acquire))
+    }
+
+    /// Sets all of them.
+    pub(super) fn set(&self, [a_to_b, b_to_a]: [u64; 2], holds: bool) {
+        self.a_to_b.store(a_to_b, Ordering::Release);
+        self.b_to_a.store(b_to_a, Ordering::Release);
+        self.holds.store(holds, Ordering::Release);
+    }
+}
+
+/// The counters of many streams, in less memory than each would take alone.
+pub(super) type CounterBlock = Arc<[Counters; BLOCK]>;
+
+/// The counters of one pair that the engine runs. They are those of another pair some time after it has ended.
+#[derive(Clone, Debug)]
+pub(super) struct CounterRow {
+    block: CounterBlock,
+    row: usize,
+}
+
+impl CounterRow {
+    /// Returns a row of a block.
+    pub(super) fn new(block: CounterBlock, row: usize) -> Self {
+        Self { block, row: row % BLOCK }
+    }
+
+    /// Returns the counters.
+    pub(super) fn get(&self) -> &Counters {
+        &self.block[self.row]
     }
 }
 
 /// Adds to a counter that only one thread writes, so no locked addition is needed.
 pub(super) fn add(counter: &AtomicU64, n: usize) {
-    counter.store(counter.load(Ordering::Relaxed) + n as u64, Ordering::Relaxed);
+    counter.store(counter.load(Ordering::Relaxed) + n as u64, Ordering::Release);
 }
 
-/// The owner of a pair that the engine runs.
+/// The owner of pairs that the engine runs.
 pub(super) trait StreamOwner: fmt::Debug + Send + Sync {
-    /// Returns the counters, which the engine keeps up to date.
-    fn counters(&self) -> &Counters;
+    /// Learns, once and on a thread of the engine, that a pair has ended, and how many bytes it has moved. `name` is
+    /// what the owner calls the pair. `end` is `None` if it was cut by us. The pair's sockets are closed; its counters
+    /// are its own until this returns.
+    fn ended(&self, name: u32, moved: [u64; 2], end: Option<Ended>);
+}
 
-    /// Learns, once and on a thread of the engine, that the pair has ended; `None` if it was cut by us.
-    fn ended(&self, outcome: Option<StreamOutcome>);
+/// How much a pair of sockets has moved, also after its end.
+#[derive(Debug, Default)]
+pub(super) struct PairProgress {
+    running: OnceLock<CounterRow>,
+    is_over: AtomicBool,
+    /// What it had moved when it ended.
+    last: Counters,
+}
+
+impl PairProgress {
+    /// Follows a pair that the engine has begun to run. It may have ended already.
+    pub(super) fn follow(&self, running: CounterRow) {
+        let _once = self.running.set(running);
+    }
+
+    /// Notes the end, before the counters become those of another pair.
+    pub(super) fn end(&self, moved: [u64; 2]) {
+        self.last.set(moved, false);
+        self.is_over.store(true, Ordering::Release);
+    }
+
+    /// Returns the bytes moved so far: from the first leg, and from the second.
+    pub(super) fn moved(&self) -> [u64; 2] {
+        self.read(Counters::moved)
+    }
+
+    /// What is read from the counters of another pair is read after `is_over` was set.
+    fn read<T>(&self, what: impl Fn(&Counters) -> T) -> T {
+        let running = self.running.get().map(|row| what(row.get()));
+        match running {
+            Some(read) if !self.is_over.load(Ordering::Acquire) => read,
+            _ => what(&self.last),
+        }
+    }
 }
 
 /// How much of one stream has moved, as other tasks see it.
 #[derive(Debug, Default)]
 pub struct StreamProgress {
     /// For a stream between two sockets.
-    pair: OnceLock<Arc<dyn StreamOwner>>,
+    pair: OnceLock<Arc<PairProgress>>,
     /// For any other stream.
     piped: Counters,
 }
 
 impl StreamProgress {
     /// Follows a pair of sockets.
-    pub(super) fn follow(&self, pair: Arc<dyn StreamOwner>) {
+    pub(super) fn follow(&self, pair: Arc<PairProgress>) {
         let _once = self.pair.set(pair);
     }
 
     /// Notes the progress of a stream of another kind.
-    pub(super) fn note(&self, a_to_b: u64, b_to_a: u64, holds: bool) {
-        self.piped.a_to_b.store(a_to_b, Ordering::Relaxed);
-        self.piped.b_to_a.store(b_to_a, Ordering::Relaxed);
-        self.piped.holds.store(holds, Ordering::Relaxed);
+    pub(super) fn note(&self, moved: [u64; 2], holds: bool) {
+        self.piped.set(moved, holds);
     }
 
     /// Returns whether bytes wait for a slow reader.
     pub fn holds(&self) -> bool {
-        self.counters().holds.load(Ordering::Relaxed)
+        self.read(|counters| counters.holds.load(Ordering::Acquire))
     }
 
     /// Returns the bytes moved so far, both directions.
     pub fn bytes(&self) -> u64 {
-        self.counters().bytes()
+        self.read(Counters::bytes)
     }
 
-    fn counters(&self) -> &Counters {
-        self.pair.get().map_or(&self.piped, |pair| pair.counters())
+    fn read<T>(&self, what: impl Fn(&Counters) -> T) -> T {
+        match self.pair.get() {
+            Some(pair) => pair.read(what),
+            None => what(&self.piped),
+        }
     }
 }
 
@@ -105,13 +181,14 @@ pub(super) enum StreamNews {
     Idle,
 }
 
-/// How long a stream has been silent, in milliseconds of the plane's clock.
+/// How long a stream has been silent, in [`TICK`]s of the plane's clock. Each waiting pair has one, so the numbers are
+/// small and wrap.
 #[derive(Debug)]
 pub(super) struct Silence {
-    idle_millis: u64,
+    idle_ticks: u32,
     /// At the last look: when something had last moved, and how much had moved.
-    moved_at: u64,
-    counted: u64,
+    moved_at: u32,
+    counted: u32,
     /// How often the peers were checked since something last moved; [`SETTLED`] if no check is needed.
     asked: u32,
 }
@@ -119,30 +196,35 @@ pub(super) struct Silence {
 impl Silence {
     /// Begins at the time `millis`.
     pub(super) fn new(idle_timeout: Duration, millis: u64) -> Self {
-        let idle_millis = u64::try_from(idle_timeout.as_millis()).unwrap_or(u64::MAX);
-        Self { idle_millis, moved_at: millis, counted: 0, asked: 0 }
+        let idle_ticks = idle_timeout.as_millis().div_ceil(TICK.into());
+        let longest = u32::MAX - EARLY;
+        let idle_ticks = u32::try_from(idle_ticks).map_or(longest, |ticks| ticks.min(longest));
+        Self { idle_ticks, moved_at: (millis / TICK) as u32, counted: 0, asked: 0 }
     }
 
     /// Returns how long neither direction may move a byte.
     pub(super) fn idle_timeout(&self) -> Duration {
-        Duration::from_millis(self.idle_millis)
+        Duration::from_millis(TICK * u64::from(self.idle_ticks))
     }
 
     /// Looks at a stream that has moved so many bytes in all at the time `millis`. Returns how many of them have moved
-    /// since the last look, and what is to be done.
+    /// since the last look (modulo 2^32), and what is to be done.
     pub(super) fn look(&mut self, bytes: u64, millis: u64) -> (u64, StreamNews) {
-        let moved = bytes - self.counted;
+        let (bytes, now) = (bytes as u32, (millis / TICK) as u32);
+        let moved = bytes.wrapping_sub(self.counted);
         if moved > 0 {
             self.counted = bytes;
-            self.moved_at = millis;
+            self.moved_at = now;
             self.asked = 0;
-            return (moved, StreamNews::None);
+            return (moved.into(), StreamNews::None);
         }
-        let still = millis.saturating_sub(self.moved_at);
-        let due = u64::from(self.asked).saturating_add(1).saturating_mul(STILL.as_millis() as u64);
-        let news = if still >= self.idle_millis {
+        let still = now.wrapping_sub(self.moved_at);
+        let still = if still > u32::MAX - EARLY { 0 } else { still };
+        let each = STILL.as_millis() as u64 / TICK;
+        let due = u64::from(self.asked).saturating_add(1).saturating_mul(each);
+        let news = if still >= self.idle_ticks {
             StreamNews::Idle
-        } else if self.asked < SETTLED && still >= due {
+        } else if self.asked < SETTLED && u64::from(still) >= due {
             self.asked += 1;
             StreamNews::Still
         } else {
@@ -167,13 +249,42 @@ mod tests {
     const DAY: u64 = 24 * 3600 * 1000;
 
     #[test]
-    fn the_clock_of_idle_streams_goes_on_after_49_days() {
-        let (wrap, idle) = (u64::from(u32::MAX), IDLE.as_millis() as u64);
+    fn the_clock_of_idle_streams_goes_on_after_497_days() {
+        let (wrap, idle) = (TICK << 32, IDLE.as_millis() as u64);
         let mut silence = Silence::new(IDLE, wrap - idle / 4);
         let (_, news) = silence.look(0, wrap + idle / 4);
         assert_ne!(news, StreamNews::Idle, "beyond the end of a 32-bit clock, and not idle");
         assert_eq!(silence.look(1, wrap + idle), (1, StreamNews::None));
         assert_eq!(silence.look(1, wrap + 2 * idle), (0, StreamNews::Idle));
+    }
+
+    #[test]
+    fn a_stream_moves_while_its_bytes_are_more_than_four_gigabytes() {
+        let mut silence = Silence::new(IDLE, 0);
+        let much = (1 << 32) + 5;
+        assert_eq!(silence.look(much, 10), (5, StreamNews::None));
+        assert_eq!(silence.look(much + 7, 20), (7, StreamNews::None));
+        assert_eq!(silence.look(much + 7, 30), (0, StreamNews::None));
+    }
+
+    #[test]
+    fn progress_stays_that_of_its_stream_when_its_counters_get_another() {
+        let block: CounterBlock = Arc::new([const { Counters::new() }; BLOCK]);
+        let (progress, pair) = (StreamProgress::default(), Arc::<PairProgress>::default());
+        progress.follow(Arc::clone(&pair));
+        assert_eq!((progress.bytes(), progress.holds()), (0, false));
+        pair.follow(CounterRow::new(Arc::clone(&block), BLOCK + 3));
+        block[3].set([5, 2], true);
+        assert_eq!((progress.bytes(), progress.holds()), (7, true));
+        pair.end([6, 2]);
+        block[3].set([1000, 0], true);
+        assert_eq!((progress.bytes(), progress.holds()), (8, false));
+    }
+
+    #[test]
+    fn a_look_from_before_the_beginning_of_a_stream_finds_no_silence() {
+        let mut silence = Silence::new(IDLE, 1_000);
+        assert_eq!(silence.look(0, 900), (0, StreamNews::None));
     }
 
     #[test]
