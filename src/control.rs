@@ -23,7 +23,7 @@ use crate::{
         store::{Store, error::StoreError},
     },
     relay::table::{TransferId, TransferTable},
-    sessions::Broker,
+    sessions::{Broker, SessionKey},
 };
 
 /// Asks for a reload of the configuration. The answer lists the changed settings that need a restart, or says what is
@@ -40,18 +40,25 @@ pub struct SessionRow {
     pub users: [BareJid; 2],
     /// Both legs' transports, once they are up.
     pub legs: Option<[&'static str; 2]>,
-    /// The plain transfer that it is; `None` if it is brokered.
-    pub transfer: Option<TransferId>,
+    /// What finds it.
+    key: SessionRowKey,
     /// The time since the session began.
     pub age: Duration,
     /// Bytes so far, both directions.
     pub bytes: u64,
 }
 
+/// What finds a session, however many there are.
+#[derive(Clone, Debug)]
+enum SessionRowKey {
+    Brokered(SessionKey),
+    Plain(TransferId),
+}
+
 impl SessionRow {
     /// Returns whether it is brokered.
     pub fn is_brokered(&self) -> bool {
-        self.transfer.is_none()
+        matches!(self.key, SessionRowKey::Brokered(_))
     }
 }
 
@@ -125,10 +132,10 @@ impl Control {
     /// Returns all sessions, or those of one user; the oldest first.
     pub fn sessions(&self, user: Option<&BareJid>) -> Vec<SessionRow> {
         let brokered = self.broker.list().into_iter().map(|session| SessionRow {
-            id: session.id,
+            id: session.key.id.clone(),
             users: session.users,
             legs: session.legs.map(|legs| legs.map(|leg| leg.as_str())),
-            transfer: None,
+            key: SessionRowKey::Brokered(session.key),
             age: session.age,
             bytes: session.bytes,
         });
@@ -136,7 +143,7 @@ impl Control {
             id: format!("t{}", transfer.id),
             users: transfer.users,
             legs: Some(["s5b"; 2]),
-            transfer: Some(transfer.id),
+            key: SessionRowKey::Plain(transfer.id),
             age: transfer.age,
             bytes: transfer.bytes,
         });
@@ -151,8 +158,11 @@ impl Control {
     /// Ends a session and shows `text` to both users. A plain transfer has no session-terminate, so its users get a
     /// chat message. Returns whether the session existed.
     pub fn end(&self, session: &SessionRow, text: &str) -> bool {
-        let Some(transfer) = session.transfer else {
-            return self.broker.end_session(&session.id, Reason::Cancel, text);
+        let transfer = match &session.key {
+            SessionRowKey::Brokered(key) => {
+                return self.broker.end_session(key, Reason::Cancel, text);
+            }
+            SessionRowKey::Plain(transfer) => *transfer,
         };
         let ended = self.table.end(transfer);
         if ended {

@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     callee::Callee,
-    directory::{Facts, SessionEntry, SessionInfo},
+    directory::{Facts, SessionEntry, SessionInfo, SessionKey},
     driver::SessionDriver,
     features,
     journal::Journal,
@@ -475,7 +475,7 @@ impl Broker {
             .iter()
             .filter(|entry| entry.side == Side::Initiator)
             .map(|entry| SessionInfo {
-                id: entry.facts.id.clone(),
+                key: SessionKey { ends: Arc::clone(&entry.pair), id: entry.facts.id.clone() },
                 users: entry.facts.users.to_array(),
                 legs: entry.facts.legs.get().map(|legs| legs.to_array()),
                 age: entry.facts.began.elapsed(),
@@ -486,12 +486,13 @@ impl Broker {
         found
     }
 
-    /// Ends a session with a reason (a condition of XEP-0166, 7.4, and a text) that both users see. Returns whether the
-    /// session existed.
-    pub fn end_session(&self, id: &str, reason: Reason, text: &str) -> bool {
+    /// Ends a session of [`Broker::list`] with a reason (a condition of XEP-0166, 7.4, and a text) that both users see.
+    /// Returns whether it still existed.
+    pub fn end_session(&self, session: &SessionKey, reason: Reason, text: &str) -> bool {
+        let SessionKey { ends, id } = session;
         let mut state = self.shared.lock();
-        state.legs.iter_mut().any(|entry| {
-            entry.facts.id == id
+        state.legs.between_mut(&ends.0, &ends.1).any(|entry| {
+            entry.facts.id == *id
                 && entry.side == Side::Initiator
                 && entry.tell(SessionInput::End(reason, text.to_owned()))
         })

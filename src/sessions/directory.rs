@@ -27,11 +27,20 @@ use crate::relay::watch::StreamProgress;
 /// The most ended sessions that are known, and for how long. Only the answer to a late stanza depends on it.
 pub(super) const ENDED: (usize, Duration) = (10_000, Duration::from_secs(600));
 
+/// The name of a session, and the addresses by which it is found among many.
+#[derive(Clone, Debug)]
+pub struct SessionKey {
+    /// The initiator's address, and ours.
+    pub(super) ends: Arc<Pair>,
+    /// Its name, here and in the log.
+    pub id: String,
+}
+
 /// A session as other parts see it.
 #[derive(Clone, Debug)]
 pub struct SessionInfo {
-    /// Its name, here and in the log.
-    pub id: String,
+    /// Its name.
+    pub key: SessionKey,
     /// Initiator and responder.
     pub users: [BareJid; 2],
     /// Both legs' transports, once they are up.

@@ -29,6 +29,6 @@ pub(crate) use self::peer_error::of_peer;
 pub use self::{
     broker::Broker,
     callee::{Again, Callee, Left},
-    directory::SessionInfo,
+    directory::{SessionInfo, SessionKey},
     options::BrokerOptions,
 };
