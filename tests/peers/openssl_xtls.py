@@ -1,6 +1,6 @@
 """OpenSSL (Python's ssl) at one end of a brokered session, `xtls pipe` at the other.
 
-Settings: role ("initiator" or "responder"), method ("x509" or "openpgp", made by GnuPG), transport, send and expect
+Settings: to (bob's full JID, for a session without the broker; may be absent), role ("initiator" or "responder"), method ("x509" or "openpgp", made by GnuPG), transport, send and expect
 (how many bytes go each way), marker (with which ours begin).
 """
 
@@ -35,7 +35,7 @@ async def story(settings):
 
     leg = Leg(settings, peer, settings["transport"])
     if initiates:
-        to = proxied("bob@example.test", settings["component"])
+        to = settings.get("to") or proxied("bob@example.test", settings["component"])
         stream = await leg.initiate(to, own)
     else:
         peer.send_presence(pto=settings["component"], ppriority=1)

@@ -1,11 +1,16 @@
 //! Direct paths, as far as the component has to do with them.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use support::{
-    PATIENCE,
-    programs::{Component, Options, page, script},
+    MARKER, PATIENCE,
+    network::Network,
+    process::read,
+    programs::{Component, Options, Script, Xtls, event, page, script},
+    random_file,
     servers::{Kind, Server},
-    wait_for,
+    sha256, wait_for,
 };
 
 /// Checks what does not depend on the configuration: nobody learns the address of another user.
@@ -72,4 +77,86 @@ fn behind_a_load_balancer_the_observed_address_is_the_clients() {
     for user in ["alice", "bob"] {
         assert_eq!(report[user][0][0], "item-not-found", "{report}");
     }
+}
+
+/// A server and a component that is no proxy, so that SOCKS5 is possible only directly. Bob is in a network of his own.
+struct Apart {
+    network: Network,
+    server: Server,
+    component: Component,
+    alice: Xtls,
+    bob: Xtls,
+}
+
+impl Apart {
+    fn start() -> Self {
+        let network = Network::start();
+        let server = Server::start_at(Kind::Prosody, network.address());
+        let env = vec![("FINGERPOST_SOCKS5__LISTEN", String::new())];
+        let component = Component::start(&server, &Options { env, ..Options::default() });
+        let alice = Xtls::with_key(&server, "alice");
+        let bob = Xtls::login_from(&server, "bob", Some(&network)).and_key();
+        Self { network, server, component, alice, bob }
+    }
+}
+
+#[test]
+fn without_a_broker_two_programs_that_know_each_other_connect_directly_unless_one_says_never() {
+    let apart = Apart::start();
+    let file = apart.alice.home().join("letter.bin");
+    random_file(&file, 300_000);
+    for (case, [alices, bobs], transport) in [
+        // At first they do not know each other, and there is no terminal to ask at.
+        ("a first session", ["auto", "auto"], "ibb"),
+        ("the sender says never", ["never", "always"], "ibb"),
+        ("the listener says never", ["always", "never"], "ibb"),
+        ("they know each other", ["auto", "auto"], "s5b"),
+        ("always", ["always", "always"], "s5b"),
+    ] {
+        let mut listener = apart.bob.listen(&["--direct", "--direct-path", bobs]);
+        let jid = listener.event("listening").unwrap()["jid"].as_str().unwrap().to_owned();
+        let name = file.to_str().unwrap();
+        let sent =
+            apart.alice.run(["send", &jid, name, "--json", "--direct", "--direct-path", alices]);
+        let logs = || format!("{sent:?}\n{}\n{}", listener.log(), apart.component.log());
+        assert_eq!(sent.code, 0, "{case}: {}", logs());
+        assert_eq!(
+            event(&sent.stdout, "secured").unwrap()["transport"],
+            transport,
+            "{case}: {}",
+            logs()
+        );
+        assert_eq!(listener.event("secured").unwrap()["transport"], transport, "{case}");
+        assert_eq!(listener.wait(PATIENCE), 0, "{case}: {}", listener.log());
+        for received in listener.files() {
+            assert_eq!(sha256(&received), sha256(&file), "{case}");
+            std::fs::remove_file(received).unwrap();
+        }
+    }
+}
+
+/// The client is written from XEP-0260 and RFC 1928, with slixmpp and OpenSSL.
+#[test]
+fn another_client_connects_directly_to_a_candidate_of_xtls() {
+    let apart = Apart::start();
+    random_file(&apart.bob.home().join("in"), 150_000);
+    let args =
+        ["pipe", "--listen", "--json", "--direct", "--direct-path", "always", "--transport", "s5b"];
+    let mut pipe = apart.bob.start_between(args, "in", "out");
+    let log = apart.bob.home().join("pipe.log");
+    let listening = || read(&log).contains("listening");
+    wait_for("listening", PATIENCE, || read(&log), listening);
+    let to = event(&read(&log), "listening").unwrap()["jid"].clone();
+    let settings = json!({
+        "to": to, "role": "initiator", "method": "x509", "transport": "s5b", "send": 90_000, "expect": 150_000,
+        "marker": MARKER,
+    });
+    let client = Script::start("openssl_xtls.py", &apart.server, settings);
+    let status = pipe.wait(Duration::from_secs(120));
+    assert_eq!(status.code(), Some(0), "{}\n{}", pipe.log(), apart.component.log());
+    let report = client.report();
+    assert_eq!(report["received"], sha256(&apart.bob.home().join("in")), "{report}");
+    assert_eq!(report["sent"], sha256(&apart.bob.home().join("out")), "{report}");
+    assert_eq!(event(&pipe.log(), "secured").unwrap()["transport"], "s5b");
+    drop(apart.network);
 }

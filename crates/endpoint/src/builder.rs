@@ -6,6 +6,7 @@ use fingerpost_wire::{print::Print, transport_kind::TransportKind};
 use jid::BareJid;
 
 use super::{
+    consent::{Consent, DirectPath, NoConsent},
     credential::Credential,
     keeper::{self, Contact},
     policy::{Policy, Registered},
@@ -37,6 +38,8 @@ pub struct Builder {
     pub(super) policy: Arc<dyn Policy>,
     pub(super) features: Vec<String>,
     pub(super) accept_direct: bool,
+    pub(super) direct_path: DirectPath,
+    pub(super) consent: Arc<dyn Consent>,
     pub(super) reconnect: Option<keeper::Listener>,
 }
 
@@ -49,6 +52,7 @@ impl fmt::Debug for Builder {
             .field("transport", &self.transport)
             .field("policy", &self.policy)
             .field("features", &self.features)
+            .field("direct_path", &self.direct_path)
             .finish_non_exhaustive()
     }
 }
@@ -66,6 +70,8 @@ impl Builder {
             policy: Arc::new(Registered),
             features: Vec::new(),
             accept_direct: false,
+            direct_path: DirectPath::default(),
+            consent: Arc::new(NoConsent),
             reconnect: None,
         }
     }
@@ -115,6 +121,17 @@ impl Builder {
     /// sessions are accepted then.
     pub fn accept_direct(self, accept_direct: bool) -> Self {
         Self { accept_direct, ..self }
+    }
+
+    /// Sets with which peers streams may leave the relay for a direct connection; by default those to which
+    /// [`consent`](Self::consent) agrees.
+    pub fn direct_path(self, direct_path: DirectPath) -> Self {
+        Self { direct_path, ..self }
+    }
+
+    /// Decides for [`DirectPath::Auto`] which peers may learn this machine's addresses; by default none.
+    pub fn consent(self, consent: impl Consent) -> Self {
+        Self { consent: Arc::new(consent), ..self }
     }
 
     /// Announces an application by the namespace of its description, so that peers offer it.

@@ -332,6 +332,12 @@ impl Endpoint {
         self.inner.builder.transport
     }
 
+    /// Returns whether a peer may learn this machine's addresses; `None` if [`Consent::ask`](crate::Consent::ask) decides.
+    pub(super) fn may_learn_addresses(&self, peer: &BareJid) -> Option<bool> {
+        let Builder { direct_path, consent, .. } = &self.inner.builder;
+        direct_path.decide(&**consent, peer)
+    }
+
     /// Returns the first transport to offer.
     pub(super) fn first_transport(&self) -> TransportKind {
         let Builder { transport, prefer, .. } = &self.inner.builder;

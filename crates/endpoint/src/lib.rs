@@ -62,6 +62,7 @@
 mod application;
 mod builder;
 mod cause;
+mod consent;
 mod credential;
 mod dial;
 #[cfg_attr(
@@ -96,6 +97,7 @@ mod session;
 mod socks5;
 mod start;
 mod stream;
+mod streamhost;
 mod transport;
 
 pub use fingerpost_wire::{jingle::Reason, stanza::RequestKind, transport_kind::TransportKind};
@@ -107,6 +109,7 @@ pub use self::stream::testing;
 pub use self::{
     application::{Application, CHUNKS},
     builder::Builder,
+    consent::{Consent, DirectPath},
     credential::Credential,
     dial::{DialError, dial_addresses},
     endpoint::Endpoint,

@@ -128,7 +128,7 @@ impl Endpoint {
             session.answer = Application::read(&content).description().cloned();
             let hints = session.hints(&content)?;
             let expected = expected(&session.peer, self.method(), &content)?;
-            let leg = session.initiator_leg(&content, &offered).await?;
+            let leg = session.initiator_leg(&content, offered).await?;
             session.check_demand(&leg)?;
             let (mut tls, secured) =
                 session.secure(PathLeg::Plain(leg), expected, application.protocol()).await?;

@@ -1,6 +1,6 @@
 //! SOCKS5 candidates: those that are offered, and the one that is used (XEP-0260, 2.4).
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{collections::BTreeMap, io, net::IpAddr, sync::Arc, time::Duration};
 
 use fingerpost_carry::iq::{Answer, random_id};
 use fingerpost_wire::{dst_addr::DstAddr, jingle::Action, ns, stanza::RequestKind, xml};
@@ -14,14 +14,20 @@ use tokio::{
 
 use super::{
     application::first_content,
+    direct::addresses::{self, Scope},
     endpoint::Endpoint,
     error::Error,
     session::{STEP, Session},
     socks5,
+    streamhost::Streamhost,
 };
 
 /// How long a connection to a streamhost waits for preferred ones (RFC 8305, section 5).
 const PATIENCE: Duration = Duration::from_millis(250);
+/// The type preferences of candidates (XEP-0260, 2.2), and the highest local preference.
+const DIRECT: u32 = 126;
+const PROXY: u32 = 10;
+const LOCAL_PREFERENCE: u32 = 65_535;
 
 /// A candidate of a SOCKS5 transport.
 #[derive(Clone, Debug)]
@@ -32,6 +38,35 @@ pub(super) struct Candidate {
     jid: Jid,
     priority: u32,
     proxy: bool,
+}
+
+/// What we offer for a stream.
+#[derive(Debug, Default)]
+pub(super) struct OwnCandidates {
+    /// All candidates.
+    pub(super) all: Vec<Candidate>,
+    /// The listener behind those that are addresses of this machine.
+    pub(super) host: Option<Streamhost>,
+}
+
+impl OwnCandidates {
+    /// Returns the addresses of this machine, at which it listens for the stream of these hashes, before the proxies.
+    pub(super) fn with_host(proxies: Vec<Candidate>, me: &Jid, hashes: Vec<String>) -> Self {
+        let host = Streamhost::open(hashes).map_err(|error| {
+            tracing::debug!(%error, "cannot listen for the peer");
+        });
+        let Ok(host) = host else { return Self { all: proxies, host: None } };
+        let addresses = addresses::offered(Scope::Network);
+        let own = addresses.into_iter().zip(0..).map(|(address, place)| Candidate {
+            cid: random_id(),
+            host: address.to_string(),
+            port: host.port(),
+            jid: me.clone(),
+            priority: (DIRECT << 16) + LOCAL_PREFERENCE - place,
+            proxy: false,
+        });
+        Self { all: own.chain(proxies).collect(), host: Some(host) }
+    }
 }
 
 /// Returns a SOCKS5 transport with these candidates.
@@ -162,7 +197,7 @@ pub(super) async fn proxies(endpoint: &Endpoint) -> Vec<Candidate> {
             let port = host.attr("port").and_then(|port| port.parse().ok());
             let jid = host.attr("jid").and_then(|jid| Jid::new(jid).ok());
             if let (Some(name), Some(port), Some(jid)) = (host.attr("host"), port, jid) {
-                let priority = (10 << 16) + 100 - u32::try_from(found.len()).unwrap_or(100);
+                let priority = (PROXY << 16) + 100 - u32::try_from(found.len()).unwrap_or(100);
                 found.push(Candidate {
                     cid: random_id(),
                     host: name.to_owned(),
@@ -177,21 +212,94 @@ pub(super) async fn proxies(endpoint: &Endpoint) -> Vec<Candidate> {
     found
 }
 
+/// Decides which of the peer's candidates are dialled. Each connection shows the other end this machine's address, so by itself
+/// the peer gets only one to streamhosts that we know; and it must not reach services of this machine through us.
+#[derive(Clone, Debug)]
+struct DialRules {
+    /// Whether the peer may learn this machine's addresses.
+    may_learn: bool,
+    /// The addresses of this machine.
+    own: Arc<[IpAddr]>,
+    /// The streamhosts that we know ourselves, and offer too.
+    known: Arc<[(String, u16)]>,
+    /// Whether the candidates are the broker's, and not the peer's.
+    is_brokered: bool,
+}
+
+impl DialRules {
+    fn new(is_brokered: bool, may_learn: bool, own: &[Candidate]) -> Self {
+        let proxies = own.iter().filter(|own| own.proxy);
+        Self {
+            may_learn,
+            own: addresses::own().into(),
+            known: proxies.map(|proxy| (proxy.host.clone(), proxy.port)).collect(),
+            is_brokered,
+        }
+    }
+
+    /// Returns whether a candidate is dialled wherever it is.
+    fn trusts(&self, candidate: &Candidate) -> bool {
+        let is_it =
+            |(host, port): &(String, u16)| *host == candidate.host && *port == candidate.port;
+        self.is_brokered || self.known.iter().any(is_it)
+    }
+
+    /// Returns whether an address belongs to another machine, and not to this one or to its link alone.
+    fn is_elsewhere(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let is_link_local = match ip {
+            IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        !ip.is_loopback()
+            && !ip.is_unspecified()
+            && !ip.is_multicast()
+            && !is_link_local
+            && !self.own.contains(&ip)
+    }
+}
+
+/// Connects to a candidate, unless the rules forbid it. A name may lead to an address that they forbid; then the connection is
+/// closed before a byte is sent.
+async fn dial_by(candidate: Candidate, rules: DialRules) -> io::Result<TcpStream> {
+    let is_trusted = rules.trusts(&candidate);
+    if !is_trusted && !rules.may_learn {
+        return Err(io::Error::other("the peer may not learn this machine's address"));
+    }
+    let refused =
+        |ip: IpAddr| io::Error::other(format!("{ip} is an address of this machine or link"));
+    if let Ok(ip) = candidate.host.parse()
+        && !is_trusted
+        && !rules.is_elsewhere(ip)
+    {
+        return Err(refused(ip));
+    }
+    let stream = socks5::dial(&candidate.host, candidate.port).await?;
+    let ip = stream.peer_addr()?.ip();
+    if !is_trusted && !rules.is_elsewhere(ip) {
+        return Err(refused(ip));
+    }
+    Ok(stream)
+}
+
 impl Session {
     /// Settles on a SOCKS5 candidate; `None` if there is none (XEP-0260, 2.4).
     pub(super) async fn s5b(
         &mut self,
         theirs: &Element,
         sid: &str,
-        own: &[Candidate],
+        own: OwnCandidates,
     ) -> Result<Option<TcpStream>, Error> {
+        let OwnCandidates { all: own, mut host } = own;
         let me = self.endpoint.jid();
         let hash = theirs
             .attr("dstaddr")
             .map_or_else(|| DstAddr::compute(sid, &self.address, &me).to_string(), str::to_owned);
+        let may_learn = self.endpoint.may_learn_addresses(&self.peer) == Some(true);
+        let rules = DialRules::new(self.is_brokered(), may_learn, &own);
         let used = first(
             read_candidates(theirs),
-            |candidate| async move { socks5::dial(&candidate.host, candidate.port).await },
+            |candidate| dial_by(candidate, rules.clone()),
             |stream| socks5::ask(stream, &hash),
         )
         .await;
@@ -224,6 +332,10 @@ impl Session {
             {
                 self.peers(candidate, socket).await
             }
+            (_, Some(own)) if !own.proxy => match (host.take(), own.host.parse()) {
+                (Some(host), Ok(address)) => Ok(host.take(address).await),
+                _ => Ok(None),
+            },
             (_, Some(own)) => {
                 let hash = DstAddr::compute(sid, &me, &self.address).to_string();
                 let stream = socks5::dial(&own.host, own.port).await?;
@@ -373,5 +485,85 @@ mod tests {
             }
         });
         assert!(used.await.is_some());
+    }
+
+    fn candidate(host: &str, port: u16, proxy: bool) -> Candidate {
+        let jid = Jid::new("bob@example.org/x").unwrap();
+        let (cid, host) = (String::new(), host.to_owned());
+        Candidate { cid, host, port, jid, priority: 1, proxy }
+    }
+
+    #[tokio::test]
+    async fn a_peer_leads_us_only_to_streamhosts_that_we_know_or_to_other_machines() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let known = [candidate("127.0.0.1", port, true), candidate("10.0.0.1", 1, false)];
+        let stranger = DialRules::new(false, true, &[]);
+        let friend = DialRules::new(false, true, &known);
+        let hidden = DialRules::new(false, false, &known);
+        let brokered = DialRules::new(true, false, &[]);
+        for (rules, host, connects) in [
+            (&stranger, "127.0.0.1", false),
+            // A name leads there too.
+            (&stranger, "localhost", false),
+            (&friend, "127.0.0.1", true),
+            (&friend, "localhost", false),
+            (&hidden, "127.0.0.1", true),
+            (&hidden, "localhost", false),
+            (&brokered, "127.0.0.1", true),
+            (&brokered, "localhost", true),
+        ] {
+            for proxy in [true, false] {
+                let dialled = dial_by(candidate(host, port, proxy), rules.clone()).await;
+                assert_eq!(dialled.is_ok(), connects, "{host} {rules:?} {dialled:?}");
+            }
+        }
+        // Without consent nothing is dialled, and no name is looked up.
+        let refused = dial_by(candidate("192.0.2.1", 1, false), hidden).await.unwrap_err();
+        assert_eq!(refused.to_string(), "the peer may not learn this machine's address");
+        assert!(!stranger.own.is_empty());
+        for own in &*stranger.own {
+            assert!(!stranger.is_elsewhere(*own));
+        }
+        for (ip, elsewhere) in [
+            ("192.0.2.7", true),
+            ("10.1.2.3", true),
+            ("2001:db8::7", true),
+            ("fd00::7", true),
+            ("::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("127.8.8.8", false),
+            ("0.0.0.0", false),
+            ("::", false),
+            ("169.254.1.1", false),
+            ("fe80::1", false),
+            ("224.0.0.1", false),
+            ("ff02::1", false),
+            ("255.255.255.255", false),
+        ] {
+            assert_eq!(stranger.is_elsewhere(ip.parse().unwrap()), elsewhere, "{ip}");
+        }
+    }
+
+    #[tokio::test]
+    async fn own_addresses_are_preferred_to_proxies_by_the_formula_of_the_xep() {
+        let me = Jid::new("alice@example.org/x").unwrap();
+        let proxy =
+            Candidate { priority: (PROXY << 16) + 100, ..candidate("p.example.org", 7, true) };
+        let own = OwnCandidates::with_host(vec![proxy], &me, vec!["hash".to_owned()]);
+        let port = own.host.as_ref().map(Streamhost::port);
+        let (last, direct) = own.all.split_last().unwrap();
+        assert_eq!((&*last.host, last.priority), ("p.example.org", 655_460));
+        for (place, candidate) in (0..).zip(direct) {
+            assert!(!candidate.proxy && Some(candidate.port) == port && candidate.jid == me);
+            assert_eq!(candidate.priority, 126 * 65_536 + 65_535 - place);
+            let ip: IpAddr = candidate.host.parse().unwrap();
+            assert!(!ip.is_loopback() && !ip.is_unspecified(), "{ip}");
+        }
+        let sent = transport("sid", "hash", &own.all);
+        let read = read_candidates(&sent);
+        let order: Vec<_> = read.iter().map(|candidate| &candidate.host).collect();
+        let wanted: Vec<_> = own.all.iter().map(|candidate| &candidate.host).collect();
+        assert_eq!(order, wanted);
     }
 }

@@ -71,7 +71,7 @@ async fn exchange(mut stream: TcpStream, hash: &str) -> io::Result<TcpStream> {
 
 /// Turns keepalive on; without it a dead network would never show while nothing is sent. While something is sent, the
 /// stream reads the kernel's counters: TCP_USER_TIMEOUT would also end a connection to a live peer that does not read.
-fn watch(stream: &TcpStream) -> io::Result<()> {
+pub(super) fn watch(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(PROBE).with_retries(PROBES);
     socket.set_tcp_keepalive(&probes)

@@ -12,7 +12,7 @@ use tokio::{sync::mpsc, time::timeout};
 use super::{
     application::first_content,
     error::Error,
-    s5b::{self, Candidate},
+    s5b::{self, OwnCandidates},
     session::{STEP, Session},
 };
 
@@ -26,7 +26,7 @@ const BLOCK: u16 = 8192;
 #[derive(Debug)]
 pub(super) struct OfferedTransport {
     sid: String,
-    candidates: Vec<Candidate>,
+    candidates: OwnCandidates,
 }
 
 impl Session {
@@ -39,11 +39,12 @@ impl Session {
                 ns::JINGLE_IBB,
                 &[("sid", &sid), ("block-size", &BLOCK.to_string())],
             );
-            return (OfferedTransport { sid, candidates: Vec::new() }, transport);
+            let candidates = OwnCandidates::default();
+            return (OfferedTransport { sid, candidates }, transport);
         }
-        let candidates = self.own_candidates().await;
+        let candidates = self.own_candidates(&sid).await;
         let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
-        let transport = s5b::transport(&sid, &dst, &candidates);
+        let transport = s5b::transport(&sid, &dst, &candidates.all);
         (OfferedTransport { sid, candidates }, transport)
     }
 
@@ -63,15 +64,28 @@ impl Session {
         }
     }
 
-    async fn own_candidates(&self) -> Vec<Candidate> {
-        if self.is_brokered() { Vec::new() } else { s5b::proxies(&self.endpoint).await }
+    /// Returns the candidates to offer for a stream. With a broker there are none: it offers itself.
+    async fn own_candidates(&self, sid: &str) -> OwnCandidates {
+        if self.is_brokered() {
+            return OwnCandidates::default();
+        }
+        let proxies = s5b::proxies(&self.endpoint).await;
+        // Nobody has proved to be the peer yet, so a question would ask about a stranger.
+        if self.endpoint.may_learn_addresses(&self.peer) != Some(true) {
+            return OwnCandidates { all: proxies, host: None };
+        }
+        let me = self.endpoint.jid();
+        // Clients differ in which side they take for the requester.
+        let hashes =
+            [DstAddr::compute(sid, &me, &self.address), DstAddr::compute(sid, &self.address, &me)];
+        OwnCandidates::with_host(proxies, &me, hashes.map(|hash| hash.to_string()).into())
     }
 
     /// Sets up the transport that the responder has accepted.
     pub(super) async fn initiator_leg(
         &mut self,
         content: &Element,
-        offered: &OfferedTransport,
+        offered: OfferedTransport,
     ) -> Result<TcpLeg, Error> {
         let transport = content.children().find(|child| child.name() == "transport");
         let transport = transport.ok_or_else(|| Error::failed("the peer named no transport"))?;
@@ -84,7 +98,8 @@ impl Session {
             let open = hub.open(&address, sid, size.min(BLOCK));
             return Ok(TcpLeg::Ibb(self.unless_ended(open).await?));
         }
-        if let Some(socket) = self.s5b(transport, &offered.sid, &offered.candidates).await? {
+        let OfferedTransport { sid, candidates } = offered;
+        if let Some(socket) = self.s5b(transport, &sid, candidates).await? {
             return Ok(TcpLeg::Socket(socket));
         }
         self.demand(TransportKind::Ibb)?;
@@ -125,13 +140,14 @@ impl Session {
             let sid = transport.attr("sid").unwrap_or_default().to_owned();
             // If in-band bytestreams are required, no candidate is of use, and in-band replaces SOCKS5.
             let is_wanted = self.demand(TransportKind::S5b).is_ok();
-            let own = if is_wanted { self.own_candidates().await } else { Vec::new() };
+            let own =
+                if is_wanted { self.own_candidates(&sid).await } else { OwnCandidates::default() };
             let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
-            children.push(s5b::transport(&sid, &dst, &own));
+            children.push(s5b::transport(&sid, &dst, &own.all));
             self.tell(self.jingle(Action::SessionAccept, senders, children)).await?;
             let none = s5b::transport(&sid, &dst, &[]);
             let theirs = if is_wanted { transport } else { &none };
-            if let Some(socket) = self.s5b(theirs, &sid, &own).await? {
+            if let Some(socket) = self.s5b(theirs, &sid, own).await? {
                 return Ok(TcpLeg::Socket(socket));
             }
             self.demand(TransportKind::Ibb)?;

@@ -6,7 +6,7 @@ use clap::{
     Args, Parser, Subcommand, ValueEnum,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
-use fingerpost_endpoint::TransportKind;
+use fingerpost_endpoint::{DirectPath, TransportKind};
 use fingerpost_secure::identity::Algorithm;
 use fingerpost_wire::{print::Method, text};
 use jid::{BareJid, Jid};
@@ -89,6 +89,9 @@ pub(super) struct Common {
     /// Decide on a further key of a known peer, if the component's registry calls it proven
     #[arg(long, global = true, value_name = "HOW", default_value = "ask")]
     pub(super) accept_new_device: AcceptNewDevice,
+    /// Connect to the peer directly where the network allows it; both programs then learn the other's IP address
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(super) direct_path: DirectPathChoice,
     /// For --method srp: read the shared password from the first line of this file
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) srp_password_file: Option<PathBuf>,
@@ -110,6 +113,28 @@ pub(super) enum AcceptNewDevice {
     Registry,
     /// Refuse it
     Never,
+}
+
+/// When sessions may leave the relay for a direct connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum DirectPathChoice {
+    /// With known peers; with others if you say so when asked at a terminal
+    #[default]
+    Auto,
+    /// Never; your address is told to nobody
+    Never,
+    /// With every peer
+    Always,
+}
+
+impl From<DirectPathChoice> for DirectPath {
+    fn from(choice: DirectPathChoice) -> Self {
+        match choice {
+            DirectPathChoice::Auto => Self::Auto,
+            DirectPathChoice::Never => Self::Never,
+            DirectPathChoice::Always => Self::Always,
+        }
+    }
 }
 
 /// Options of the commands that also work on a local network.

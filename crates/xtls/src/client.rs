@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Mutex, time::Duration};
 
 use fingerpost_endpoint::{
-    Builder, Contact, Credential, Endpoint, Incoming, Login, TransportKind, loses_large_packets,
+    Builder, Contact, Credential, DirectPath, Endpoint, Incoming, Login, TransportKind,
+    loses_large_packets,
 };
 use fingerpost_wire::{ns, print::Print};
 use jid::{BareJid, Jid};
@@ -11,6 +12,7 @@ use serde_json::json;
 
 use super::{
     account::{self, Account},
+    addresses::AskUser,
     args::{AcceptNewDevice, Common},
     credential,
     output::{Output, XtlsError},
@@ -60,6 +62,8 @@ pub(super) struct Client {
     pub(super) accept_new_device: AcceptNewDevice,
     /// Peers with a further key that the user did not accept: there is no second question about them.
     pub(super) declined: Mutex<BTreeSet<BareJid>>,
+    /// With which peers sessions may leave the relay.
+    pub(super) direct_path: DirectPath,
     pub(super) output: Output,
 }
 
@@ -80,6 +84,7 @@ impl Client {
             confirm_sas: common.confirm_sas,
             accept_new_device: common.accept_new_device,
             declined: Mutex::default(),
+            direct_path: common.direct_path.into(),
             offered,
             via: component.clone().filter(|_| !common.direct),
             component,
@@ -150,6 +155,8 @@ impl Client {
                 accept_new_device: self.accept_new_device,
                 output: self.output,
             })
+            .direct_path(self.direct_path)
+            .consent(AskUser::new(self.dir.clone()))
             .raw_streams(self.takes.pipes)
             .accept_direct(self.accept_direct);
         if self.takes.files {

@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
 
 pub mod account;
+mod addresses;
 mod args;
 mod chat;
 mod chunks;

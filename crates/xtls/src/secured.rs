@@ -354,7 +354,7 @@ static TERMINAL: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
 /// The user's answer to a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum UserAnswer {
+pub(super) enum UserAnswer {
     Yes,
     No,
     NoTerminal,
@@ -367,7 +367,7 @@ pub(super) struct TerminalTurn {
 }
 
 impl TerminalTurn {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         Self { _held: Arc::clone(&TERMINAL).lock_owned().await }
     }
 
@@ -380,7 +380,7 @@ impl TerminalTurn {
     ///
     /// # Cancel safety
     /// Dropping the future ends the question: later input belongs to the next one.
-    async fn ask(self, question: String) -> Result<UserAnswer, XtlsError> {
+    pub(super) async fn ask(self, question: String) -> Result<UserAnswer, XtlsError> {
         let (over, _until_dropped) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         let asked = tokio::task::spawn_blocking(move || {
             // The next question waits until this one has stopped reading.

@@ -59,6 +59,25 @@ impl Trust {
         self.peers.contains_key(peer)
     }
 
+    /// Returns whether a peer may learn this machine's addresses; `None` if it is not known. The user may have said no.
+    pub fn allows_direct(&self, peer: &BareJid) -> Option<bool> {
+        let keys = self.peers.get(peer)?;
+        Some(keys.iter().all(|key| key.direct != Some(false)))
+    }
+
+    /// Keeps the user's answer whether a peer may learn this machine's addresses, if the peer is known.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
+    pub fn set_direct(&mut self, peer: &BareJid, allowed: bool) -> Result<(), XtlsError> {
+        self.change(|trust| {
+            for key in trust.peers.get_mut(peer).into_iter().flatten() {
+                key.direct = Some(allowed);
+            }
+            Ok(())
+        })
+    }
+
     /// Compares a peer's key with the known ones.
     pub fn check(&self, peer: &BareJid, method: Method, print: &Print) -> Known {
         self.check_forms(peer, method, print, &[])
@@ -170,11 +189,13 @@ impl Trust {
             }
             return Ok(());
         }
+        // The answer is about the peer, whichever key it shows.
+        let direct = keys.iter().find_map(|key| key.direct).or(device.direct);
         if keys.len() >= MOST {
             return Err(XtlsError::failed(format!("{peer} has {MOST} keys, which is the most"))
                 .hint(format!("xtls trust forget {peer} PRINT forgets one of them")));
         }
-        keys.push(device);
+        keys.push(Device { direct, ..device });
         Ok(())
     }
 
@@ -214,6 +235,7 @@ impl Device {
             label: label.to_owned(),
             first_seen: Some(now.replace_nanosecond(0).unwrap_or(now)),
             verified: Some(verified),
+            direct: None,
         }
     }
 }

@@ -62,12 +62,12 @@ struct Own {
 }
 
 /// Returns all addresses of this machine.
-pub(super) fn own() -> Vec<IpAddr> {
+pub(crate) fn own() -> Vec<IpAddr> {
     if_addrs::get_if_addrs().unwrap_or_default().iter().map(Interface::ip).collect()
 }
 
 /// Returns the addresses of this machine that a peer may be told, IPv6 first.
-pub(super) fn offered(scope: Scope) -> Vec<IpAddr> {
+pub(crate) fn offered(scope: Scope) -> Vec<IpAddr> {
     match scope {
         Scope::Network => {
             let flags = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();

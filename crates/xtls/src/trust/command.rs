@@ -57,7 +57,7 @@ pub(crate) fn trust(
 }
 
 fn list(peer: &BareJid, device: &Device, output: Output) {
-    let Device { method, print, label, first_seen, verified } = device;
+    let Device { method, print, label, first_seen, verified, direct } = device;
     let first_seen = first_seen.and_then(|seen| seen.format(&Rfc3339).ok());
     let mut text = format!("{peer}  {method}  {print}");
     if !label.is_empty() {
@@ -69,10 +69,13 @@ fn list(peer: &BareJid, device: &Device, output: Output) {
     if let Some(verified) = verified {
         text += &format!("  {verified}");
     }
+    if *direct == Some(false) {
+        text += "  not directly";
+    }
     output.data(
         &json!({
             "jid": peer.as_str(), "method": method.as_str(), "print": print.to_string(), "label": label,
-            "first_seen": first_seen, "verified": verified.map(Verified::as_str),
+            "first_seen": first_seen, "verified": verified.map(Verified::as_str), "direct": direct,
         }),
         &text,
     );

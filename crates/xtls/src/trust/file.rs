@@ -37,6 +37,8 @@ pub struct Device {
     pub first_seen: Option<OffsetDateTime>,
     /// How it was verified, if that is known.
     pub verified: Option<Verified>,
+    /// Whether its peer may learn this machine's addresses; `None`: yes, and nobody was asked.
+    pub direct: Option<bool>,
 }
 
 /// How a key was verified.
@@ -95,6 +97,8 @@ struct Stored {
     first_seen: Option<OffsetDateTime>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     verified: Option<Verified>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    direct: Option<bool>,
 }
 
 impl Stored {
@@ -102,16 +106,17 @@ impl Stored {
     fn read(value: toml::Value) -> Option<Vec<Self>> {
         match value {
             toml::Value::String(print) => {
-                Some(vec![Self { print, label: String::new(), first_seen: None, verified: None }])
+                let label = String::new();
+                Some(vec![Self { print, label, first_seen: None, verified: None, direct: None }])
             }
             value => value.try_into().ok().filter(|keys: &Vec<Self>| !keys.is_empty()),
         }
     }
 
     fn device(self, method: Method) -> Option<Device> {
-        let Self { print, label, first_seen, verified } = self;
+        let Self { print, label, first_seen, verified, direct } = self;
         let print = Print::parse(&print, None).ok()?;
-        Some(Device { method, print, label, first_seen, verified })
+        Some(Device { method, print, label, first_seen, verified, direct })
     }
 }
 
@@ -182,13 +187,14 @@ fn parse(text: &str) -> Result<PeerKeys, String> {
 pub(super) fn write(peers: &PeerKeys) -> Result<String, toml::ser::Error> {
     let mut tables: BTreeMap<&str, BTreeMap<&str, Vec<Stored>>> = BTreeMap::new();
     for (peer, keys) in peers {
-        for Device { method, print, label, first_seen, verified } in keys {
+        for Device { method, print, label, first_seen, verified, direct } in keys {
             let methods = tables.entry(peer.as_str()).or_default();
             methods.entry(method.as_str()).or_default().push(Stored {
                 print: print.to_string(),
                 label: label.clone(),
                 first_seen: *first_seen,
                 verified: *verified,
+                direct: *direct,
             });
         }
     }
@@ -220,6 +226,7 @@ mod tests {
             label: format!("de\"vice\n{byte}"),
             first_seen: Some(datetime!(2026-11-28 10:00 UTC)),
             verified: Some(Verified::Asked),
+            direct: Some(byte.is_multiple_of(2)),
         }
     }
 
@@ -228,6 +235,7 @@ mod tests {
             label: String::new(),
             first_seen: None,
             verified: None,
+            direct: None,
             ..device(Method::X509, 4)
         };
         PeerKeys::from([
