@@ -110,23 +110,28 @@ fn without_a_broker_two_programs_that_know_each_other_connect_directly_unless_on
         ("a first session", ["auto", "auto"], "ibb"),
         ("the sender says never", ["never", "always"], "ibb"),
         ("the listener says never", ["always", "never"], "ibb"),
-        ("they know each other", ["auto", "auto"], "s5b"),
+        ("they know each other", ["", "auto"], "s5b"),
         ("always", ["always", "always"], "s5b"),
+        ("the sender's account says never", ["", "always"], "ibb"),
     ] {
+        if case.contains("account") {
+            let account = apart.alice.home().join("xtls/alice@example.test/account.toml");
+            let text = std::fs::read_to_string(&account).unwrap();
+            std::fs::write(account, format!("{text}direct_path = \"never\"\n")).unwrap();
+        }
         let mut listener = apart.bob.listen(&["--direct", "--direct-path", bobs]);
         let jid = listener.event("listening").unwrap()["jid"].as_str().unwrap().to_owned();
-        let name = file.to_str().unwrap();
-        let sent =
-            apart.alice.run(["send", &jid, name, "--json", "--direct", "--direct-path", alices]);
+        let mut args = vec!["send", &jid, file.to_str().unwrap(), "--json", "--direct"];
+        if !alices.is_empty() {
+            args.extend(["--direct-path", alices]);
+        }
+        let sent = apart.alice.run(args);
         let logs = || format!("{sent:?}\n{}\n{}", listener.log(), apart.component.log());
         assert_eq!(sent.code, 0, "{case}: {}", logs());
-        assert_eq!(
-            event(&sent.stdout, "secured").unwrap()["transport"],
-            transport,
-            "{case}: {}",
-            logs()
-        );
-        assert_eq!(listener.event("secured").unwrap()["transport"], transport, "{case}");
+        let secured = [event(&sent.stdout, "secured").unwrap(), listener.event("secured").unwrap()];
+        for side in secured {
+            assert_eq!(side["transport"], transport, "{case}: {}", logs());
+        }
         assert_eq!(listener.wait(PATIENCE), 0, "{case}: {}", listener.log());
         for received in listener.files() {
             assert_eq!(sha256(&received), sha256(&file), "{case}");

@@ -14,7 +14,7 @@ use jid::BareJid;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    args::Common,
+    args::{Common, DirectPathChoice},
     fast::{self, FastFile},
     output::XtlsError,
     rights,
@@ -37,6 +37,8 @@ pub struct Account {
     pub via: Option<BareJid>,
     /// More certificates to trust for the XMPP server, PEM.
     pub ca_file: Option<PathBuf>,
+    /// With which peers its sessions may leave the relay.
+    pub direct_path: Option<DirectPathChoice>,
 }
 
 impl std::fmt::Debug for Account {

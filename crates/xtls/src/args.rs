@@ -10,6 +10,7 @@ use fingerpost_endpoint::{DirectPath, TransportKind};
 use fingerpost_secure::identity::Algorithm;
 use fingerpost_wire::{print::Method, text};
 use jid::{BareJid, Jid};
+use serde::{Deserialize, Serialize};
 
 /// An end-to-end TLS endpoint over XMPP: send and receive files, pipe, chat, manage keys.
 #[derive(Debug, Parser)]
@@ -90,8 +91,9 @@ pub(super) struct Common {
     #[arg(long, global = true, value_name = "HOW", default_value = "ask")]
     pub(super) accept_new_device: AcceptNewDevice,
     /// Connect to the peer directly where the network allows it; both programs then learn the other's IP address
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
-    pub(super) direct_path: DirectPathChoice,
+    /// (default: the account's, or auto)
+    #[arg(long, global = true, value_name = "WHEN")]
+    pub(super) direct_path: Option<DirectPathChoice>,
     /// For --method srp: read the shared password from the first line of this file
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) srp_password_file: Option<PathBuf>,
@@ -116,8 +118,9 @@ pub(super) enum AcceptNewDevice {
 }
 
 /// When sessions may leave the relay for a direct connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum DirectPathChoice {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DirectPathChoice {
     /// With known peers; with others if you say so when asked at a terminal
     #[default]
     Auto,

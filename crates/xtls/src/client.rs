@@ -84,7 +84,7 @@ impl Client {
             confirm_sas: common.confirm_sas,
             accept_new_device: common.accept_new_device,
             declined: Mutex::default(),
-            direct_path: common.direct_path.into(),
+            direct_path: common.direct_path.or(account.direct_path).unwrap_or_default().into(),
             offered,
             via: component.clone().filter(|_| !common.direct),
             component,

@@ -58,8 +58,14 @@ pub(super) async fn login(
             "type it, or put it into the first line of --password-file or in XTLS_PASSWORD",
         ));
     }
-    let mut account =
-        Account { jid: jid.clone(), password, server, via: common.via.clone(), ca_file };
+    let mut account = Account {
+        jid: jid.clone(),
+        password,
+        server,
+        via: common.via.clone(),
+        ca_file,
+        direct_path: common.direct_path,
+    };
     // This tests the password, not a stored token.
     let mut login = account.login(common);
     login.fast = None;

@@ -20,7 +20,8 @@ use std::{
 };
 
 use fingerpost_endpoint::{
-    Endpoint, Error, Incoming, Known, Login, Policy, Shown, TransportKind, dial_addresses,
+    DirectPath, Endpoint, Error, Incoming, Known, Login, Policy, Shown, TransportKind,
+    dial_addresses,
 };
 use fingerpost_secure::{identity::Identity, sas, stream::Secured};
 use fingerpost_wire::{
@@ -467,6 +468,8 @@ impl Lan {
         let (endpoint, incoming) = Endpoint::builder(Arc::clone(&self.identity))
             .policy(SamePeer(secure.print))
             .transport(TransportKind::Ibb)
+            // Both programs are connected directly already.
+            .direct_path(DirectPath::Never)
             .feature(ns::FILE_TRANSFER)
             .feature(ns::HASHES)
             .over(connection);
@@ -490,6 +493,7 @@ impl Lan {
             confirm_sas: false,
             accept_new_device: AcceptNewDevice::Never,
             declined: std::sync::Mutex::default(),
+            direct_path: DirectPath::Never,
             output: self.output,
         }
     }
