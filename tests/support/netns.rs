@@ -17,6 +17,9 @@ use std::{
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tempfile::TempDir;
+
+use super::{PATIENCE, process::Process, root, wait_for};
 
 /// How a NAT maps the addresses behind it, and which peers it lets in (RFC 4787; the names are those of RFC 3489).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +87,8 @@ pub enum Place {
 /// The networks. Dropping them removes everything.
 pub struct TwoNats {
     prefix: String,
+    /// The program that delays packets, and its files.
+    delay: Option<(Process, TempDir)>,
 }
 
 impl TwoNats {
@@ -107,7 +112,7 @@ impl TwoNats {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         remove_those_of_ended_processes();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let this = Self { prefix: format!("{PREFIX}{}-{count}-", std::process::id()) };
+        let this = Self { prefix: format!("{PREFIX}{}-{count}-", std::process::id()), delay: None };
         for place in PLACES {
             ip(&["netns", "add", &this.name(place)]);
             this.ip(place, "link set lo up");
@@ -139,6 +144,29 @@ impl TwoNats {
             }
         }
         this
+    }
+
+    /// Delays each packet between the two NATs by so many milliseconds. Those to and from the servers are not delayed.
+    ///
+    /// # Panics
+    /// If the kernel does not permit it: it needs `/dev/net/tun`.
+    pub fn delay(&mut self, milliseconds: u32) {
+        let public = Place::Public;
+        self.ip(public, "tuntap add dev slow mode tun");
+        self.ip(public, "link set slow up");
+        self.ip(public, "route add default dev slow table 7");
+        for side in ["side1", "side2"] {
+            // Before the main table, after the one of local addresses.
+            self.ip(public, &format!("rule add iif {side} lookup 7"));
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name(public), "python3"]);
+        command.arg(root().join("tests/peers/delay.py")).args(["slow", &milliseconds.to_string()]);
+        let process = Process::start(command, &directory.path().join("log"));
+        let is_ready = || process.log().contains("ready");
+        wait_for("the delay", PATIENCE, || process.log(), is_ready);
+        self.delay = Some((process, directory));
     }
 
     /// Returns the name of a place's namespace, for `ip netns exec`.
@@ -199,6 +227,7 @@ impl TwoNats {
 
 impl Drop for TwoNats {
     fn drop(&mut self) {
+        self.delay = None;
         // The devices go with their namespaces.
         for place in PLACES {
             let _gone = Command::new("ip").args(["netns", "del", &self.name(place)]).status();
