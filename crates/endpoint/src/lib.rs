@@ -65,10 +65,6 @@ mod cause;
 mod consent;
 mod credential;
 mod dial;
-#[cfg_attr(
-    not(all(test, feature = "testing")),
-    expect(dead_code, reason = "the layer of paths uses it")
-)]
 mod direct;
 mod discovery;
 mod driver;
@@ -84,7 +80,6 @@ mod method;
 mod nat64;
 mod negotiate;
 mod path;
-#[expect(dead_code, reason = "its negotiation follows")]
 mod paths;
 mod places;
 mod policy;

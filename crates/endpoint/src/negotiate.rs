@@ -13,6 +13,7 @@ use fingerpost_secure::{
 };
 use fingerpost_wire::{
     jingle::{Action, Reason},
+    ns,
     print::{Method, Print},
     transport_kind::TransportKind,
 };
@@ -29,7 +30,7 @@ use super::{
     error::{Detail, Error},
     hub::Arrival,
     method::expected,
-    paths::PathLeg,
+    paths::{Keys, PathLeg},
     places::SessionPlace,
     policy::{
         Hint, Known, KnownKey, Listed, Shown, Standing, by_hints, by_keys, refuse_offer,
@@ -109,8 +110,13 @@ impl Endpoint {
         let inbox = self.hub().session(&address, &sid);
         let mut session = Session::new(self, inbox, address, sid);
         let (offered, transport) = session.offer_transport(kind).await;
+        session.bytestream = transport.attr("sid").map(str::to_owned);
         let mut children = application.to_elements(&self.offered());
         children.push(transport);
+        let offers_paths = self.allows_direct_paths();
+        if offers_paths {
+            children.push(Element::bare("paths", ns::PATHS));
+        }
         let initiate = session.jingle(Action::SessionInitiate, application.senders(), children);
         if let Err(error) = session.ask(initiate).await {
             session.over = true;
@@ -130,8 +136,9 @@ impl Endpoint {
             let expected = expected(&session.peer, self.method(), &content)?;
             let leg = session.initiator_leg(&content, offered).await?;
             session.check_demand(&leg)?;
-            let (mut tls, secured) =
-                session.secure(PathLeg::Plain(leg), expected, application.protocol()).await?;
+            let has_paths = offers_paths && content.has_child("paths", ns::PATHS);
+            let leg = session.with_paths(leg, has_paths);
+            let (mut tls, secured) = session.secure(leg, expected, application.protocol()).await?;
             session.authenticate(&mut tls).await?;
             Ok((tls, secured, hints))
         }
@@ -238,10 +245,19 @@ impl Request {
                 let endpoint = session.endpoint.clone();
                 let expected = expected(&session.peer, endpoint.method(), &content)?;
                 let hints = session.hints(&content)?;
-                let children = answer(&content, description.as_ref(), &endpoint.offered());
+                let mut children = answer(&content, description.as_ref(), &endpoint.offered());
+                let paths = content.get_child("paths", ns::PATHS);
+                let has_paths = endpoint.allows_direct_paths() && paths.is_some();
+                if has_paths {
+                    children.push(Element::bare("paths", ns::PATHS));
+                }
+                let transport = content.children().find(|child| child.name() == "transport");
+                session.bytestream =
+                    transport.and_then(|transport| transport.attr("sid")).map(str::to_owned);
                 let leg = session.responder_leg(&content, children).await?;
                 session.check_demand(&leg)?;
-                Ok((session.secure(PathLeg::Plain(leg), expected, protocol).await?, hints))
+                let leg = session.with_paths(leg, has_paths);
+                Ok((session.secure(leg, expected, protocol).await?, hints))
             };
             let late = || Error::Expired(format!("{peer} did not secure the session in time"));
             let ((mut tls, secured), hints) =
@@ -315,6 +331,8 @@ impl Session {
         let certificate = connection.peer_certificates().and_then(<[_]>::first);
         let certificate = certificate.map(AsRef::as_ref).unwrap_or_default();
         let method = self.endpoint.method();
+        // The policy may know the peer from now on.
+        let consent = self.endpoint.may_learn_addresses(&self.peer);
         let (known, standing, listed) = match method {
             // Nothing could be recognized later.
             Method::Srp => (Known::Same, Standing::NoRegistry, None),
@@ -350,6 +368,9 @@ impl Session {
             key_exchange: secured.key_exchange,
             transport,
         };
+        if let Some(paths) = leg.paths() {
+            self.find_paths(paths, Keys::of(&tls)?, consent);
+        }
         let me = self.endpoint.jid().to_bare();
         let sides = if self.initiator { [&me, &self.peer] } else { [&self.peer, &me] };
         Ok(SecureStream::new(tls, learned, sides.map(Clone::clone), Arc::clone(&self.progress)))

@@ -64,6 +64,8 @@ pub struct Session {
     pub(super) in_band: bool,
     /// The place of a session that the peer started.
     pub(super) place: Option<SessionPlace>,
+    /// The id of the bytestream that was offered.
+    pub(super) bytestream: Option<String>,
 }
 
 impl Drop for Session {
@@ -99,6 +101,7 @@ impl Session {
             is_secured: false,
             in_band: false,
             place: None,
+            bytestream: None,
         }
     }
 
@@ -147,6 +150,11 @@ impl Session {
     fn goodbye(&self, reason: Reason, text: &str) -> Element {
         let me = self.endpoint.jid();
         jingle::terminate(&self.frame(&me), reason, text)
+    }
+
+    /// Returns a session-info without content.
+    pub(super) fn info(&self) -> Element {
+        jingle::own(Action::SessionInfo, &self.frame(&self.endpoint.jid()))
     }
 
     fn frame<'a>(&'a self, me: &'a Jid) -> jingle::Frame<'a> {
@@ -228,7 +236,7 @@ impl Session {
     fn missed(&self, asks: bool) -> impl Future<Output = Error> + use<> {
         let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
         let (peer, progress) = (self.peer.clone(), Arc::clone(&self.progress));
-        let question = jingle::own(Action::SessionInfo, &self.frame(&self.endpoint.jid()));
+        let question = self.info();
         let broker = self.is_brokered().then(|| Jid::new(address.domain().as_str()).ok()).flatten();
         async move {
             if !asks {

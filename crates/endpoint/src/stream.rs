@@ -16,6 +16,7 @@ use fingerpost_wire::{
 use jid::{BareJid, Jid};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    sync::watch,
     time::{Instant, Sleep},
 };
 use tokio_rustls::TlsStream;
@@ -23,7 +24,7 @@ use tokio_rustls::TlsStream;
 use super::{
     application::CHUNKS,
     error::{Detail, Error},
-    paths::PathLeg,
+    paths::{Path, PathLeg},
     policy::{Hint, Known, Listed, Standing},
     progress::{Direction, Monitor, Progress},
 };
@@ -209,6 +210,15 @@ impl SecureStream {
     /// Returns a view of the stream for other tasks.
     pub fn monitor(&self) -> Monitor {
         Monitor(Arc::clone(&self.progress))
+    }
+
+    /// Returns a channel with the path that this side's bytes take. It does not change if the session has not agreed on
+    /// direct paths.
+    pub fn path(&self) -> watch::Receiver<Path> {
+        match self.tls.get_ref().0.paths() {
+            Some(paths) => paths.path(),
+            None => watch::channel(Path::Relay).1,
+        }
     }
 
     /// Returns the user who started the session.

@@ -47,7 +47,7 @@ pub(crate) enum Scope {
     /// Those that other machines can reach.
     Network,
     /// Those of this machine only, for tests.
-    #[cfg(any(test, feature = "testing"))]
+    #[cfg(test)]
     Loopback,
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn offered(scope: Scope) -> Vec<IpAddr> {
             let own: Vec<Own> = interfaces.iter().map(|of| own_address(of, &flags)).collect();
             choose(&own)
         }
-        #[cfg(any(test, feature = "testing"))]
+        #[cfg(test)]
         Scope::Loopback => vec![Ipv6Addr::LOCALHOST.into(), std::net::Ipv4Addr::LOCALHOST.into()],
     }
 }
@@ -181,7 +181,7 @@ pub(super) fn dialled(theirs: &[Candidate], own: &[IpAddr], scope: Scope) -> Vec
         let port = candidate.address.port();
         let allowed = match scope {
             Scope::Network => is_usable(ip) && !own.contains(&ip),
-            #[cfg(any(test, feature = "testing"))]
+            #[cfg(test)]
             Scope::Loopback => ip.is_loopback(),
         };
         let address = SocketAddr::new(ip, port);

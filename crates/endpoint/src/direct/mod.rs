@@ -80,7 +80,7 @@ impl Listening {
     pub(crate) fn open_in(scope: Scope, also: Option<SocketAddr>) -> io::Result<Self> {
         let [v4_any, v6_any] = match scope {
             Scope::Network => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
-            #[cfg(any(test, feature = "testing"))]
+            #[cfg(test)]
             Scope::Loopback => [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
         };
         let port = also.map_or(0, |also| also.port());
@@ -251,7 +251,7 @@ impl Attempt {
                 SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
             }
             (Some(port), Scope::Network) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
-            #[cfg(any(test, feature = "testing"))]
+            #[cfg(test)]
             (Some(port), Scope::Loopback) => SocketAddr::new(target.ip(), port),
         };
         self.dials.spawn(async move {

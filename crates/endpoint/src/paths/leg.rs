@@ -55,6 +55,10 @@ impl PathLeg {
         let (sender, sealed) = mpsc::channel(SEALED);
         let shared = Arc::new(Shared {
             kind: leg.transport_kind(),
+            local: match &leg {
+                TcpLeg::Socket(socket) => socket.local_addr().ok(),
+                TcpLeg::Ibb(_) => None,
+            },
             state: Mutex::new(State {
                 machine: Machine::new(role, now()),
                 reader: None,
@@ -120,6 +124,8 @@ impl PathLeg {
 /// What the stream, the task of its connections and that which finds paths share.
 pub(super) struct Shared {
     kind: TransportKind,
+    /// Our address on the relay's leg, if that is a connection.
+    local: Option<SocketAddr>,
     state: Mutex<State>,
     pub(super) path: watch::Sender<Path>,
     /// Cancelled when no path is left and none will come.
@@ -346,6 +352,11 @@ impl Paths {
         self.shared.path.subscribe()
     }
 
+    /// Returns our own address on the relay's leg; `None` if that is in-band.
+    pub(crate) fn local(&self) -> Option<SocketAddr> {
+        self.shared.local
+    }
+
     /// Returns what is cancelled when no path is left.
     pub(crate) fn over(&self) -> &CancellationToken {
         &self.shared.over
@@ -374,6 +385,15 @@ impl Paths {
         let mut state = self.shared.lock();
         let number = state.machine.next_number();
         number.is_some_and(|number| add(&mut state, number, stream, address))
+    }
+
+    /// Gives a direct connection up, as if it were lost.
+    #[cfg(test)]
+    pub(super) fn give_up_direct(&self) {
+        let mut state = self.shared.lock();
+        let current = state.machine.current();
+        state.machine.handle_loss(current);
+        state.wake_driver();
     }
 
     /// Moves the stream to a direct connection that the TLS client has chosen. Returns `false` if it has given up that
@@ -444,4 +464,4 @@ impl AsyncWrite for PathLeg {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

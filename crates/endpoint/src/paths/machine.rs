@@ -603,6 +603,7 @@ impl Machine {
     }
 
     /// Returns the path that our stream goes on.
+    #[cfg(test)]
     pub(super) fn current(&self) -> u32 {
         self.current
     }

@@ -11,12 +11,14 @@ use std::{fmt, net::SocketAddr};
 
 mod carriers;
 mod incoming;
+mod keys;
 mod leg;
 mod machine;
 mod outgoing;
 mod records;
+mod task;
 
-pub(crate) use self::leg::PathLeg;
+pub(crate) use self::{keys::Keys, leg::PathLeg};
 
 /// The path that a stream is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,7 +24,7 @@ const FROM: u8 = 2;
 const END: u8 = 3;
 const PING: u8 = 4;
 const PONG: u8 = 5;
-const SEALED: u8 = 6;
+pub(super) const SEALED: u8 = 6;
 const LOST: u8 = 7;
 const USE: u8 = 8;
 

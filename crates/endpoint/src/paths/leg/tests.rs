@@ -21,12 +21,12 @@ async fn pair() -> [TcpStream; 2] {
 }
 
 /// Two ends of a TLS stream over paths.
-struct Ends {
-    streams: [TlsStream<PathLeg>; 2],
-    paths: [Paths; 2],
+pub(in crate::paths) struct Ends {
+    pub(in crate::paths) streams: [TlsStream<PathLeg>; 2],
+    pub(in crate::paths) paths: [Paths; 2],
 }
 
-async fn ends() -> Ends {
+pub(in crate::paths) async fn ends() -> Ends {
     let [a, b] = pair().await;
     let legs = [(a, true), (b, false)]
         .map(|(socket, chooses)| PathLeg::with_paths(TcpLeg::Socket(socket), chooses));

@@ -1,0 +1,418 @@
+//! Finds direct connections for a stream: consent, candidates, attempts, and again when one is lost.
+//!
+//! Each side first says that it may learn and tell addresses, and tells none before both have. The TLS client starts the
+//! attempts and numbers them; the server answers each with its own candidates, and both dial.
+
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+
+use fingerpost_carry::iq::Answer;
+use fingerpost_wire::{ns, stanza::RequestKind, xml};
+use jid::Jid;
+use minidom::Element;
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::{
+    Path,
+    keys::{Keys, Message},
+    leg::{PathLeg, Paths, taken},
+};
+use crate::{
+    consent::DirectPath,
+    direct::{Listening, addresses::Scope},
+    endpoint::Endpoint,
+    hub::Hub,
+    session::Session,
+    transport::TcpLeg,
+};
+
+/// How long to wait before each attempt after the first, and after the loss of a direct connection.
+const AGAIN: [Duration; 3] =
+    [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120)];
+/// How long the server may take to answer an attempt.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long the client may take to use a connection that has greeted.
+const USED: Duration = Duration::from_secs(10);
+/// The most connections of one attempt that have greeted and wait to be used.
+const GREETED: usize = 8;
+/// The shortest time between two attempts that the peer starts.
+const PACE: Duration = Duration::from_secs(1);
+/// How long the component may take to say where it sees us.
+const OBSERVED: Duration = Duration::from_secs(2);
+/// How often the component learns how many bytes a direct connection carries.
+const REPORT: Duration = Duration::from_secs(60);
+
+/// Whether addresses may be told and learned: known, or to be asked.
+type Consenting = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+impl Endpoint {
+    /// Returns whether sessions may have direct paths at all.
+    pub(crate) fn allows_direct_paths(&self) -> bool {
+        self.inner.builder.direct_path != DirectPath::Never
+    }
+}
+
+impl Session {
+    /// Puts the path layer on a leg, if both sides have it.
+    pub(crate) fn with_paths(&self, leg: TcpLeg, has_paths: bool) -> PathLeg {
+        if has_paths { PathLeg::with_paths(leg, self.initiator) } else { PathLeg::Plain(leg) }
+    }
+
+    /// Finds direct paths for the session's stream from now on. Without a `consent` the user is asked.
+    pub(crate) fn find_paths(&self, paths: Paths, keys: Keys, consent: Option<bool>) {
+        let hub = self.endpoint.hub();
+        let address = || self.address.clone();
+        // A proxy that is no broker cannot tell whose connection is whose.
+        let sid = self.bytestream.clone().filter(|_| self.is_brokered() && paths.local().is_some());
+        let observer = sid.map(|sid| Observer { hub: hub.clone(), address: address(), sid });
+        let is_counted = self.is_brokered() && self.initiator;
+        if is_counted && consent != Some(false) {
+            let reporter = Reporter { hub: hub.clone(), address: address(), info: self.info() };
+            tokio::spawn(reporter.run(paths.clone()));
+        }
+        let consenting: Consenting = match consent {
+            Some(answer) => Box::pin(std::future::ready(answer)),
+            None => {
+                let (ask, peer) =
+                    (Arc::clone(&self.endpoint.inner.builder.consent), self.peer.clone());
+                Box::pin(async move { ask.ask(&peer).await })
+            }
+        };
+        let (chooses, scope) = (self.initiator, Scope::Network);
+        let mut finder = Finder { paths, keys, chooses, scope, observer };
+        tokio::spawn(async move { finder.run(consenting).await });
+    }
+}
+
+/// What finds the paths of one stream.
+struct Finder {
+    paths: Paths,
+    keys: Keys,
+    /// Whether this side is the TLS client.
+    chooses: bool,
+    scope: Scope,
+    /// What knows at which address our connection to the relay is seen.
+    observer: Option<Observer>,
+}
+
+/// Asks the component at which address it sees our SOCKS5 connection.
+#[derive(Clone, Debug)]
+struct Observer {
+    hub: Hub,
+    /// The address that stands for the peer at the component.
+    address: Jid,
+    /// The id of the SOCKS5 bytestream.
+    sid: String,
+}
+
+impl Observer {
+    async fn observed(&self) -> Option<SocketAddr> {
+        let query = xml::element("observed", ns::PATHS, &[("sid", &self.sid)]);
+        let asked = self.hub.request(RequestKind::Get, &self.address, query);
+        let Answer::Result(Some(answer)) = timeout(OBSERVED, asked).await.ok()? else {
+            return None;
+        };
+        let host = answer.attr("host")?.parse().ok()?;
+        Some(SocketAddr::new(host, answer.attr("port")?.parse().ok()?))
+    }
+}
+
+impl Finder {
+    /// Finds direct connections until the stream is over.
+    async fn run(&mut self, consent: Consenting) {
+        let over = self.paths.over().clone();
+        let Some(sealed) = self.paths.sealed() else { return };
+        let work = async {
+            if !consent.await {
+                return;
+            }
+            let consented = Message { attempt: 0, candidates: Vec::new() };
+            if self.chooses {
+                self.choose(sealed).await;
+            } else if self.tell(&consented) {
+                self.follow(sealed).await;
+            }
+        };
+        tokio::select! {
+            () = over.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    fn tell(&mut self, message: &Message) -> bool {
+        let sealed = self.keys.seal(message);
+        sealed.map(|sealed| self.paths.seal(sealed)).is_some()
+    }
+
+    /// Returns the peer's next message, `None` when the stream is over.
+    async fn told(&mut self, sealed: &mut mpsc::Receiver<Vec<u8>>) -> Option<Message> {
+        loop {
+            let message = sealed.recv().await?;
+            if let Some(message) = self.keys.open(&message) {
+                return Some(message);
+            }
+            tracing::debug!("a sealed message is not the peer's");
+        }
+    }
+
+    /// Listens on new ports, for the first attempt on the one of the connection to the relay.
+    async fn listen(&self, is_first: bool) -> io::Result<Listening> {
+        let local = self.paths.local();
+        let also = local.filter(|_| is_first);
+        let mut listening = match self.scope {
+            Scope::Network => Listening::open(also)?,
+            #[cfg(test)]
+            Scope::Loopback => Listening::open_in(Scope::Loopback, also)?,
+        };
+        if let (Some(local), Some(observer)) = (local, &self.observer)
+            && let Some(observed) = observer.observed().await
+        {
+            listening.observed(local, observed);
+        }
+        Ok(listening)
+    }
+
+    /// The TLS client's part: attempts one after the other, and the first connection that greets.
+    async fn choose(&mut self, mut sealed: mpsc::Receiver<Vec<u8>>) {
+        // The server says when it has consent.
+        if self.told(&mut sealed).await.is_none() {
+            return;
+        }
+        let mut again = AGAIN.iter();
+        for attempt in 1.. {
+            let mut path = self.paths.path();
+            match self.attempt(attempt, &mut sealed).await {
+                Ok(Some((stream, address))) => {
+                    path.borrow_and_update();
+                    if self.paths.choose(stream, address) {
+                        lost(&mut path).await;
+                        again = AGAIN.iter();
+                    }
+                }
+                Ok(None) => tracing::debug!(attempt, "no direct connection"),
+                Err(error) => tracing::debug!(attempt, %error, "no direct connection"),
+            }
+            let Some(pause) = again.next() else { return };
+            sleep(*pause).await;
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        attempt: u32,
+        sealed: &mut mpsc::Receiver<Vec<u8>>,
+    ) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+        let listening = self.listen(attempt == 1).await?;
+        self.tell(&Message { attempt, candidates: listening.candidates() });
+        let answer = async {
+            loop {
+                match self.told(sealed).await {
+                    Some(message) if message.attempt == attempt => return Some(message),
+                    Some(_) => {}
+                    None => return None,
+                }
+            }
+        };
+        let Ok(Some(answer)) = timeout(ANSWER, answer).await else { return Ok(None) };
+        let mut found = listening.connect(&answer.candidates, self.keys.greeting());
+        Ok(found.recv().await)
+    }
+
+    /// The TLS server's part: answers each attempt, and follows the client to the connection that it uses.
+    async fn follow(&mut self, mut sealed: mpsc::Receiver<Vec<u8>>) {
+        let mut last = 0;
+        let mut next = self.told(&mut sealed).await;
+        while let Some(message) = next.take() {
+            if message.attempt <= last {
+                next = self.told(&mut sealed).await;
+                continue;
+            }
+            let listening = match self.listen(last == 0).await {
+                Ok(listening) => listening,
+                Err(error) => {
+                    tracing::debug!(%error, "cannot listen for direct connections");
+                    next = self.told(&mut sealed).await;
+                    continue;
+                }
+            };
+            last = message.attempt;
+            self.tell(&Message { attempt: last, candidates: listening.candidates() });
+            let mut found = listening.connect(&message.candidates, self.keys.greeting());
+            let mut greeted = JoinSet::new();
+            let mut is_finding = true;
+            while is_finding || !greeted.is_empty() {
+                tokio::select! {
+                    one = found.recv(), if is_finding => match one {
+                        Some((stream, address)) if greeted.len() < GREETED => {
+                            greeted.spawn(used(stream, address));
+                        }
+                        Some(_) => {}
+                        None => is_finding = false,
+                    },
+                    Some(one) = greeted.join_next() => {
+                        if let Ok(Some((number, stream, address))) = one
+                            && !self.paths.follow(number, stream, address)
+                        {
+                            tracing::debug!(number, "a direct connection was given up before it was used");
+                        }
+                    }
+                    message = self.told(&mut sealed) => {
+                        next = message;
+                        break;
+                    }
+                }
+            }
+            sleep(PACE).await;
+            if next.is_none() {
+                next = self.told(&mut sealed).await;
+            }
+        }
+    }
+}
+
+/// Returns a connection that the TLS client uses, and its number.
+async fn used(mut stream: TcpStream, address: SocketAddr) -> Option<(u32, TcpStream, SocketAddr)> {
+    let number = timeout(USED, taken(&mut stream)).await.ok()?.ok()??;
+    Some((number, stream, address))
+}
+
+/// Waits until the stream is back on the relay. `path` has seen the value from before the move.
+async fn lost(path: &mut watch::Receiver<Path>) {
+    while path.changed().await.is_ok() {
+        if *path.borrow_and_update() == Path::Relay {
+            return;
+        }
+    }
+}
+
+/// Tells the component of the path, for its metrics.
+#[derive(Debug)]
+struct Reporter {
+    hub: Hub,
+    address: Jid,
+    /// A session-info without content.
+    info: Element,
+}
+
+impl Reporter {
+    /// Reports each change, and at times the bytes that direct connections have carried.
+    async fn run(self, paths: Paths) {
+        let (mut path, over) = (paths.path(), paths.over().clone());
+        let mut told = 0;
+        loop {
+            let is_direct = *path.borrow() != Path::Relay;
+            tokio::select! {
+                changed = path.changed() => if changed.is_err() { return },
+                () = sleep(REPORT), if is_direct => {}
+                () = over.cancelled() => {}
+            }
+            let is_over = over.is_cancelled();
+            let kind = if *path.borrow_and_update() == Path::Relay { "relay" } else { "direct" };
+            let [_, bytes] = paths.carried();
+            if is_over && bytes == told {
+                return;
+            }
+            told = bytes;
+            let report = [("kind", kind), ("bytes", &bytes.to_string())];
+            let mut info = self.info.clone();
+            info.append_child(xml::element("path", ns::PATHS, &report));
+            // What the component makes of it is its own affair.
+            let _ = self.hub.request(RequestKind::Set, &self.address, info).await;
+            if is_over {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fingerpost_secure::stream::TlsStream;
+    use futures::future::join;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::paths::leg::tests::{Ends, ends};
+
+    /// Returns the tasks of two ends on this machine, and the ends.
+    async fn finders() -> ([TlsStream<PathLeg>; 2], [Finder; 2]) {
+        let Ends { streams, paths } = ends().await;
+        let finders = [0, 1].map(|end| Finder {
+            paths: paths[end].clone(),
+            keys: Keys::of(&streams[end]).unwrap(),
+            chooses: end == 0,
+            scope: Scope::Loopback,
+            observer: None,
+        });
+        (streams, finders)
+    }
+
+    fn consent(given: bool) -> Consenting {
+        Box::pin(std::future::ready(given))
+    }
+
+    async fn exchange(streams: &mut [TlsStream<PathLeg>; 2]) {
+        for from in [0, 1] {
+            streams[from].write_all(&[7; 100_000]).await.unwrap();
+            streams[from].flush().await.unwrap();
+            let mut got = vec![0; 100_000];
+            streams[1 - from].read_exact(&mut got).await.unwrap();
+            assert!(got.iter().all(|byte| *byte == 7));
+        }
+    }
+
+    #[tokio::test]
+    async fn two_ends_that_agree_move_to_a_direct_connection_and_to_another_after_its_loss() {
+        let (mut streams, [mut a, mut b]) = finders().await;
+        let paths = [a.paths.clone(), b.paths.clone()];
+        let finding = tokio::spawn(async move {
+            join(a.run(consent(true)), b.run(consent(true))).await;
+        });
+        for attempt in [1, 2] {
+            for paths in &paths {
+                paths.path().wait_for(|path| *path != Path::Relay).await.unwrap();
+            }
+            let before = paths[0].carried()[1];
+            exchange(&mut streams).await;
+            assert!(paths[0].carried()[1] > before + 200_000);
+            if attempt == 1 {
+                paths[0].give_up_direct();
+                for paths in &paths {
+                    paths.path().wait_for(|path| *path == Path::Relay).await.unwrap();
+                }
+                // The pause before the next attempt.
+                tokio::time::pause();
+                tokio::time::advance(AGAIN[0]).await;
+                tokio::time::resume();
+            }
+        }
+        drop(streams);
+        finding.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_end_that_does_not_agree_tells_and_learns_no_address() {
+        for agrees in [[true, false], [false, true], [false, false]] {
+            let (mut streams, [mut a, mut b]) = finders().await;
+            let finding = join(a.run(consent(agrees[0])), b.run(consent(agrees[1])));
+            tokio::select! {
+                biased;
+                _ = finding => assert_eq!(agrees, [false, false]),
+                () = exchange(&mut streams) => {}
+            }
+            // The server says that it agrees, without an address. The client says nothing before that.
+            assert_eq!(a.keys.sent(), 0);
+            assert_eq!(b.keys.sent(), u64::from(agrees[1]));
+            for finder in [a, b] {
+                assert_eq!(
+                    (*finder.paths.path().borrow(), finder.paths.carried()[1]),
+                    (Path::Relay, 0)
+                );
+            }
+        }
+    }
+}
