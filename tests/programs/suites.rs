@@ -98,23 +98,31 @@ fn the_machines_of_sessions_read_no_clock_and_do_no_io() {
         "session/transports.rs",
         "side.rs",
     ];
+    let effects = [
+        "Instant::now",
+        "SystemTime",
+        "now_utc",
+        "random_id",
+        "rand::",
+        "async ",
+        "spawn",
+        "std::net",
+        "tokio::net",
+        "std::fs",
+    ];
     for file in machines {
         let text = read(&format!("src/sessions/{file}"));
         let code = text.split("#[cfg(test)]").next().unwrap();
-        let effects = [
-            "Instant::now",
-            "SystemTime",
-            "now_utc",
-            "random_id",
-            "rand::",
-            "async ",
-            "spawn",
-            "std::net",
-            "tokio::net",
-            "std::fs",
-        ];
         for effect in effects {
             assert!(!code.contains(effect), "{file} uses {effect}: let its driver do that");
+        }
+    }
+    // The path layer of users' programs: its bytes are decided on without I/O too.
+    for file in ["incoming.rs", "machine.rs", "outgoing.rs", "records.rs"] {
+        let text = read(&format!("crates/endpoint/src/paths/{file}"));
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for effect in effects {
+            assert!(!code.contains(effect), "{file} uses {effect}: let carriers.rs do that");
         }
     }
     // A part of the session's machine is one too.

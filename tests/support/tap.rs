@@ -7,6 +7,9 @@ use std::thread;
 
 use super::wait_for;
 
+/// The type of the path layer's control records.
+const CONTROL: u8 = 26;
+
 /// The bytes of one connection, each way.
 #[derive(Clone, Debug, Default)]
 pub struct Captured {
@@ -171,24 +174,39 @@ fn forward(mut from: TcpStream, mut to: TcpStream, mut keep: impl FnMut(&[u8]) -
     let _gone = to.shutdown(Shutdown::Write);
 }
 
-/// Checks that `bytes` are only TLS records (the last may be cut short), and counts them.
+/// Checks that `bytes` are only TLS records and control records of the path layer (the last may be cut short), and counts
+/// the former.
 ///
 /// # Errors
 /// The position of the first byte that is not part of one.
 pub fn tls_records(bytes: &[u8]) -> Result<usize, String> {
-    let (mut at, mut count) = (0, 0);
+    let types = record_types(bytes)?;
+    Ok(types.iter().filter(|kind| **kind != CONTROL).count())
+}
+
+/// Returns whether there are control records of the path layer among TLS records.
+///
+/// # Panics
+/// If there is something else.
+pub fn has_control_records(bytes: &[u8]) -> bool {
+    record_types(bytes).unwrap().contains(&CONTROL)
+}
+
+fn record_types(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let (mut at, mut types) = (0, Vec::new());
     while at < bytes.len() {
         let header =
             bytes.get(at..at + 5).ok_or(format!("{} bytes left at {at}", bytes.len() - at))?;
         let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
-        let plausible = (20..=23).contains(&header[0]) && header[1] == 3 && header[2] <= 4;
+        let is_known = (20..=23).contains(&header[0]) || header[0] == CONTROL;
+        let plausible = is_known && header[1] == 3 && header[2] <= 4;
         if !plausible || length > 16 * 1024 + 256 {
             return Err(format!("at {at}: {header:02x?} begins no TLS record"));
         }
         at += 5 + length;
-        count += 1;
+        types.push(header[0]);
     }
-    Ok(count)
+    Ok(types)
 }
 
 /// Removes the SOCKS5 negotiation from the bytes of one side: greeting and request, or the two replies.
