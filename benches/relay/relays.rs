@@ -351,7 +351,7 @@ fn start_fingerpost(server: &str) -> (Process, TempDir, [u16; 2]) {
          [http]\nlisten = \"127.0.0.1:{http}\"\n[registry]\nimport_pep = false\n[access]\nusers = [\"example.test\", \"{LOAD}\"]\n\
          [broker]\nrequire_tls = false\n\
          [limits]\nrequests_per_second = 1000000\nconnections_per_ip = 1000000\nsessions = 100000\n\
-         sessions_per_user = 1000000\n"
+         sessions_per_user = 1000000\n[ibb]\nmemory = 1073741824\n"
     );
     std::fs::write(&config, text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_fingerpost"));

@@ -514,7 +514,7 @@ pub fn ibb(data: &[u8]) {
         read.extend_from_slice(&b.chunk()[..n]);
         b.consume(n);
     }
-    assert!(held <= ibb::MAX_HELD + ibb::TRIAL, "{held} bytes are held");
+    assert!(held <= ibb::MAX_ROOM + 3 * ibb::TRIAL, "{held} bytes are held");
     if honest {
         assert!(sent.starts_with(&read), "what arrives is not what was sent");
         if b.end() == Some(Ok(())) && a.is_flushed() && a.end() == Some(Ok(())) {

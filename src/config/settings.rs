@@ -205,8 +205,9 @@ settings! {
         /// Unacknowledged blocks, per direction, to which a stream grows quickly. It begins with fewer, grows beyond them slowly while
         /// answers come as fast as before, and shrinks when a server or a client is slow.
         window: u16, default 16, number(1, 256), reload;
-        /// Bytes that may wait for slow readers in streams whose blocks come by message, for all streams together; one user gets a
-        /// quarter. The component cannot slow down a client that sends blocks in messages. If the memory is full, the stream ends.
+        /// Bytes that all in-band streams together may hold or have under way; one user gets a quarter. Each stream reserves one block; a
+        /// new stream without room for that is refused. When the rest is used up, windows no longer grow, and streams go on with one
+        /// block at a time. Only streams whose clients send without waiting, as by message, end then.
         memory: usize, default 67108864, number(1 << 20, 1 << 40), reload;
         /// How long a user's client may leave blocks unacknowledged. Servers keep a client that has lost its connection for some
         /// minutes (XEP-0198). Until then the stream waits, and both users are told. Keep limits.idle_timeout longer than this.

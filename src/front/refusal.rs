@@ -140,6 +140,9 @@ impl From<SessionRefusal> for Refusal {
         use SessionRefusal::*;
         match refused {
             Draining => Self::resource_constraint("The service takes no new sessions now"),
+            NoMemory(full) => Self::resource_constraint(format!(
+                "There is no memory for another in-band stream: {full}; try again later"
+            )),
             TooManySessions(full) => Self::resource_constraint(format!("Too many sessions: {full}")),
             TooManyProposals => Self::resource_constraint("Too many proposals are open"),
             TooManyRequests => Self::resource_constraint("Too many requests for this session at once"),

@@ -216,12 +216,15 @@ async fn metrics(State(status): State<ServiceStatus>) -> impl IntoResponse {
     let store = status.control.store();
     let database = store.ping().await.is_ok();
     let (open, idle, _) = store.connections();
+    let (held, limit) = status.broker.memory();
     let mut text = String::new();
-    let figures: [(&str, &str, u64); 11] = [
+    let figures: [(&str, &str, u64); 13] = [
         ("link_up", "1 if the link to the XMPP server is up", status.link().into()),
         ("database_up", "1 if the database answers", database.into()),
         ("draining", "1 if new sessions are refused", status.control.is_draining().into()),
         ("uptime_seconds", "Seconds since the start", status.control.started().elapsed().as_secs()),
+        ("ibb_memory_bytes", "Memory that in-band streams hold or have reserved", held as u64),
+        ("ibb_memory_limit_bytes", "Memory that in-band streams may hold", limit as u64),
         ("broker_sessions", "Brokered sessions", status.broker.sessions() as u64),
         ("transfers_active", "Active XEP-0065 transfers", counts.active as u64),
         ("transfers_waiting", "XEP-0065 transfers not activated", counts.waiting as u64),

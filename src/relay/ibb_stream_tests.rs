@@ -12,7 +12,12 @@ use std::{
 };
 
 use fingerpost_carry::{
-    ibb_handle::IbbHandle, ibb_params::IbbParams, ibb_stream::IbbStream, outbound::QueuedStanza,
+    ibb_handle::IbbHandle,
+    ibb_memory::IbbMemory,
+    ibb_params::IbbParams,
+    ibb_stream::IbbStream,
+    outbound::QueuedStanza,
+    shares::{Limits, Permits},
     tcp,
 };
 use fingerpost_wire::{
@@ -85,10 +90,29 @@ fn carry_counting(mut from: mpsc::Receiver<QueuedStanza>, to: IbbHandle) -> Arc<
     count
 }
 
-/// Two users write without end and never read; between them is the component's part of a session.
+/// The limits of memory for tests: all of it is for one user.
+fn permits(bytes: usize) -> Permits {
+    Permits::new(Limits::new(bytes, bytes, 1_000_000))
+}
+
+fn sharing(
+    params: IbbParams,
+    outbound: mpsc::Sender<QueuedStanza>,
+    permits: &Permits,
+) -> (IbbStream, IbbHandle) {
+    let user = params.peer.to_bare();
+    let memory = IbbMemory::reserve(permits, user, params.block_size).unwrap();
+    IbbStream::sharing(params, outbound, memory)
+}
+
+/// Two users write without end and never read; between them is the component's part of a session, with more or less
+/// memory.
 #[tokio::test(start_paused = true)]
-async fn a_session_that_stands_still_both_ways_holds_256_kib() {
-    for block_size in [1000, 4096, 8192, 65_535] {
+async fn a_session_that_stands_still_both_ways_holds_no_more_than_its_memory() {
+    for (block_size, bytes) in
+        [(1000, 8192), (4096, 100_000), (8192, 1 << 20), (8192, 64 << 20), (65_535, 131_070)]
+    {
+        let permits = permits(bytes);
         let params =
             IbbParams { block_size, silence_timeout: Duration::from_secs(6000), ..params() };
         let mut users = Vec::new();
@@ -98,7 +122,7 @@ async fn a_session_that_stands_still_both_ways_holds_256_kib() {
             let (to_leg, from_user) = mpsc::channel(4);
             let (to_user, from_leg) = mpsc::channel(4);
             let (user, users_handle) = IbbStream::new(params.clone(), to_leg);
-            let (leg, legs_handle) = IbbStream::new(swapped(&params), to_user);
+            let (leg, legs_handle) = sharing(swapped(&params), to_user, &permits);
             counts.push((
                 carry_counting(from_user, legs_handle),
                 carry_counting(from_leg, users_handle),
@@ -120,12 +144,50 @@ async fn a_session_that_stands_still_both_ways_holds_256_kib() {
             let (sent, arrived) = (&counts[from].0, &counts[1 - from].1);
             sent.load(Ordering::Relaxed) - arrived.load(Ordering::Relaxed)
         });
-        assert!(one + other <= 256 * 1024, "{block_size}: {one} and {other}");
-        assert!(
-            one.min(other) >= 16 * 1024,
-            "{block_size}: it does hold something: {one}, {other}"
-        );
+        // The pipe has buffers of its own.
+        let most = bytes + 2 * 32 * 1024;
+        assert!(one + other <= most, "{block_size} of {bytes}: {one} and {other}");
+        assert!(permits.taken() <= bytes);
+        assert!(one.min(other) >= 2 * 1024, "{block_size}: it does hold something: {one}, {other}");
         assert!(!relay.is_finished() && !writers.iter().any(|writer| writer.is_finished()));
+    }
+}
+
+/// Much goes through a session that gets no memory beyond one block, and through one that gets all it wants. Afterwards
+/// all memory is free.
+#[tokio::test(start_paused = true)]
+async fn a_session_goes_on_with_little_memory() {
+    for bytes in [16_384, 64 << 20] {
+        let permits = permits(bytes);
+        let (params, mut ends, mut legs) = (params(), Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let (to_leg, from_user) = mpsc::channel(4);
+            let (to_user, from_leg) = mpsc::channel(4);
+            let (user, users) = IbbStream::new(params.clone(), to_leg);
+            let (leg, handle) = sharing(swapped(&params), to_user, &permits);
+            carry(from_user, handle.clone(), users.clone());
+            carry(from_leg, users, handle);
+            ends.push(user);
+            legs.push(leg);
+        }
+        let b = legs.pop().unwrap();
+        let relay =
+            tokio::spawn(pipe::relay(legs.pop().unwrap(), b, pipe::StreamOptions::default()));
+        let (mut juliet, mut romeo) = (ends.pop().unwrap(), ends.pop().unwrap());
+        let data = pattern(500_000);
+        let writer = tokio::spawn({
+            let data = data.clone();
+            async move {
+                romeo.write_all(&data).await.unwrap();
+                romeo
+            }
+        });
+        let mut got = vec![0; data.len()];
+        juliet.read_exact(&mut got).await.unwrap();
+        assert!(got == data);
+        drop((writer.await.unwrap(), juliet));
+        relay.await.unwrap();
+        assert_eq!(permits.taken(), 0);
     }
 }
 
@@ -616,11 +678,10 @@ async fn the_guard_takes_a_hello_in_records_of_one_byte_over_in_band_blocks() {
 /// A sender by message that never waits, and a late reader: what there is room for arrives, and the room is given back.
 #[tokio::test(start_paused = true)]
 async fn ten_megabytes_by_message_arrive_and_their_room_is_free_again() {
-    use fingerpost_carry::shares::{Limits, Permits};
     let memory = Permits::new(Limits::new(64 << 20, 16 << 20, 4));
     let (outbound, _sent) = mpsc::channel(4);
-    let params = IbbParams { memory: Some(memory.clone()), ..params() };
-    let (mut stream, handle) = IbbStream::new(params.clone(), outbound);
+    let params = params();
+    let (mut stream, handle) = sharing(params.clone(), outbound, &memory);
     let block = [7_u8; 8192];
     let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, block);
     let message = |seq: usize| {
@@ -637,7 +698,9 @@ async fn ten_megabytes_by_message_arrive_and_their_room_is_free_again() {
     assert!(memory.taken() >= 10 << 20 && memory.taken() <= 16 << 20, "{}", memory.taken());
     let mut read = vec![0; 1280 * 8192];
     stream.read_exact(&mut read).await.unwrap();
-    assert_eq!(memory.taken(), 0);
+    let nothing = tokio::time::timeout(Duration::from_secs(3), stream.read(&mut [0])).await;
+    assert!(nothing.is_err());
+    assert_eq!(memory.taken(), 8192, "what each stream always has");
     // Beyond one user's share the stream ends; it takes no room that others need.
     for seq in 1280..4000 {
         handle.handle(&message(seq));
@@ -654,17 +717,20 @@ async fn ten_megabytes_by_message_arrive_and_their_room_is_free_again() {
 /// share.
 #[tokio::test(start_paused = true)]
 async fn what_blocks_by_message_hold_is_bounded_for_all_users_together() {
-    use fingerpost_carry::shares::{Limits, Permits};
     let total = 4 << 20;
     let memory = Permits::new(Limits::new(total, total / 4, 4));
     let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [7_u8; 8192]);
     let (outbound, mut sent) = mpsc::channel(4);
     tokio::spawn(async move { while sent.recv().await.is_some() {} });
-    let mut streams = Vec::new();
+    let (mut streams, mut refused) = (Vec::new(), 0);
     for n in 0..20 {
         let peer = jid(&format!("u{n}@d{n}.example/x"));
-        let params = IbbParams { memory: Some(memory.clone()), peer, ..params() };
-        let (stream, handle) = IbbStream::new(params.clone(), outbound.clone());
+        let params = IbbParams { peer, ..params() };
+        let Ok(part) = IbbMemory::reserve(&memory, params.peer.to_bare(), 8192) else {
+            refused += 1;
+            continue;
+        };
+        let (stream, handle) = IbbStream::sharing(params.clone(), outbound.clone(), part);
         for seq in 0..500 {
             let xml = format!(
                 "<message xmlns='jabber:client' from='{}' to='{}'>\
@@ -678,6 +744,7 @@ async fn what_blocks_by_message_hold_is_bounded_for_all_users_together() {
         streams.push(stream);
     }
     assert!(memory.taken() >= total / 2, "{}", memory.taken());
+    assert!(streams.len() > 4 && refused > 0, "new streams are refused at last: {refused}");
     drop(streams);
     assert_eq!(memory.taken(), 0);
 }

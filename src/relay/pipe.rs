@@ -34,9 +34,6 @@ thread_local! {
     static SPACE: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
 }
 
-// In-band, a session holds at most 256 KiB both ways.
-const _: () = assert!(2 * (fingerpost_wire::ibb::MAX_HELD + BUFFER) <= 256 * 1024);
-
 /// The number of checks of the counters in one idle time, which is exact to this part.
 const LOOKS: u32 = 4;
 

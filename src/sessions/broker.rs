@@ -13,6 +13,7 @@ use fingerpost_carry::{
 };
 use fingerpost_secure::identity::Identity;
 use fingerpost_wire::{
+    ibb_xml::IbbPayload,
     jid::proxied,
     jingle::{self, Reason},
     ns,
@@ -87,6 +88,11 @@ impl Broker {
             }),
             tasks,
         }
+    }
+
+    /// Returns how many bytes in-band bytestreams hold or have reserved, and how many they may.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.shared.memory.taken(), self.shared.options().memory)
     }
 
     /// Returns how many sessions there are.
@@ -365,6 +371,12 @@ impl Broker {
         if payload.name() != "open" || !stanza.is_request() {
             let handle = self.stream(stanza.from.as_str(), stanza.to.as_str(), sid);
             return handle.is_some_and(|handle| handle.handle(stanza));
+        }
+        if let Ok(Some(IbbPayload::Open { block_size, .. })) = IbbPayload::parse(payload)
+            && let Some(refusal) = self.shared.refuses_stream(&stanza.from.to_bare(), block_size)
+        {
+            let _ = self.shared.outbound.try_send(stanza.refuse(refusal).into());
+            return true;
         }
         let mut state = self.shared.lock();
         // One that expects this stream, otherwise one that expects any.

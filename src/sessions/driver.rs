@@ -2,11 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use fingerpost_carry::ibb_handle::IbbHandle;
+use fingerpost_carry::{ibb_handle::IbbHandle, shares::Full};
 use fingerpost_wire::{
     ibb::IbbError,
     ibb_xml::IbbStanza,
     jingle,
+    jingle::Reason,
     stanza::{RequestKind, Stanza},
     transport_kind::TransportKind,
 };
@@ -307,7 +308,15 @@ impl SessionDriver {
             }
             SessionAction::TakeStream(side, sid, block_size, stanza) => {
                 self.shared.see(&self.session.peers()[side], None);
-                self.legs[side] = Some(self.stream(side, sid, block_size, stanza));
+                match self.stream(side, sid, block_size, stanza) {
+                    Ok(leg) => self.legs[side] = Some(leg),
+                    Err(full) => {
+                        tracing::debug!(side = side.as_str(), %full, "no memory for an in-band stream");
+                        let text = "there is no memory for another in-band stream; try again later";
+                        let end = SessionInput::End(Reason::FailedTransport, text.to_owned());
+                        self.work.spawn(async move { SessionEvent::told(end) });
+                    }
+                }
             }
         }
     }
@@ -318,11 +327,17 @@ impl SessionDriver {
         of(Side::Initiator).or_else(|| of(Side::Responder))
     }
 
-    fn stream(&mut self, side: Side, sid: String, block_size: u16, stanza: IbbStanza) -> SocketLeg {
-        let (peer, memory) = (&self.session.peers()[side], Some(self.shared.memory.clone()));
-        let (stream, handle) = self.shared.stream(peer, sid, block_size, stanza, memory);
+    fn stream(
+        &mut self,
+        side: Side,
+        sid: String,
+        block_size: u16,
+        stanza: IbbStanza,
+    ) -> Result<SocketLeg, Full> {
+        let peer = &self.session.peers()[side];
+        let (stream, handle) = self.shared.stream(peer, sid, block_size, stanza)?;
         self.streams[side] = Some(handle);
-        SocketLeg::Ibb(stream)
+        Ok(SocketLeg::Ibb(stream))
     }
 }
 

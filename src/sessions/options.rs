@@ -31,8 +31,7 @@ pub struct BrokerOptions {
     pub block_size: u16,
     /// Unacknowledged blocks, per direction, to which a stream grows quickly.
     pub window: u16,
-    /// The bytes of in-band blocks by message that may wait for their readers, in all streams together. Their senders
-    /// can hardly be slowed down.
+    /// The bytes that all in-band bytestreams together may hold or have under way.
     pub memory: usize,
     /// How long a user's client may leave in-band blocks unacknowledged.
     pub silence_timeout: Duration,
@@ -53,7 +52,7 @@ impl BrokerOptions {
         }
     }
 
-    /// Returns the shares of blocks by message: a quarter for one user.
+    /// Returns the shares of this memory: a quarter for one user.
     pub(super) fn memory(&self) -> Limits {
         Limits::new(self.memory, self.memory / 4, 4)
     }

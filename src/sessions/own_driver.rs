@@ -121,9 +121,10 @@ impl OwnDriver {
                 }
             }
             OwnAction::SecureStream(sid, block_size, stanza) => {
-                // A handshake fits into what every stream may hold.
-                let (stream, _) = self.shared.stream(&self.peer, sid, block_size, stanza, None);
-                self.secure(SocketLeg::Ibb(stream));
+                // Without memory the session ends when its time is up; only a race with other streams comes here.
+                if let Ok((stream, _)) = self.shared.stream(&self.peer, sid, block_size, stanza) {
+                    self.secure(SocketLeg::Ibb(stream));
+                }
             }
         }
     }

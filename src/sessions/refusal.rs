@@ -11,6 +11,8 @@ pub enum SessionRefusal {
     Draining,
     /// There is no place for another session.
     TooManySessions(Full),
+    /// There is no memory for another in-band bytestream.
+    NoMemory(Full),
     /// There is no place for another proposal.
     TooManyProposals,
     /// The session has too many requests in work.

@@ -7,11 +7,12 @@ use std::{
 
 use fingerpost_carry::{
     ibb_handle::IbbHandle,
+    ibb_memory::IbbMemory,
     ibb_params::IbbParams,
     ibb_stream::IbbStream,
     iq::Requests,
     outbound::Outbound,
-    shares::{Limits, Permits, Place},
+    shares::{Full, Limits, Permits, Place},
 };
 use fingerpost_wire::{dst_addr::DstAddr, ibb_xml::IbbStanza};
 use jid::BareJid;
@@ -44,7 +45,7 @@ pub(super) struct BrokerState {
     pub(super) registry: Registry,
     pub(super) table: TransferTable,
     pub(super) journal: Journal,
-    /// The room for blocks by message.
+    /// The memory of in-band bytestreams.
     pub(super) memory: Permits,
     pub(super) state: Mutex<Directory>,
 }
@@ -99,26 +100,35 @@ impl BrokerState {
         self.table.register([DstAddr::compute(sid, mask, user), DstAddr::compute(sid, user, mask)])
     }
 
-    /// Creates an in-band bytestream of this leg. `memory`: the room for blocks by message beyond what every
-    /// stream may hold.
+    /// Returns the refusal of another in-band bytestream of this user, if there is no memory for it.
+    pub(super) fn refuses_stream(&self, user: &BareJid, block_size: u16) -> Option<SessionRefusal> {
+        IbbMemory::reserve(&self.memory, user.clone(), block_size)
+            .err()
+            .map(SessionRefusal::NoMemory)
+    }
+
+    /// Creates an in-band bytestream of this leg.
+    ///
+    /// # Errors
+    /// There is no memory for it.
     pub(super) fn stream(
         &self,
         peer: &SessionPeer,
         sid: String,
         block_size: u16,
         stanza: IbbStanza,
-        memory: Option<Permits>,
-    ) -> (IbbStream, IbbHandle) {
+    ) -> Result<(IbbStream, IbbHandle), Full> {
+        let memory = IbbMemory::reserve(&self.memory, peer.user.to_bare(), block_size)?;
         let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid);
-        (params.block_size, params.stanza, params.memory) = (block_size, stanza, memory);
+        (params.block_size, params.stanza) = (block_size, stanza);
         let options = self.options();
         (params.window, params.silence_timeout) = (options.window, options.silence_timeout);
-        let (stream, handle) = IbbStream::new(params, self.outbound.clone());
+        let (stream, handle) = IbbStream::sharing(params, self.outbound.clone(), memory);
         let mut state = self.lock();
         state.drop_closed(Instant::now());
         state.streams.insert(handle.clone());
         drop(state);
-        (stream, handle)
+        Ok((stream, handle))
     }
 }
 

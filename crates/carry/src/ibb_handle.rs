@@ -12,7 +12,8 @@ use std::{
 };
 
 use fingerpost_wire::{
-    ibb::{BlockAnswer, IbbAction, IbbError, IbbMachine, MAX_HELD, Pong},
+    ibb::{BlockAnswer, IbbAction, IbbError, IbbMachine, MAX_ROOM, Pong},
+    ibb_window::MOST,
     ibb_xml::{self, IbbPayload, IbbStanza},
     ns,
     stanza::{Condition, Kind, Refusal, Stanza, StanzaType},
@@ -23,9 +24,9 @@ use rxml::xml_ncname;
 use tokio::sync::{mpsc::error::TrySendError, watch};
 
 use crate::{
+    ibb_memory::IbbMemory,
     ibb_params::IbbParams,
     outbound::{Outbound, PlainEnds, QueuedStanza},
-    shares::Permit,
 };
 
 /// The router's half: stanzas. Cheap to clone.
@@ -56,8 +57,8 @@ pub(super) struct SharedMachine {
     blocks: u64,
     /// Our other requests by IQ, with their ids.
     asked: VecDeque<(String, Asked)>,
-    /// The room that this stream has taken for blocks by message, [`CHUNK`] bytes each.
-    room: Vec<Permit>,
+    /// What it has of the memory that streams share; `None`: it has what it needs.
+    memory: Option<IbbMemory>,
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<Waker>,
 }
@@ -110,9 +111,10 @@ impl IbbHandle {
         let mut shared = self.link.lock();
         match IbbPayload::parse(element) {
             Ok(Some(IbbPayload::Data { seq, text, .. })) => {
-                if id.is_none() {
-                    shared.make_room(params, text.len());
+                if let Some(window) = ibb_xml::window_of_block(element) {
+                    shared.machine.handle_window(window);
                 }
+                shared.make_room(id.is_none(), text.len() / 4 * 3);
                 shared.machine.handle_data(id, seq, &text, now);
             }
             Ok(Some(IbbPayload::Close { .. })) => shared.machine.handle_close(id),
@@ -126,6 +128,7 @@ impl IbbHandle {
     /// Takes a block that the peer has sent by IQ, as [`IbbHandle::handle`] does. `text` is base64.
     pub fn handle_block(&self, id: &str, seq: u16, text: &str) {
         let mut shared = self.link.lock();
+        shared.make_room(false, text.len() / 4 * 3);
         shared.machine.handle_data(Some(id), seq, text, now());
         self.settle(&mut shared);
     }
@@ -133,12 +136,17 @@ impl IbbHandle {
     /// Takes an answer if it is the peer's to an IQ of the stream, and returns whether it is.
     pub fn handle_answer(&self, stanza: &Stanza) -> bool {
         stanza.from == self.link.params.peer
-            && self.take_answer(&stanza.id, || answer(stanza), || pong(stanza))
+            && self.take_answer(
+                &stanza.id,
+                || answer(stanza),
+                || pong(stanza),
+                ibb_xml::window_of_answer(&stanza.element),
+            )
     }
 
     /// Takes a result without an error that came from the peer, as [`IbbHandle::handle_answer`] does.
     pub fn handle_result(&self, id: &str) -> bool {
-        self.take_answer(id, || BlockAnswer::Taken, || Pong::Alive)
+        self.take_answer(id, || BlockAnswer::Taken, || Pong::Alive, None)
     }
 
     fn take_answer(
@@ -146,10 +154,14 @@ impl IbbHandle {
         id: &str,
         answer: impl FnOnce() -> BlockAnswer,
         pong: impl FnOnce() -> Pong,
+        window: Option<usize>,
     ) -> bool {
         let mut shared = self.link.lock();
         if let Some(number) = id.strip_prefix(&self.link.blocks) {
             let Some(seq) = shared.block(number) else { return false };
+            if let Some(window) = window {
+                shared.machine.handle_window(window);
+            }
             shared.machine.handle_answer(seq, answer(), now());
         } else {
             let Some(at) = shared.asked.iter().position(|(asked, _)| asked == id) else {
@@ -212,6 +224,7 @@ impl IbbHandle {
     }
 
     fn settle(&self, shared: &mut SharedMachine) {
+        shared.give_back();
         self.link.tell(shared);
         self.link.send_now(shared);
         for waker in [shared.reader.take(), shared.writer.take()].into_iter().flatten() {
@@ -229,27 +242,42 @@ impl fmt::Debug for IbbHandle {
 /// More blocks than are ever unanswered; half of what `seq` tells apart.
 const RECENT: u64 = 1 << 15;
 
-/// The bytes that are taken at once from the room for blocks by message.
-const CHUNK: usize = 256 * 1024;
+/// The most bytes that a stream by message may hold, if there is memory: its sender cannot be slowed down.
+const BY_MESSAGE: usize = usize::MAX;
 
 impl SharedMachine {
-    /// Makes room for a block by message, if any is left. The peer cannot be slowed down; a stream without room ends.
-    fn make_room(&mut self, params: &IbbParams, bytes: usize) {
-        let Some(memory) = &params.memory else { return };
-        while self.machine.held_bytes() + bytes > MAX_HELD / 2 + self.room.len() * CHUNK
-            && let Ok(permit) = memory.take(&params.peer.to_bare(), CHUNK)
-        {
-            self.room.push(permit);
+    /// Takes room for bytes of the peer, if it is needed and any is left.
+    fn make_room(&mut self, by_message: bool, bytes: usize) {
+        let Some(memory) = &mut self.memory else { return };
+        let most = if by_message { BY_MESSAGE } else { MAX_ROOM };
+        while self.machine.lacks_room(bytes, by_message) && memory.add_room(bytes, most) {
+            self.machine.set_room(memory.room());
         }
-        self.machine.set_room(self.room.len() * CHUNK);
     }
 
-    /// Gives back the room that is no longer needed.
+    /// Takes memory for a larger window, if it is needed and any is left.
+    pub(super) fn use_memory(&mut self) {
+        let Some(memory) = &mut self.memory else { return };
+        while self.machine.lacks_memory() && memory.add_for_sending() {
+            self.machine.set_memory(memory.for_sending());
+        }
+    }
+
+    /// Gives back the memory that is no longer needed.
     pub(super) fn give_back(&mut self) {
-        let needed = self.machine.held_bytes().div_ceil(CHUNK);
-        if needed + 1 < self.room.len() || needed == 0 && !self.room.is_empty() {
-            self.room.truncate(needed);
-            self.machine.set_room(self.room.len() * CHUNK);
+        let Some(memory) = &mut self.memory else { return };
+        if memory.shrink_for_sending(self.machine.under_way()) {
+            self.machine.set_memory(memory.for_sending());
+        }
+        if self.machine.has_spare_room(now()) && memory.shrink_room(0) {
+            self.machine.set_room(memory.room());
+        }
+    }
+
+    /// Gives back all memory, because nothing is held or sent any more.
+    pub(super) fn release(&mut self) {
+        if let Some(memory) = &mut self.memory {
+            memory.release();
         }
     }
 
@@ -281,12 +309,17 @@ impl SharedMachine {
 }
 
 impl Link {
-    pub(super) fn new(params: IbbParams, machine: IbbMachine, outbound: Outbound) -> Arc<Self> {
+    pub(super) fn new(
+        params: IbbParams,
+        machine: IbbMachine,
+        memory: Option<IbbMemory>,
+        outbound: Outbound,
+    ) -> Arc<Self> {
         let shared = SharedMachine {
             machine,
             blocks: 0,
             asked: VecDeque::new(),
-            room: Vec::new(),
+            memory,
             reader: None,
             writer: None,
         };
@@ -336,10 +369,11 @@ impl Link {
         let sid = &self.params.sid;
         let element = match shared.machine.poll_action()? {
             IbbAction::Ack { id } => {
+                let window = shared.machine.grant().map(ibb_xml::window);
                 let plain = self.plain.as_ref().and_then(|plain| plain.acknowledgement(&id));
                 match plain {
-                    Some(plain) => return Some(QueuedStanza::Ibb(plain)),
-                    None => self.stanza("iq", Some("result"), &id, None),
+                    Some(plain) if window.is_none() => return Some(QueuedStanza::Ibb(plain)),
+                    _ => self.stanza("iq", Some("result"), &id, window),
                 }
             }
             IbbAction::Refuse { id, refusal } => {
@@ -357,6 +391,11 @@ impl Link {
                 let id = format!("{}{:x}", self.blocks, shared.blocks);
                 shared.blocks += 1;
                 match (self.params.stanza, &self.plain) {
+                    // A peer that understands this may send more than one that does not.
+                    (IbbStanza::Iq, _) if shared.blocks == 1 && shared.memory.is_none() => {
+                        let data = ibb_xml::data_with_window(sid, seq, &payload, MOST);
+                        self.stanza("iq", Some("set"), &id, Some(data))
+                    }
                     (IbbStanza::Iq, Some(plain)) => {
                         return Some(QueuedStanza::Ibb(plain.block(id, seq, payload)));
                     }

@@ -5,8 +5,6 @@ use std::time::Duration;
 use fingerpost_wire::{ibb::Options, ibb_xml::IbbStanza};
 use jid::Jid;
 
-use crate::shares::Permits;
-
 /// The ends of a stream, and its parameters.
 #[derive(Clone, Debug)]
 pub struct IbbParams {
@@ -29,8 +27,6 @@ pub struct IbbParams {
     pub silence_timeout: Duration,
     /// How long after a shutdown a silent peer may continue.
     pub close_linger: Duration,
-    /// The room for blocks by message, beyond what every stream may hold; shared with other streams.
-    pub memory: Option<Permits>,
 }
 
 impl IbbParams {
@@ -39,18 +35,6 @@ impl IbbParams {
         let Options { block_size, window, opened, silence_timeout, close_linger, .. } =
             Options::default();
         let (sid, stanza) = (sid.into(), IbbStanza::Iq);
-        let memory = None;
-        Self {
-            local,
-            peer,
-            sid,
-            stanza,
-            block_size,
-            window,
-            opened,
-            silence_timeout,
-            close_linger,
-            memory,
-        }
+        Self { local, peer, sid, stanza, block_size, window, opened, silence_timeout, close_linger }
     }
 }

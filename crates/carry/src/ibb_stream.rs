@@ -12,7 +12,7 @@ use std::{
 };
 
 use fingerpost_wire::{
-    ibb::{CLOSING, IbbError, IbbMachine, Options},
+    ibb::{CLOSING, IbbError, IbbMachine, MAX_ROOM, Options},
     ibb_xml::IbbStanza,
 };
 use tokio::{
@@ -23,6 +23,7 @@ use tokio_util::sync::PollSender;
 
 use super::{
     ibb_handle::{IbbHandle, Link, now},
+    ibb_memory::IbbMemory,
     ibb_params::IbbParams,
     outbound::{Outbound, QueuedStanza},
 };
@@ -43,9 +44,21 @@ pub struct IbbStream {
 }
 
 impl IbbStream {
-    /// Creates both halves of a stream. Stanzas to the peer go into `outbound`.
+    /// Creates both halves of a stream that may hold as much as any window of its peer. Stanzas to the peer go into
+    /// `outbound`.
     pub fn new(params: IbbParams, outbound: Outbound) -> (Self, IbbHandle) {
+        Self::with(params, outbound, None)
+    }
+
+    /// Creates both halves of a stream that shares memory with others.
+    pub fn sharing(params: IbbParams, outbound: Outbound, memory: IbbMemory) -> (Self, IbbHandle) {
+        Self::with(params, outbound, Some(memory))
+    }
+
+    fn with(params: IbbParams, outbound: Outbound, memory: Option<IbbMemory>) -> (Self, IbbHandle) {
         let options = Options {
+            room: memory.as_ref().map_or(MAX_ROOM, IbbMemory::room),
+            is_scarce: memory.is_some(),
             block_size: params.block_size.max(1),
             window: params.window.max(1),
             acknowledged: params.stanza == IbbStanza::Iq,
@@ -54,7 +67,11 @@ impl IbbStream {
             opened: params.opened,
         };
         let room = PollSender::new(outbound.clone());
-        let link = Link::new(params, IbbMachine::new(options, now()), outbound);
+        let mut machine = IbbMachine::new(options, now());
+        if let Some(memory) = &memory {
+            machine.set_memory(memory.for_sending());
+        }
+        let link = Link::new(params, machine, memory, outbound);
         let handle = IbbHandle::new(Arc::clone(&link));
         (Self { link, room, writing: false, driving: false, timer: None }, handle)
     }
@@ -83,6 +100,7 @@ impl IbbStream {
                 break;
             }
             shared.machine.handle_deadline(now());
+            shared.give_back();
             shared.wake(cx);
         }
         self.link.tell(&shared);
@@ -161,6 +179,7 @@ impl AsyncWrite for IbbStream {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
+        shared.use_memory();
         if !shared.machine.has_window() {
             return Poll::Pending;
         }
@@ -205,7 +224,7 @@ impl Drop for IbbStream {
     fn drop(&mut self) {
         let mut shared = self.link.lock();
         shared.machine.abort(now());
-        shared.give_back();
+        shared.release();
         self.link.send_now(&mut shared);
         if !shared.machine.has_actions() || self.link.outbound.is_closed() {
             return;

@@ -34,19 +34,26 @@ use std::{
 
 use crate::{
     block_text,
-    ibb_window::{Departure, Window},
+    ibb_window::{Departure, MOST, Window},
     stanza::{Condition, ErrorType, Refusal},
 };
 
 /// Bytes that may wait for the reader although they were acknowledged, so that a peer's first bytes never wait.
 pub const ACKNOWLEDGED: usize = 16 * 1024;
 
-/// Bytes of ours in unacknowledged blocks on their way. A single longer block is sent too.
+/// Bytes of ours in unacknowledged blocks on their way to a peer that does not say how much it takes. A single longer
+/// block is sent too.
 pub const MAX_UNACKNOWLEDGED: usize = 80 * 1024;
 
-/// Bytes of the peer held here. With `pipe::BUFFER` that is 128 KiB, and a session with two in-band legs has 256 KiB
-/// for both directions.
-pub const MAX_HELD: usize = ACKNOWLEDGED + MAX_UNACKNOWLEDGED;
+/// The most bytes of the peer that are held here: a whole window, and what was acknowledged at once.
+pub const MAX_ROOM: usize = MOST + ACKNOWLEDGED;
+
+/// How long a peer that sends nothing keeps the right to send more than at the start. A peer that has paused gives it up
+/// itself, much earlier.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// The time in which a peer must have filled its window to be allowed a larger one.
+const BUSY: Duration = Duration::from_secs(2);
 
 /// The most blocks of ours on their way. A peer holds [`MAX_ENTRIES`].
 const MAX_BLOCKS: usize = MAX_ENTRIES - 16;
@@ -101,6 +108,10 @@ pub struct Options {
     pub silence_timeout: Duration,
     /// How long a shut down stream waits for more from the peer before it is closed.
     pub close_linger: Duration,
+    /// The bytes of the peer that may be held at the start.
+    pub room: usize,
+    /// Whether the room is scarce, so that a peer that understands it is told how much it may send.
+    pub is_scarce: bool,
     /// Whether the peer has already agreed to the stream. If not, nothing is sent before [`IbbMachine::handle_opened`].
     pub opened: bool,
 }
@@ -113,6 +124,8 @@ impl Default for Options {
             acknowledged: true,
             silence_timeout: Duration::from_secs(300),
             close_linger: Duration::from_secs(5),
+            room: MAX_ROOM,
+            is_scarce: false,
             opened: true,
         }
     }
@@ -226,8 +239,19 @@ pub struct IbbMachine {
     next_in: u16,
     /// How many blocks arrived, up to [`REPEATED`].
     came: u16,
-    /// Bytes that may be held beyond [`MAX_HELD`].
+    /// Bytes that may be held.
     room: usize,
+    /// How much the peer has said it takes.
+    peer_window: Option<usize>,
+    /// How much may be under way by what its owner has for it.
+    memory: usize,
+    /// How much the peer was told that it may send.
+    granted: usize,
+    /// Bytes that came since then, from when on.
+    came_since: usize,
+    since: Instant,
+    /// When the last block came.
+    block_at: Instant,
     /// Blocks that arrived and were not read, in order.
     held: VecDeque<Block>,
     /// The bytes of all held blocks, including the part of the first that has been read.
@@ -307,7 +331,13 @@ impl IbbMachine {
             ping: Ping::default(),
             next_in: 0,
             came: 0,
-            room: 0,
+            room: options.room,
+            peer_window: None,
+            memory: usize::MAX,
+            granted: 0,
+            came_since: 0,
+            since: now,
+            block_at: now,
             held: VecDeque::new(),
             held_bytes: 0,
             taken: 0,
@@ -337,9 +367,90 @@ impl IbbMachine {
         self.close = Close::Answered;
     }
 
-    /// Sets how many bytes may be held beyond [`MAX_HELD`]: a peer that sends by message cannot be slowed down.
+    /// Sets how many bytes may be held.
     pub fn set_room(&mut self, bytes: usize) {
         self.room = bytes;
+        if bytes <= self.options.room {
+            // The peer is told again.
+            self.granted = 0;
+        }
+        (self.came_since, self.since) = (0, self.block_at);
+    }
+
+    /// Sets how many bytes of ours may be under way; one block always may.
+    pub fn set_memory(&mut self, bytes: usize) {
+        self.memory = bytes;
+        self.limit();
+    }
+
+    /// Handles the number of bytes that the peer takes, which may change.
+    pub fn handle_window(&mut self, bytes: usize) {
+        self.peer_window = Some(bytes.min(MOST));
+        self.limit();
+    }
+
+    fn limit(&mut self) {
+        let peer = match self.peer_window {
+            Some(bytes) if self.options.acknowledged => bytes,
+            _ => MAX_UNACKNOWLEDGED,
+        };
+        self.window.set_ceiling(peer.min(self.memory));
+    }
+
+    /// Returns whether more could be under way if the owner had memory for it.
+    pub fn lacks_memory(&self) -> bool {
+        self.memory < self.peer_window.unwrap_or(MAX_UNACKNOWLEDGED)
+            && self.window.exceeds(self.memory)
+    }
+
+    /// Returns the bytes of ours that are under way, with what their stanzas cost.
+    pub fn under_way(&self) -> usize {
+        self.window.under_way()
+    }
+
+    /// Returns whether `bytes` more of the peer should have more room than there is. A peer that understands how much
+    /// it may send gets more if it uses that; other peers must be held whatever they send, and a block more, so that
+    /// this one can be acknowledged. What comes by message may be more than any window.
+    pub fn lacks_room(&self, bytes: usize, by_message: bool) -> bool {
+        if self.room >= MAX_ROOM && !by_message {
+            return false;
+        }
+        match self.peer_window {
+            Some(_) => self.came_since + bytes >= self.granted.max(self.options.room),
+            None => self.held_bytes + bytes + usize::from(self.options.block_size) > self.room,
+        }
+    }
+
+    /// Returns whether the room beyond that at the start is not needed any more.
+    pub fn has_spare_room(&self, now: Instant) -> bool {
+        self.spare_deadline().is_some_and(|at| at <= now)
+    }
+
+    /// Returns how much the peer may send from now on, if an acknowledgement has to say so.
+    pub fn grant(&mut self) -> Option<usize> {
+        let grant = self.room - self.lead_of(self.room);
+        let is_new = self.options.is_scarce && self.peer_window.is_some() && grant != self.granted;
+        is_new.then(|| {
+            self.granted = grant;
+            grant
+        })
+    }
+
+    /// Returns how many bytes may wait for the reader although they were acknowledged, if there is so much room: the
+    /// peer may send as many bytes as the rest.
+    fn lead_of(&self, room: usize) -> usize {
+        (room.saturating_sub(self.options.room) / 2).min(ACKNOWLEDGED)
+    }
+
+    /// Returns how many bytes may wait for the reader although they were acknowledged.
+    fn lead(&self) -> usize {
+        match (self.options.is_scarce, self.peer_window) {
+            (false, _) => ACKNOWLEDGED,
+            (true, Some(_)) => self.lead_of(self.room).min(self.room - self.granted.min(self.room)),
+            (true, None) => {
+                self.room.saturating_sub(usize::from(self.options.block_size)).min(ACKNOWLEDGED)
+            }
+        }
     }
 
     /// Returns the bytes that wait for the reader.
@@ -380,7 +491,7 @@ impl IbbMachine {
         }
         let held = self.held_bytes + payload.len();
         let entries = MAX_ENTRIES + self.room / BYTES_PER_ENTRY;
-        if held > MAX_HELD + TRIALS * TRIAL + self.room
+        if held > self.room + TRIALS * TRIAL
             || self.held.len() >= entries
             || self.actions.len() >= MAX_ENTRIES
         {
@@ -393,8 +504,13 @@ impl IbbMachine {
             self.quiet_since = Some(now);
         }
         self.held_bytes = held;
+        if now > self.since + BUSY {
+            (self.came_since, self.since) = (0, now);
+        }
+        self.came_since += payload.len();
+        self.block_at = now;
         let mut id = id.map(str::to_owned);
-        if held <= ACKNOWLEDGED {
+        if held <= self.lead() {
             self.actions.extend(id.take().map(|id| IbbAction::Ack { id }));
         }
         self.held.push_back(Block { id, payload });
@@ -522,9 +638,10 @@ impl IbbMachine {
         }
     }
 
-    /// Returns when [`Self::handle_deadline`] is due.
+    /// Returns when [`Self::handle_deadline`] is due, or [`Self::has_spare_room`] turns true by time alone.
     pub fn deadline(&self) -> Option<Instant> {
         [
+            self.spare_deadline(),
             self.close_deadline(),
             self.unpaced_deadline(),
             self.silence_deadline(),
@@ -788,6 +905,12 @@ impl IbbMachine {
         if !self.actions.contains(&IbbAction::Ping) {
             self.actions.push_back(IbbAction::Ping);
         }
+    }
+
+    fn spare_deadline(&self) -> Option<Instant> {
+        let is_more = self.options.is_scarce && self.room > self.options.room;
+        let pause = if self.peer_window.is_some() { PAUSE } else { BUSY };
+        (is_more && self.held_bytes == 0).then(|| self.block_at + pause)
     }
 
     fn close_deadline(&self) -> Option<Instant> {

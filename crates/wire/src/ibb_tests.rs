@@ -2,7 +2,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use proptest::prelude::*;
 
 use super::*;
-use crate::ibb_window::{HEADER, LEAST, MOST, START};
+use crate::ibb_window::{HEADER, LEAST, START};
 
 fn machine(options: Options) -> (IbbMachine, Instant) {
     let now = Instant::now();
@@ -131,7 +131,7 @@ fn blocks_by_message_have_the_room_that_they_are_given() {
     let (mut machine, now) = machine(Options::default());
     let block = STANDARD.encode([7; 8192]);
     machine.set_room(1 << 20);
-    let most = u16::try_from((MAX_HELD + (1 << 20)) / 8192).unwrap();
+    let most = u16::try_from((1 << 20) / 8192).unwrap();
     for seq in 0..most {
         machine.handle_data(None, seq, &block, now);
     }
@@ -342,7 +342,7 @@ fn an_ack_waits_for_the_reader() {
 fn too_much_at_once_ends_the_stream() {
     let block = STANDARD.encode([7; 8192]);
     for id in [Some("x"), None] {
-        let (mut machine, now) = machine(Options::default());
+        let (mut machine, now) = machine(Options { room: 96 * 1024, ..Options::default() });
         for seq in 0..12 {
             machine.handle_data(id, seq, &block, now);
         }
@@ -379,7 +379,10 @@ fn a_window_is_as_many_bytes_as_the_other_side_holds() {
             }
         }
         assert_eq!((near.end(), far.end()), (None, None), "{block_size}");
-        assert!((usize::from(block_size)..=MAX_HELD).contains(&sent), "{block_size}: {sent}");
+        assert!(
+            (usize::from(block_size)..=ACKNOWLEDGED + MAX_UNACKNOWLEDGED).contains(&sent),
+            "{block_size}: {sent}"
+        );
     }
 }
 
@@ -843,6 +846,74 @@ fn a_refused_open_needs_no_close() {
     assert_eq!(machine.end(), Some(Err(IbbError::Refused)));
     assert_eq!(actions(&mut machine), []);
     assert!(machine.is_over());
+}
+
+/// A peer that understands it is told how much it may send: never more than there is room for, whatever it has been told
+/// before. It gets more when it uses that, and loses it after a pause.
+#[test]
+fn a_peer_is_told_how_much_it_may_send() {
+    let options = Options { room: 8192, is_scarce: true, block_size: 4096, ..Options::default() };
+    let (mut machine, mut now) = machine(options);
+    let block = STANDARD.encode([7; 4096]);
+    assert_eq!(machine.grant(), None, "nobody is told who may not understand it");
+    machine.handle_window(MOST);
+    let (mut seq, mut room) = (0, 8192);
+    for _ in 0..1000 {
+        if machine.lacks_room(4096, false) && room < MAX_ROOM {
+            room = (room * 2).min(MAX_ROOM);
+            machine.set_room(room);
+        }
+        machine.handle_data(Some("i"), seq, &block, now);
+        seq += 1;
+        let early = actions(&mut machine).len();
+        let granted = machine.granted;
+        assert!(early == 0 || machine.held_bytes() + granted <= room, "{granted} of {room}");
+        drain(&mut machine);
+        let late = actions(&mut machine).len();
+        assert_eq!(early + late, 1);
+        machine.grant();
+        assert!((8192..=room).contains(&machine.granted));
+        now += millis(1);
+    }
+    assert_eq!((room, machine.granted, machine.grant()), (MAX_ROOM, MOST, None));
+    let due = machine.deadline().unwrap();
+    assert_eq!((due - now).as_secs(), PAUSE.as_secs() - 1);
+    assert!(!machine.has_spare_room(now) && machine.has_spare_room(due));
+    machine.set_room(8192);
+    assert_eq!((machine.grant(), machine.deadline()), (Some(8192), None));
+}
+
+/// Without memory one block after the other is acknowledged when it is read, and the stream goes on.
+#[test]
+fn a_stream_without_memory_takes_one_block_after_the_other() {
+    let options = Options { room: 8192, is_scarce: true, ..Options::default() };
+    let (mut machine, now) = machine(options);
+    let block = STANDARD.encode([7; 8192]);
+    for seq in 0..100 {
+        assert!(machine.lacks_room(8192, false));
+        machine.handle_data(Some("i"), seq, &block, now);
+        assert_eq!(acks(&mut machine).len(), 0, "another block would not fit");
+        assert_eq!((drain(&mut machine).len(), acks(&mut machine).len()), (8192, 1));
+    }
+    assert_eq!(machine.end(), None);
+    machine.set_memory(0);
+    for seq in 0..100 {
+        assert!(machine.write(&[7; 8192], now) > 0 && machine.lacks_memory());
+        assert_eq!(machine.write(&[7; 8192], now), 0);
+        machine.handle_answer(seq, BlockAnswer::Taken, now);
+    }
+}
+
+/// A peer takes a whole window, or less than ours would be.
+#[test]
+fn the_window_is_no_larger_than_the_peer_says() {
+    let (mut machine, now) = machine(Options { window: 200, ..Options::default() });
+    for (told, most) in [(usize::MAX, MOST), (20_000, 20_000)] {
+        machine.handle_window(told);
+        while machine.write(&[7; 8192], now) > 0 {}
+        assert!((most - 16_384..=most).contains(&machine.under_way()), "{}", machine.under_way());
+        machine.handle_answer(machine.next_out - 1, BlockAnswer::Taken, now);
+    }
 }
 
 proptest! {

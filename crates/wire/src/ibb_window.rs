@@ -152,6 +152,11 @@ impl Window {
         self.ceiling = bytes;
     }
 
+    /// Returns whether the path would carry more than so much.
+    pub(crate) fn exceeds(&self, bytes: usize) -> bool {
+        self.size > bytes
+    }
+
     /// Returns the window as it is now.
     pub(crate) fn size(&self) -> usize {
         self.size.min(self.ceiling)
@@ -215,7 +220,11 @@ impl Window {
             let aim = delivered(rate, lowest + AIM.max(lowest / 4));
             self.size = self.size.min(aim.max(self.size / 2)).max(LEAST);
             self.shrunk = self.sent;
-        } else if is_new && was_full && queue <= UNNOTICED.max(lowest / 4) {
+        } else if is_new
+            && was_full
+            && queue <= UNNOTICED.max(lowest / 4)
+            && self.size <= self.ceiling
+        {
             let part = if self.size < self.threshold { 2 } else { 8 };
             self.size += usize::try_from(news / part).unwrap_or_default();
         }
@@ -226,7 +235,8 @@ impl Window {
         self.arrival = Some(now);
     }
 
-    fn under_way(&self) -> usize {
+    /// Returns how much is under way.
+    pub(crate) fn under_way(&self) -> usize {
         usize::try_from(self.sent - self.acknowledged).unwrap_or(usize::MAX)
     }
 

@@ -111,7 +111,8 @@ impl<'a> PlainBlock<'a> {
         let is_block = (stanza.name, stanza.attributes.get("type")) == ("iq", "set")
             && (payload.name, payload.namespace) == ("data", ns::IBB);
         let sid = payload.attributes.get("sid");
-        if !is_block || sid.is_empty() {
+        // A block that says how much its sender takes is rare.
+        if !is_block || sid.is_empty() || !payload.attributes.get("window").is_empty() {
             return None;
         }
         let seq = payload.attributes.get("seq").parse().ok()?;
@@ -135,6 +136,34 @@ pub fn data(sid: &str, seq: u16, payload: &[u8]) -> Element {
         .attr(xml_ncname!("seq").into(), seq.to_string())
         .append(block_text::encoded(payload))
         .build()
+}
+
+/// Writes `<data/>` of a sender that takes so many bytes in unacknowledged blocks of its peer.
+pub fn data_with_window(sid: &str, seq: u16, payload: &[u8], window: usize) -> Element {
+    let mut data = data(sid, seq, payload);
+    data.attrs_mut().insert(
+        rxml::Namespace::NONE,
+        xml_ncname!("window").to_owned(),
+        window.to_string(),
+    );
+    data
+}
+
+/// Reads how much a block says its sender takes.
+pub fn window_of_block(data: &Element) -> Option<usize> {
+    data.attr("window")?.parse().ok()
+}
+
+/// Writes `<window/>` for an acknowledgement: how many bytes the peer may send in unacknowledged blocks.
+pub fn window(bytes: usize) -> Element {
+    Element::builder("window", ns::HINTS)
+        .attr(xml_ncname!("bytes").into(), bytes.to_string())
+        .build()
+}
+
+/// Reads `<window/>` in the answer to a block.
+pub fn window_of_answer(iq: &Element) -> Option<usize> {
+    iq.get_child("window", ns::HINTS)?.attr("bytes")?.parse().ok()
 }
 
 /// Writes `<close/>`.

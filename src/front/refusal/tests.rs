@@ -153,6 +153,12 @@ fn sessions_and_proposals_say_why_they_refuse() {
                 "Too many sessions: the user has its share",
                 None,
             ),
+            (
+                NoMemory(Full::All),
+                "wait resource-constraint",
+                "There is no memory for another in-band stream: all places are taken; try again later",
+                None,
+            ),
             (TooManyProposals, "wait resource-constraint", "Too many proposals are open", None),
             (
                 TooManyRequests,
