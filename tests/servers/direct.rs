@@ -1,6 +1,6 @@
 //! Direct paths, as far as the component has to do with them.
 
-use std::time::Duration;
+use std::{fs::File, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 use support::{
@@ -164,4 +164,41 @@ fn another_client_connects_directly_to_a_candidate_of_xtls() {
     assert_eq!(report["sent"], sha256(&apart.bob.home().join("out")), "{report}");
     assert_eq!(event(&pipe.log(), "secured").unwrap()["transport"], "s5b");
     drop(apart.network);
+}
+
+/// Both say where the stream goes when it leaves the relay, and neither has to be asked: both have said always.
+#[test]
+fn a_stream_through_the_broker_moves_to_a_direct_connection_and_both_sides_say_so() {
+    let network = Network::start();
+    let server = Server::start_at(Kind::Prosody, network.address());
+    let address = Some(network.address().to_owned());
+    let component = Component::start(&server, &Options { address, ..Options::default() });
+    let alice = Xtls::with_key(&server, "alice");
+    let bob = Xtls::login_from(&server, "bob", Some(&network)).and_key();
+    let direct = ["--json", "--direct-path", "always"];
+    // Inputs that stay open.
+    let held = [&alice, &bob].map(|user| {
+        let fifo = user.home().join("in");
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        File::options().read(true).write(true).open(fifo).unwrap()
+    });
+    let listen = [&["pipe", "--listen"][..], &direct].concat();
+    let mut listener = bob.start_between(listen, "in", "out");
+    let logs = |log: &str| format!("{log}\n{}", component.log());
+    let listening = || listener.log().contains("listening");
+    wait_for("listening", PATIENCE, || listener.log(), listening);
+    let mut pipe = alice.start_between([&["pipe", bob.jid()][..], &direct].concat(), "in", "out");
+    for log in [&(|| pipe.log()) as &dyn Fn() -> String, &|| listener.log()] {
+        let is_direct = || event(&log(), "path").is_some();
+        wait_for("the direct path", PATIENCE, || logs(&log()), is_direct);
+        let path = event(&log(), "path").unwrap();
+        assert_eq!(path["path"], "direct", "{path}");
+        let address = path["address"].as_str().unwrap();
+        assert!(address.starts_with("198.18."), "{path}");
+    }
+    drop(held);
+    for side in [&mut pipe, &mut listener] {
+        let status = side.wait(Duration::from_secs(120));
+        assert_eq!(status.code(), Some(0), "{}", logs(&side.log()));
+    }
 }

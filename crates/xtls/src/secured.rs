@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_endpoint::{Known, Learned, Reason, SecureStream, Session, Waiting};
+use fingerpost_endpoint::{Known, Learned, Path, Reason, SecureStream, Session, Waiting};
 use fingerpost_wire::{
     key::Assurance,
     print::{Method, Print},
@@ -81,6 +81,7 @@ impl Client {
         admitted: Admitted,
     ) -> Result<(), XtlsError> {
         self.tell_waiting(session);
+        self.tell_path(stream);
         let done = self.tell_and_keep(session, stream, admitted).await;
         if done.is_err() {
             session.terminate(Reason::SecurityError, "").await;
@@ -177,6 +178,24 @@ impl Client {
                     }
                 };
                 output.event(&event, &text);
+            }
+        });
+    }
+
+    /// Reports each change of the path that the stream takes, for as long as it lasts. It begins on the relay.
+    fn tell_path(&self, stream: &SecureStream) {
+        let (output, peer, mut path) = (self.output, stream.peer().clone(), stream.path());
+        tokio::spawn(async move {
+            let mut told = Path::Relay;
+            loop {
+                let now = *path.borrow_and_update();
+                if now != told {
+                    told = now;
+                    output.event(&path_event(&peer, now), &format!("path: {now}"));
+                }
+                if path.changed().await.is_err() {
+                    return;
+                }
             }
         });
     }
@@ -287,6 +306,16 @@ fn label(learned: &Learned) -> &str {
 /// Returns the key that was shown, to be kept.
 fn device(learned: &Learned, verified: Verified) -> Device {
     Device::seen_now(learned.method, learned.print.clone(), label(learned), verified)
+}
+
+/// Returns the event about the path that a stream takes from now on.
+fn path_event(peer: &BareJid, path: Path) -> Value {
+    match path {
+        Path::Direct(address) => json!({
+            "event": "path", "peer": peer.as_str(), "path": "direct", "address": address.ip().to_string(),
+        }),
+        _ => json!({"event": "path", "peer": peer.as_str(), "path": "relay"}),
+    }
 }
 
 /// Waits for the user's answer, unless the peer ends the session first.
@@ -478,6 +507,20 @@ mod tests {
 
     fn question() -> (OwnedFd, OwnedFd) {
         pipe_with(PipeFlags::CLOEXEC).unwrap()
+    }
+
+    #[test]
+    fn the_event_of_a_path_names_the_address_without_the_port() {
+        let peer = BareJid::new("bob@example.org").unwrap();
+        let direct = Path::Direct("192.0.2.7:4711".parse().unwrap());
+        assert_eq!(
+            path_event(&peer, direct),
+            json!({"event": "path", "peer": "bob@example.org", "path": "direct", "address": "192.0.2.7"})
+        );
+        assert_eq!(
+            path_event(&peer, Path::Relay),
+            json!({"event": "path", "peer": "bob@example.org", "path": "relay"})
+        );
     }
 
     #[test]
