@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, reason = "the output is the purpose")]
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails stops and says where")]
 
+mod bound;
 mod exchange;
 mod idle;
 mod inband;
@@ -52,9 +53,12 @@ const INBAND: f64 = 0.5;
 /// Relays that are compared with each other.
 const OURS: &str = "Fingerpost";
 const HAPROXY: &str = "HAProxy, splice";
+/// What is out of reach, for round trips and pairs set up.
+const BOUND: &str = "*System calls alone*";
 const HAPROXY_LARGE: &str = "HAProxy, splice, 1 MiB pipes";
 
 fn main() {
+    bound::run_if_asked();
     enter_namespace();
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.current = limit.maximum;
@@ -107,14 +111,16 @@ fn main() {
     let write = |part: &str, title: &str, how: &str, text: String| {
         write(part, title, format!("{how} TCP congestion control: {}.", control()), text);
     };
+    let bound = Relay::bound();
+    let with_bound: Vec<&Relay> = relays.iter().chain([&bound]).collect();
     if wanted("trips") {
-        write("trips", "Round trips", &repeated, trips(&relays, rounds));
+        write("trips", "Round trips", &repeated, trips(&with_bound, rounds));
     }
     if wanted("idle") {
         write("idle", "Idle pairs", once, idle_pairs(&relays));
     }
     if wanted("exchange") {
-        write("exchange", "Exchanges", &repeated, exchanges(&relays, rounds));
+        write("exchange", "Exchanges", &repeated, exchanges(&with_bound, rounds));
     }
     if wanted("scale") {
         write("scale", "Scale", once_each, scale_tables(&relays));
@@ -185,7 +191,7 @@ fn throughput(relays: &[Relay], rounds: usize) -> String {
     text
 }
 
-fn trips(relays: &[Relay], rounds: usize) -> String {
+fn trips(relays: &[&Relay], rounds: usize) -> String {
     let mut measured = vec![Vec::new(); relays.len()];
     for round in 1..=rounds {
         for (relay, figures) in relays.iter().zip(&mut measured) {
@@ -195,7 +201,8 @@ fn trips(relays: &[Relay], rounds: usize) -> String {
     }
     let mut text =
         "\nOne byte there and back, one pair, all on one core: what the relay adds to a \
-                    direct trip of the same round, µs.\n\n| relay | p50 | p99 |\n|---|---|---|\n"
+                    direct trip of the same round, µs. The last relay makes only the system calls that each relay on epoll(7) \
+                    needs: epoll_wait(2), recv(2), send(2).\n\n| relay | p50 | p99 |\n|---|---|---|\n"
             .to_owned();
     for (relay, figures) in relays.iter().zip(&measured).skip(1) {
         let added = || figures.iter().zip(&measured[0]);
@@ -212,7 +219,7 @@ fn trips(relays: &[Relay], rounds: usize) -> String {
         let (low, median, high) = spread(rounds.map(|((ours, theirs), direct)| {
             (what(ours) - what(direct)) / (what(theirs) - what(direct))
         }));
-        let mark = at_most(&relays[1], median, TRIP);
+        let mark = at_most(relays[1], median, TRIP);
         format!("{median:.2} ({low:.2} to {high:.2}){mark}")
     };
     text.push_str(&format!(
@@ -252,9 +259,10 @@ fn idle_pairs(relays: &[Relay]) -> String {
     text
 }
 
-fn exchanges(relays: &[Relay], rounds: usize) -> String {
+fn exchanges(relays: &[&Relay], rounds: usize) -> String {
     // A process for each connection is not the subject of this measurement.
-    let relays: Vec<&Relay> = relays.iter().filter(|relay| relay.name != "socat").collect();
+    let relays: Vec<&Relay> =
+        relays.iter().copied().filter(|relay| relay.name != "socat").collect();
     let constant = relays[number(&relays, OURS)].to_constant();
     let mut pairs = vec![Vec::new(); relays.len()];
     let mut questions = vec![Vec::new(); relays.len()];
@@ -271,7 +279,8 @@ fn exchanges(relays: &[Relay], rounds: usize) -> String {
     }
     let mut text =
         "\nPairs set up (two connections, their SOCKS5 handshakes, activation), with the relay's processor time for each. \
-         HAProxy has no handshakes and no activation. *Of direct* is the rate, divided by that of as many direct \
+         HAProxy has no handshakes and no activation, and the last relay has nothing but accept(2), connect(2), \
+         epoll_ctl(2) and close(2). *Of direct* is the rate, divided by that of as many direct \
          connections (two for a pair) in the same round: connected, accepted and closed, and no byte sent. \
          The load generator talks to Fingerpost directly. It reaches mod_proxy65 through the XMPP server, so those figures \
          include the server's work.\n\n| relay | pairs/s | of direct | µs |\n|---|---|---|---|\n"

@@ -68,6 +68,11 @@ impl Relay {
         })
     }
 
+    /// The least that a relay on epoll(7) can do.
+    pub(crate) fn bound() -> Self {
+        Self::forward(super::BOUND, |port, sink, _| super::bound::command(port, sink))
+    }
+
     /// socat, which copies, with a process for each connection.
     pub(crate) fn socat() -> Self {
         Self::forward("socat", |port, sink, _| {

@@ -1,0 +1,73 @@
+//! A relay that does nothing but the system calls that none on epoll(7) can do without: what is out of reach.
+//!
+//! For a pair it calls accept(2), connect(2), and epoll_ctl(2) for each socket; for a message epoll_wait(2), recv(2) and
+//! send(2). It has no handshakes, limits, timers or counters, and loses bytes if a socket takes fewer than it is given,
+//! so it serves single bytes and idle pairs only.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+
+/// Names the ports of the listener and of the sink for a process that is to be this relay.
+const PORTS: &str = "FINGERPOST_BENCH_BOUND";
+/// The name of the listener among events.
+const LISTENER: u64 = u64::MAX;
+
+/// Returns a command that runs this program as the relay.
+pub(crate) fn command(port: u16, sink: u16) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env(PORTS, format!("{port} {sink}"));
+    command
+}
+
+/// Runs the relay, and never returns, if this process is to be one.
+pub(crate) fn run_if_asked() {
+    let Ok(ports) = std::env::var(PORTS) else { return };
+    let (port, sink) = ports.split_once(' ').unwrap();
+    let [port, sink] = [port, sink].map(|port| port.parse::<u16>().unwrap());
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let poller = epoll::create(CreateFlags::CLOEXEC).unwrap();
+    epoll::add(&poller, &listener, EventData::new_u64(LISTENER), EventFlags::IN).unwrap();
+    let mut pairs: Vec<Option<[TcpStream; 2]>> = Vec::new();
+    let mut free = Vec::new();
+    let mut events: Vec<Event> = Vec::with_capacity(256);
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        events.clear();
+        epoll::wait(&poller, spare_capacity(&mut events), None).unwrap();
+        for event in events.drain(..) {
+            let (name, flags) = (event.data.u64(), event.flags);
+            if name == LISTENER {
+                let Ok((here, _)) = listener.accept() else { continue };
+                let there = TcpStream::connect(("127.0.0.1", sink)).unwrap();
+                let index = free.pop().unwrap_or(pairs.len());
+                let pair = [here, there];
+                for (side, stream) in pair.iter().enumerate() {
+                    stream.set_nodelay(true).unwrap();
+                    stream.set_nonblocking(true).unwrap();
+                    let name = EventData::new_u64((2 * index + side) as u64);
+                    let reports = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+                    epoll::add(&poller, stream, name, reports).unwrap();
+                }
+                pairs.resize_with(pairs.len().max(index + 1), || None);
+                pairs[index] = Some(pair);
+                continue;
+            }
+            let (index, side) = (name as usize / 2, name as usize % 2);
+            let Some(pair) = &mut pairs[index] else { continue };
+            let moved = match pair[side].read(&mut buffer) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Ok(n @ 1..) => pair[1 - side].write(&buffer[..n]).is_ok(),
+                _ => false,
+            };
+            if !moved || flags.intersects(EventFlags::RDHUP | EventFlags::HUP) {
+                pairs[index] = None;
+                free.push(index);
+            }
+        }
+    }
+}
