@@ -27,6 +27,7 @@ mod methods;
 mod mitm;
 mod nats;
 mod operations;
+mod paths;
 mod pipe;
 mod resume;
 mod terminal;
