@@ -138,8 +138,8 @@ impl Listening {
     /// Dials the peer and takes its connections. Gives each connection on which the peer has greeted, with the peer's
     /// address. The next byte on it is the first one after the greeting.
     ///
-    /// Ends after 5 s, and the greetings under way then; or when the receiver is dropped. If it gave nothing, the next attempt
-    /// needs a new port: open another `Listening`.
+    /// Ends after 5 s, and the greetings under way then; or when the receiver is dropped. The next attempt takes another
+    /// `Listening`.
     pub(crate) fn connect(
         self,
         theirs: &[Candidate],
@@ -267,9 +267,9 @@ impl Attempt {
         let result = match &stream {
             Ok(_) => Dialled::Connected,
             Err(error) => match error.kind() {
-                io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => {
-                    Dialled::Refused
-                }
+                io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::HostUnreachable => Dialled::Refused,
                 io::ErrorKind::AddrNotAvailable => Dialled::InUse,
                 _ => Dialled::Unreachable,
             },

@@ -5,9 +5,9 @@
 //!
 //! | result | next |
 //! |---|---|
-//! | refused | dials again at once: while a SYN is on its way, the peer's SYN passes. A fixed pause can keep both sides in step |
+//! | refused, by a reset or an ICMP error | dials again at once: while a SYN is on its way, the peer's SYN passes. A fixed pause can keep both sides in step |
 //! | the address pair is in use | waits: the listener has the peer's connection |
-//! | unreachable | dials it no more: the NAT may keep a mapping that never works again for this port. The next attempt has another port |
+//! | unreachable | dials it no more |
 //! | no answer | nothing: the kernel repeats the SYN |
 //!
 //! Nothing is dialled after 5 s or 400 dials, and each candidate has its share of these. So neither a candidate that
@@ -39,7 +39,7 @@ pub(super) enum Dialled {
     Refused,
     /// There is a connection between these two addresses already.
     InUse,
-    /// The network says that there is no way, or there is none for this family.
+    /// There is no way to this network.
     Unreachable,
 }
 
