@@ -208,7 +208,9 @@ fn a_question_that_has_ended_does_not_take_the_answer_to_the_next() {
     let (file, received) = (alice.home().join("letter.bin"), bob.home().join("received"));
     random_file(&file, 10_000);
     std::fs::create_dir(&received).unwrap();
-    let listen = bob.command(["listen", "--confirm-sas", "--out", received.to_str().unwrap()]);
+    let mut listen = bob.command(["listen", "--confirm-sas", "--out", received.to_str().unwrap()]);
+    // Without a question about a direct connection.
+    listen.args(["--direct-path", "never"]);
     let terminal = Terminal::start(bob.home(), &listen, "true");
     terminal.wait_for("listening as");
     let send = || alice.start(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
@@ -247,7 +249,8 @@ fn a_key_whose_public_key_is_set_while_it_waits_for_its_question_is_not_asked_ab
     let (laptop, tablet) = (device(), device());
     let (received, events) = (alice.home().join("received"), alice.home().join("events"));
     std::fs::create_dir(&received).unwrap();
-    let listen = alice.command(["listen", "--json", "--out", received.to_str().unwrap()]);
+    let mut listen = alice.command(["listen", "--json", "--out", received.to_str().unwrap()]);
+    listen.args(["--direct-path", "never"]);
     // The events go to a file, the question to the terminal.
     let mut shell = Command::new("sh");
     shell.args(["-c", "exec \"$@\" > \"$0\""]).arg(&events);

@@ -10,7 +10,7 @@ use std::{
 
 use fingerpost_endpoint::Consent;
 use jid::BareJid;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     secured::{TerminalTurn, UserAnswer},
@@ -19,6 +19,8 @@ use super::{
 
 /// How long the question waits for its answer. The session runs over the relay meanwhile.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a session must have lasted before the user is asked. A shorter one gains nothing, and questions about keys come first.
+const SETTLED: Duration = Duration::from_secs(5);
 /// The most answers about peers that the trust store does not know, for example because they have only a password.
 const MOST: usize = 1024;
 
@@ -54,6 +56,7 @@ impl AskUser {
     }
 
     async fn decide(&self, peer: &BareJid) -> bool {
+        sleep(SETTLED).await;
         let turn = TerminalTurn::new().await;
         // Another session may have asked meanwhile.
         if let Some(answer) = self.answered(peer) {
@@ -63,7 +66,13 @@ impl AskUser {
             "Connect to {peer} directly, if the network allows it? It is faster, and shows {peer} the IP address of this \
              machine. Without it the session goes on over the relay. [y/N] "
         );
-        let allowed = match timeout(PATIENCE, turn.ask(question)).await {
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(PATIENCE, turn.ask(question)) => answer,
+            // A question about a key does not wait for this one.
+            () = TerminalTurn::wanted() => return false,
+        };
+        let allowed = match answer {
             Ok(Ok(UserAnswer::Yes)) => true,
             Ok(Ok(UserAnswer::No)) => false,
             // Nobody has answered.

@@ -23,7 +23,7 @@ use rustix::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    sync::{Mutex, OwnedMutexGuard},
+    sync::{Mutex, OwnedMutexGuard, watch},
     time::timeout,
 };
 
@@ -381,6 +381,25 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Held while a question owns the terminal.
 static TERMINAL: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
+/// How many questions wait for the terminal.
+static WANTED: LazyLock<watch::Sender<usize>> = LazyLock::new(watch::Sender::default);
+
+/// Counts as a question that waits for the terminal.
+struct Wish;
+
+impl Wish {
+    fn new() -> Self {
+        WANTED.send_modify(|count| *count += 1);
+        Self
+    }
+}
+
+impl Drop for Wish {
+    fn drop(&mut self) {
+        WANTED.send_modify(|count| *count -= 1);
+    }
+}
+
 /// The user's answer to a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UserAnswer {
@@ -397,12 +416,20 @@ pub(super) struct TerminalTurn {
 
 impl TerminalTurn {
     pub(super) async fn new() -> Self {
+        let _wish = Wish::new();
         Self { _held: Arc::clone(&TERMINAL).lock_owned().await }
     }
 
     /// Waits for the right in a thread of its own.
     pub(super) fn blocking_new() -> Self {
         Self { _held: Arc::clone(&TERMINAL).blocking_lock_owned() }
+    }
+
+    /// Waits until another question waits for the terminal.
+    pub(super) async fn wanted() {
+        let mut wanted = WANTED.subscribe();
+        // The sender is never dropped.
+        let _ = wanted.wait_for(|count| *count > 0).await;
     }
 
     /// Asks at the terminal.
@@ -507,6 +534,16 @@ mod tests {
 
     fn question() -> (OwnedFd, OwnedFd) {
         pipe_with(PipeFlags::CLOEXEC).unwrap()
+    }
+
+    #[tokio::test]
+    async fn whoever_has_the_terminal_learns_that_another_one_waits_for_it() {
+        let turn = TerminalTurn::new().await;
+        let next = tokio::spawn(TerminalTurn::new());
+        TerminalTurn::wanted().await;
+        drop(turn);
+        drop(next.await.unwrap());
+        assert_eq!(*WANTED.borrow(), 0);
     }
 
     #[test]
