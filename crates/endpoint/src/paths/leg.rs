@@ -221,7 +221,10 @@ impl State {
         }
         match &self.broken {
             Some((kind, text)) => io::Error::new(*kind, text.clone()),
-            None => io::ErrorKind::BrokenPipe.into(),
+            None => io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "the stream was cut off: the other end closed its connection",
+            ),
         }
     }
 }

@@ -207,3 +207,15 @@ async fn a_transfer_goes_on_when_its_direct_connection_is_closed() {
 async fn a_transfer_goes_on_when_its_direct_connection_falls_silent() {
     transfer(Break::Silence).await;
 }
+
+#[tokio::test]
+async fn an_end_of_the_last_connection_is_named_to_a_writer() {
+    let [socket, other] = pair().await;
+    let mut leg = PathLeg::with_paths(TcpLeg::Socket(socket), true);
+    let paths = leg.paths().unwrap();
+    drop(other);
+    paths.over().cancelled().await;
+    let error = leg.write_all(&[22, 3, 3, 0, 1, 0]).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    assert!(error.to_string().contains("the other end closed its connection"), "{error}");
+}
