@@ -44,8 +44,8 @@ const TOLERATED: Duration = Duration::from_millis(250);
 const AIM: Duration = Duration::from_millis(100);
 
 /// The wait in a queue up to which the window grows, if that is more than a quarter of a round trip. It covers the
-/// irregular pace of a busy server.
-const UNNOTICED: Duration = Duration::from_millis(20);
+/// irregular pace of a busy server, and the 40 ms for which Prosody's TCP waits for an acknowledgement.
+const UNNOTICED: Duration = Duration::from_millis(100);
 
 /// How long a measurement counts, at most twice; and how often the path's own round trip is measured.
 const PERIOD: Duration = Duration::from_secs(10);
