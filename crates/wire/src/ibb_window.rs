@@ -10,7 +10,7 @@
 //!   the window was what held the sender back.
 //! - It shrinks when round trips show a queue, and never exceeds what the best measured rate delivers in the lowest round
 //!   trip and [`QUEUE`], as in BBR.
-//! - Every [`PERIOD`] it lets everything arrive and sends one short block alone. Otherwise a queue of our own would
+//! - Every ten seconds it lets everything arrive and sends one short block alone. Otherwise a queue of our own would
 //!   become part of the lowest round trip.
 //!
 //! When the window is smaller than two blocks, the blocks become shorter: XEP-0047 only limits their length.
