@@ -94,7 +94,7 @@ impl Apart {
         let server = Server::start_at(Kind::Prosody, network.address());
         let env = vec![("FINGERPOST_SOCKS5__LISTEN", String::new())];
         let component = Component::start(&server, &Options { env, ..Options::default() });
-        let alice = Xtls::with_key(&server, "alice");
+        let alice = Xtls::with_key(&server, "alice").with_direct_paths();
         let bob = Xtls::login_from(&server, "bob", Some(&network)).and_key();
         Self { network, server, component, alice, bob }
     }

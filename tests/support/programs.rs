@@ -286,6 +286,8 @@ impl Xtls {
         let (_, password) = USERS.iter().find(|(name, _)| Some(*name) == user).unwrap();
         let mut command =
             self.command(["login", &self.jid, "--server", address, "--via", COMPONENT]);
+        // All programs of a test share a machine: at some time in any transfer their bytes would leave the relay.
+        command.args(["--direct-path", "never"]);
         command.env("XTLS_PASSWORD", password);
         let output = run(command, Duration::from_secs(60));
         assert_eq!(output.code, 0, "xtls login: {output:?}");
@@ -309,6 +311,16 @@ impl Xtls {
             let output = self.run([command]);
             assert_eq!(output.code, 0, "xtls {command}: {output:?}");
         }
+        self
+    }
+
+    /// Lets the user's `xtls` decide about direct paths as it does by itself.
+    pub fn with_direct_paths(self) -> Self {
+        let account = self.home().join("xtls").join(&self.jid).join("account.toml");
+        let text = std::fs::read_to_string(&account).unwrap();
+        let changed = text.replace("direct_path = \"never\"\n", "");
+        assert_ne!(changed, text, "{text}");
+        std::fs::write(account, changed).unwrap();
         self
     }
 

@@ -23,6 +23,10 @@ pub trait Consent: fmt::Debug + Send + Sync + 'static {
     /// after it. Before TLS nobody has proved to be the peer.
     fn remembered(&self, peer: &BareJid) -> Option<bool>;
 
+    /// Returns whether [`ask`](Self::ask) can say yes: for example whether there is someone to ask. If not, a session with a peer that is
+    /// not known does not mention the possibility.
+    fn can_ask(&self) -> bool;
+
     /// Asks whether a peer that is not known may learn this machine's addresses. It has shown a key that the policy accepts.
     ///
     /// # Cancel safety
@@ -37,6 +41,10 @@ pub(super) struct NoConsent;
 impl Consent for NoConsent {
     fn remembered(&self, _peer: &BareJid) -> Option<bool> {
         None
+    }
+
+    fn can_ask(&self) -> bool {
+        false
     }
 
     fn ask<'a>(&'a self, _peer: &'a BareJid) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
@@ -65,6 +73,10 @@ mod tests {
     impl Consent for Friends {
         fn remembered(&self, peer: &BareJid) -> Option<bool> {
             (peer.as_str() == self.0).then_some(true)
+        }
+
+        fn can_ask(&self) -> bool {
+            true
         }
 
         fn ask<'a>(&'a self, peer: &'a BareJid) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {

@@ -113,7 +113,7 @@ impl Endpoint {
         session.bytestream = transport.attr("sid").map(str::to_owned);
         let mut children = application.to_elements(&self.offered());
         children.push(transport);
-        let offers_paths = self.allows_direct_paths();
+        let offers_paths = self.allows_direct_paths(&session.peer);
         if offers_paths {
             children.push(Element::bare("paths", ns::PATHS));
         }
@@ -247,7 +247,7 @@ impl Request {
                 let hints = session.hints(&content)?;
                 let mut children = answer(&content, description.as_ref(), &endpoint.offered());
                 let paths = content.get_child("paths", ns::PATHS);
-                let has_paths = endpoint.allows_direct_paths() && paths.is_some();
+                let has_paths = endpoint.allows_direct_paths(&session.peer) && paths.is_some();
                 if has_paths {
                     children.push(Element::bare("paths", ns::PATHS));
                 }

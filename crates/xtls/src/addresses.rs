@@ -13,7 +13,7 @@ use jid::BareJid;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    secured::{TerminalTurn, UserAnswer},
+    secured::{TerminalTurn, UserAnswer, has_terminal},
     trust::Trust,
 };
 
@@ -88,6 +88,10 @@ impl Consent for AskUser {
         // A store that cannot be read ends the session in another place.
         let stored = Trust::load(&self.dir).ok().and_then(|trust| trust.allows_direct(peer));
         self.answered(peer).or(stored)
+    }
+
+    fn can_ask(&self) -> bool {
+        has_terminal()
     }
 
     fn ask<'a>(&'a self, peer: &'a BareJid) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {

@@ -467,11 +467,20 @@ pub(super) async fn confirm(peer: &BareJid, sas: &str) -> Result<(), XtlsError> 
     }
 }
 
+fn terminal() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/tty")
+}
+
+/// Returns whether there is a terminal to ask at.
+pub(super) fn has_terminal() -> bool {
+    terminal().is_ok()
+}
+
 /// Asks at the terminal, wherever standard input and output go, until the other end of `over` is closed. Earlier input
 /// does not count as an answer.
 fn ask(question: &str, over: impl AsFd) -> UserAnswer {
     let answer = || -> io::Result<Option<String>> {
-        let mut terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
+        let mut terminal = terminal()?;
         tcflush(&terminal, QueueSelector::IFlush)?;
         terminal.write_all(question.as_bytes())?;
         terminal.flush()?;

@@ -35,6 +35,8 @@ pub(super) struct Incoming {
     due: Option<Instant>,
     /// Whether one goes out now, even if it says nothing new.
     overdue: bool,
+    /// Whether the peer is verified. Before that, what has come is not acknowledged.
+    is_open: bool,
     /// Whether nobody reads any more, and whether bytes were dropped since.
     discards: bool,
     has_dropped: bool,
@@ -174,6 +176,19 @@ impl Incoming {
         self.taken += length as u64;
         if self.inbox.is_empty() && self.inbox.capacity() > 4 * KEPT_EMPTY {
             self.inbox.shrink_to(KEPT_EMPTY);
+        }
+        self.plan_acknowledgement(now);
+    }
+
+    /// Lets what TLS has taken be acknowledged from now on.
+    pub(super) fn open(&mut self, now: Instant) {
+        self.is_open = true;
+        self.plan_acknowledgement(now);
+    }
+
+    fn plan_acknowledgement(&mut self, now: Instant) {
+        if !self.is_open {
+            return;
         }
         if self.taken.saturating_sub(self.told) >= ACK_AFTER {
             self.overdue = true;

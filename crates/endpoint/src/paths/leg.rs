@@ -377,6 +377,13 @@ impl Paths {
         state.wake_driver();
     }
 
+    /// Notes that the peer is verified.
+    pub(crate) fn open(&self) {
+        let mut state = self.shared.lock();
+        state.machine.open(now());
+        state.wake_driver();
+    }
+
     /// Returns the channel of the peer's sealed messages, to the first who asks.
     pub(crate) fn sealed(&self) -> Option<mpsc::Receiver<Vec<u8>>> {
         self.shared.lock().unread.take()

@@ -349,6 +349,12 @@ impl Machine {
         self.incoming.consume(length, now);
     }
 
+    /// Notes that the peer is verified: from now on what TLS has taken is acknowledged. Records of the path layer in the middle of
+    /// a handshake would break it if its other end is not the peer, and the user would not learn why.
+    pub(super) fn open(&mut self, now: Instant) {
+        self.incoming.open(now);
+    }
+
     /// Returns whether TLS has taken all of the other end's stream.
     pub(super) fn has_ended(&self) -> bool {
         self.incoming.has_ended()

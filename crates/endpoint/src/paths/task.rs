@@ -7,7 +7,7 @@ use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use fingerpost_carry::iq::Answer;
 use fingerpost_wire::{ns, stanza::RequestKind, xml};
-use jid::Jid;
+use jid::{BareJid, Jid};
 use minidom::Element;
 use tokio::{
     net::TcpStream,
@@ -22,7 +22,7 @@ use super::{
     leg::{PathLeg, Paths, taken},
 };
 use crate::{
-    consent::DirectPath,
+    builder::Builder,
     direct::{Listening, addresses::Scope},
     endpoint::Endpoint,
     hub::Hub,
@@ -50,9 +50,10 @@ const REPORT: Duration = Duration::from_secs(60);
 type Consenting = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 impl Endpoint {
-    /// Returns whether sessions may have direct paths at all.
-    pub(crate) fn allows_direct_paths(&self) -> bool {
-        self.inner.builder.direct_path != DirectPath::Never
+    /// Returns whether a session with this peer may have direct paths.
+    pub(crate) fn allows_direct_paths(&self, peer: &BareJid) -> bool {
+        let Builder { direct_path, consent, .. } = &self.inner.builder;
+        direct_path.decide(&**consent, peer).unwrap_or_else(|| consent.can_ask())
     }
 }
 
@@ -62,8 +63,9 @@ impl Session {
         if has_paths { PathLeg::with_paths(leg, self.initiator) } else { PathLeg::Plain(leg) }
     }
 
-    /// Finds direct paths for the session's stream from now on. Without a `consent` the user is asked.
+    /// Finds direct paths for the stream of the session, whose peer is verified. Without a `consent` the user is asked.
     pub(crate) fn find_paths(&self, paths: Paths, keys: Keys, consent: Option<bool>) {
+        paths.open();
         let hub = self.endpoint.hub();
         let address = || self.address.clone();
         // A proxy that is no broker cannot tell whose connection is whose.

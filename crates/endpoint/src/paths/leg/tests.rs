@@ -37,6 +37,7 @@ pub(in crate::paths) async fn ends() -> Ends {
         tls::connect(a, &own[0], Expected::Anyone),
         tls::accept(b, &own[1], Expected::Anyone)
     );
+    paths.iter().for_each(Paths::open);
     Ends { streams: [a.unwrap().0, b.unwrap().0], paths }
 }
 

@@ -39,8 +39,13 @@ impl World {
     fn new() -> Self {
         let now = Instant::now();
         let relay = Connection { number: RELAY, holds: [true; 2], ..Connection::default() };
+        let ends = [Role::Chooses, Role::Follows].map(|role| {
+            let mut end = Machine::new(role, now);
+            end.open(now);
+            end
+        });
         Self {
-            ends: [Machine::new(Role::Chooses, now), Machine::new(Role::Follows, now)],
+            ends,
             connections: vec![relay],
             now,
             streams: Default::default(),
@@ -381,6 +386,7 @@ fn said() -> impl Strategy<Value = (u32, Control, Vec<u8>)> {
 fn sent() -> (Machine, Instant) {
     let now = Instant::now();
     let mut machine = Machine::new(Role::Follows, now);
+    machine.open(now);
     machine.write(&[23, 3, 3, 0, 2, 7, 7]).unwrap();
     machine.transmit(RELAY, now, &mut Vec::new());
     (machine, now)
@@ -390,6 +396,31 @@ fn told(machine: &mut Machine, controls: &[Control], now: Instant) -> Option<Fau
     let mut bytes = Vec::new();
     controls.iter().for_each(|control| control.put(&mut bytes));
     machine.receive(RELAY, &bytes, now).err()
+}
+
+#[test]
+fn nothing_of_the_layer_comes_between_the_records_of_tls_before_the_peer_is_verified() {
+    let mut now = Instant::now();
+    let mut machine = Machine::new(Role::Chooses, now);
+    let record = [23, 3, 3, 0, 2, 7, 7];
+    machine.write(&record).unwrap();
+    for _ in 0..20_000 {
+        machine.receive(RELAY, &record, now).unwrap();
+        machine.consume(record.len(), now);
+    }
+    let mut sent = Vec::new();
+    for _ in 0..3 {
+        machine.transmit(RELAY, now, &mut sent);
+        machine.handle_deadline(now);
+        now += Duration::from_secs(10);
+    }
+    assert_eq!(sent, record);
+    assert_eq!(machine.deadline(), None);
+    machine.open(now);
+    machine.transmit(RELAY, now, &mut sent);
+    let mut expected = record.to_vec();
+    Control::Ack(20_000 * record.len() as u64).put(&mut expected);
+    assert_eq!(sent, expected);
 }
 
 #[test]
