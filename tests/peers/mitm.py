@@ -51,7 +51,7 @@ class Session:
         self.handshakes = [None, None]
         self.reasons = [None, None]
         self.over = asyncio.Event()
-        self.streams, self.pumping = [], 0
+        self.streams, self.pumping = [], set()
 
     def report(self, marker):
         return {
@@ -233,7 +233,7 @@ class Broker:
                     channels[1].incoming.write(await asyncio.wait_for(second.recv_queue.get(), TIMEOUT))
 
         async def pump(n):
-            session.pumping += 1
+            session.pumping.add(n)
             try:
                 while data := await channels[n]._until_done(lambda: channels[n].tls.read(65536)):
                     session.read[n] += data
@@ -241,7 +241,7 @@ class Broker:
             except (ssl.SSLError, TypeError, asyncio.TimeoutError):
                 pass  # The stream is over.
             finally:
-                session.pumping -= 1
+                session.pumping.discard(n)
             # The other side waits for the end of the stream: it is passed on.
             try:
                 channels[1 - n].tls.unwrap()
@@ -264,8 +264,8 @@ class Broker:
             await asyncio.sleep(0.05)
             for session, side in list(self.sessions.values()):
                 if side == 0 and session not in self.done and session.over.is_set():
-                    # Earlier bytes are in the queues of both streams, or were read.
-                    while session.pumping and any(not stream.recv_queue.empty() for stream in session.streams):
+                    # Earlier bytes are in the queues of both streams, or were read. What is over is not read any more.
+                    while any(not session.streams[n].recv_queue.empty() for n in session.pumping):
                         await asyncio.sleep(0.05)
                     await asyncio.sleep(0.5)
                     self.done.append(session)
