@@ -93,10 +93,12 @@ async def send(settings, peer, leg, tls, report):
         await leg.terminate()
         report["told"] = None
         return True
-    try:
-        await tls._until_done(tls.tls.unwrap)
-    except (ssl.SSLError, OSError, TypeError):
-        pass
+    # The other side may answer the end of the stream, or only end the session.
+    end = asyncio.ensure_future(tls._until_done(tls.tls.unwrap))
+    report["told"] = await told(peer)
+    end.cancel()
+    await asyncio.wait({end})
+    return True
 
 
 async def receive(settings, peer, leg, tls, report):
