@@ -134,3 +134,47 @@ fn the_limit_of_a_server_is_named_with_its_cure() {
     assert!((1000..3500).contains(&slow["bytes_per_second"].as_u64().unwrap()), "{slow}");
     sending.stop(Duration::from_secs(10));
 }
+
+/// A stream takes the time that a server's limit leaves, and nothing else waits behind it: not many of its bytes are in front
+/// of a stanza of the same user.
+fn others_do_not_wait_behind_a_limited_stream(kind: Kind) {
+    let mut server = Server::start_limited(kind);
+    if kind == Kind::Ejabberd {
+        // As much as Prosody: with Debian's 3 kB/s the test would take minutes.
+        server.reconfigure(true, |text| text.replace("rate: 3000", "rate: 10000"));
+    }
+    let component = Component::start(&server, &Options::default());
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    std::fs::write(alice.home().join("in"), vec![7; 3 << 20]).unwrap();
+    std::fs::write(bob.home().join("in"), b"").unwrap();
+    let words = ["pipe", "--listen", "--json", "--transport", "ibb"];
+    let mut sending = alice.start_between(words, "in", "out");
+    wait_for("listening", PATIENCE, || sending.log(), || sending.log().contains("listening"));
+    let to = event(&sending.log(), "listening").unwrap()["jid"].clone();
+    let words = ["pipe", "--json", "--transport", "ibb", to.as_str().unwrap()];
+    let mut receiving = bob.start_between(words, "in", "out");
+    let file = bob.home().join("out");
+    let arrived = || std::fs::metadata(&file).map_or(0, |file| file.len());
+    // More than a server lets through in one go.
+    let logs = || sending.log() + &receiving.log() + &component.log();
+    wait_for("the limit", PATIENCE, logs, || arrived() > 20_000);
+    let settings = json!({"user": "carol", "to": to, "count": 5, "file": file});
+    let report = script("pings.py", &server, settings);
+    let grown = report["grown"].as_array().unwrap().iter().map(|grown| grown.as_u64().unwrap());
+    let mut grown: Vec<u64> = grown.collect();
+    grown.sort_unstable();
+    assert!(grown[grown.len() / 2] <= 2 * 8192, "{grown:?}");
+    assert!(arrived() < 3 << 20, "the stream was not limited");
+    sending.stop(Duration::from_secs(10));
+    receiving.stop(Duration::from_secs(10));
+}
+
+#[test]
+fn prosody_others_do_not_wait_behind_a_limited_stream() {
+    others_do_not_wait_behind_a_limited_stream(Kind::Prosody);
+}
+
+#[test]
+fn ejabberd_others_do_not_wait_behind_a_limited_stream() {
+    others_do_not_wait_behind_a_limited_stream(Kind::Ejabberd);
+}
