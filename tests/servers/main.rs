@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
+mod addresses;
 mod admin;
 mod away;
 mod chat;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 pub mod grammar;
+pub mod internet;
 pub mod netns;
 pub mod network;
 pub mod postgres;

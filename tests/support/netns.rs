@@ -5,7 +5,8 @@
 //!  host A ── NAT A ── public ── NAT B ── host B
 //! ```
 //!
-//! The kernel's own NAT (nftables) plays all kinds. Each host is the only one behind its NAT.
+//! The kernel's own NAT (nftables) plays all kinds. Each host is the only one behind its NAT. A sixth namespace, for a machine of
+//! its own in the public network, is there on demand.
 
 use std::{
     fs::File,
@@ -82,6 +83,8 @@ pub enum Place {
     NatB,
     /// The host behind the second NAT.
     HostB,
+    /// A machine of its own in the public network ([`TwoNats::add_component`]).
+    Component,
 }
 
 /// The networks. Dropping them removes everything.
@@ -95,6 +98,8 @@ impl TwoNats {
     /// The address of the servers in the public network.
     // 198.18.0.0/15 is reserved for tests between networks (RFC 2544).
     pub const SERVERS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+    /// The address of the component's machine, if it has one of its own.
+    pub const COMPONENT: Ipv4Addr = Ipv4Addr::new(198, 18, 3, 2);
 
     /// Creates the networks, with NATs that drop what nobody has asked for.
     ///
@@ -113,37 +118,108 @@ impl TwoNats {
         remove_those_of_ended_processes();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let this = Self { prefix: format!("{PREFIX}{}-{count}-", std::process::id()), delay: None };
-        for place in PLACES {
-            ip(&["netns", "add", &this.name(place)]);
-            this.ip(place, "link set lo up");
-        }
+        this.add(Place::Public);
         this.ip(Place::Public, &format!("addr add {}/32 dev lo", Self::SERVERS));
         this.forward(Place::Public);
-        let sides =
-            [(Place::HostA, Place::NatA, 1, nats[0]), (Place::HostB, Place::NatB, 2, nats[1])];
-        for (host, nat, side, kind) in sides {
+        this.build(nats, unasked);
+        this
+    }
+
+    /// Replaces both NATs and the hosts behind them by others. The public network, and what runs there, stays.
+    ///
+    /// # Panics
+    /// If the kernel does not permit it.
+    pub fn replace(&mut self, nats: [Nat; 2]) {
+        self.delay = None;
+        for (place, port) in
+            [(Place::HostA, ""), (Place::NatA, "side1"), (Place::HostB, ""), (Place::NatB, "side2")]
+        {
+            ip(&["netns", "del", &self.name(place)]);
+            if !port.is_empty() {
+                // It goes with the other end, but not at once.
+                let _gone = Command::new("ip")
+                    .args(["-n", &self.name(Place::Public), "link", "del", port])
+                    .status();
+            }
+        }
+        self.build(nats, Unasked::Drop);
+    }
+
+    fn add(&self, place: Place) {
+        ip(&["netns", "add", &self.name(place)]);
+        self.ip(place, "link set lo up");
+    }
+
+    fn build(&self, nats: [Nat; 2], unasked: Unasked) {
+        for place in [Place::HostA, Place::NatA, Place::NatB, Place::HostB] {
+            self.add(place);
+        }
+        for ((host, nat, side), kind) in SIDES.into_iter().zip(nats) {
             let inside = match kind {
                 Nat::None => format!("198.18.1{side}"),
                 _ => format!("10.{side}.0"),
             };
             let public = format!("198.18.{side}");
             let port = format!("side{side}");
-            this.join((nat, "wan"), (Place::Public, &port));
-            this.join((host, "eth0"), (nat, "lan"));
-            this.ip(Place::Public, &format!("addr add {public}.1/24 dev {port}"));
-            this.ip(nat, &format!("addr add {public}.2/24 dev wan"));
-            this.ip(nat, &format!("route add default via {public}.1"));
-            this.ip(nat, &format!("addr add {inside}.1/24 dev lan"));
-            this.ip(host, &format!("addr add {inside}.2/24 dev eth0"));
-            this.ip(host, &format!("route add default via {inside}.1"));
-            this.forward(nat);
+            self.join((nat, "wan"), (Place::Public, &port));
+            self.join((host, "eth0"), (nat, "lan"));
+            self.ip(Place::Public, &format!("addr add {public}.1/24 dev {port}"));
+            self.ip(nat, &format!("addr add {public}.2/24 dev wan"));
+            self.ip(nat, &format!("route add default via {public}.1"));
+            self.ip(nat, &format!("addr add {inside}.1/24 dev lan"));
+            self.ip(host, &format!("addr add {inside}.2/24 dev eth0"));
+            self.ip(host, &format!("route add default via {inside}.1"));
+            self.forward(nat);
             if kind == Nat::None {
-                this.ip(Place::Public, &format!("route add {inside}.0/24 via {public}.2"));
+                self.ip(Place::Public, &format!("route add {inside}.0/24 via {public}.2"));
             } else {
-                this.nft(nat, &rules(kind, unasked, &format!("{inside}.2")));
+                self.nft(nat, &rules(kind, unasked, &format!("{inside}.2")));
             }
         }
-        this
+    }
+
+    /// Adds a machine for the component, joined to the public network.
+    ///
+    /// # Panics
+    /// If the kernel does not permit it.
+    pub fn add_component(&self) {
+        self.add(Place::Component);
+        self.join((Place::Component, "eth0"), (Place::Public, "component"));
+        self.ip(Place::Public, "addr add 198.18.3.1/24 dev component");
+        self.ip(Place::Component, &format!("addr add {}/24 dev eth0", Self::COMPONENT));
+        self.ip(Place::Component, "route add default via 198.18.3.1");
+    }
+
+    /// Gives both hosts a public IPv6 address. There is no NAT, but behind a firewall a host gets only answers to what it
+    /// has sent, as at home.
+    ///
+    /// # Panics
+    /// If the kernel does not permit it.
+    pub fn add_ipv6(&self, firewalls: [bool; 2]) {
+        self.run_in(Place::Public, "sysctl", &["-qw", "net.ipv6.conf.all.forwarding=1"]);
+        for ((host, nat, side), has_firewall) in SIDES.into_iter().zip(firewalls) {
+            let (public, inside) = (format!("2001:db8:{side}:"), format!("2001:db8:1{side}:"));
+            self.run_in(nat, "sysctl", &["-qw", "net.ipv6.conf.all.forwarding=1"]);
+            let port = format!("side{side}");
+            self.ip(Place::Public, &format!("addr add {public}:1/64 dev {port} nodad"));
+            self.ip(Place::Public, &format!("route add {inside}:/64 via {public}:2"));
+            self.ip(nat, &format!("addr add {public}:2/64 dev wan nodad"));
+            self.ip(nat, &format!("route add default via {public}:1"));
+            self.ip(nat, &format!("addr add {inside}:1/64 dev lan nodad"));
+            self.ip(host, &format!("addr add {inside}:2/64 dev eth0 nodad"));
+            self.ip(host, &format!("route add default via {inside}:1"));
+            if has_firewall {
+                self.nft(
+                    nat,
+                    "table ip6 wall {
+                        chain on {
+                            type filter hook forward priority 0;
+                            iifname wan meta l4proto tcp ct state != { established, related } drop
+                        }
+                    }",
+                );
+            }
+        }
     }
 
     /// Delays each packet between the two NATs by so many milliseconds. Those to and from the servers are not delayed.
@@ -202,7 +278,11 @@ impl TwoNats {
         self.run_in(place, "nft", &[rules]);
     }
 
-    fn run_in(&self, place: Place, program: &str, args: &[&str]) -> String {
+    /// Runs a program at a place to its end; returns what it prints.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn run_in(&self, place: Place, program: &str, args: &[&str]) -> String {
         ip(&[&["netns", "exec", &self.name(place), program][..], args].concat())
     }
 
@@ -230,13 +310,20 @@ impl Drop for TwoNats {
         self.delay = None;
         // The devices go with their namespaces.
         for place in PLACES {
-            let _gone = Command::new("ip").args(["netns", "del", &self.name(place)]).status();
+            let name = self.name(place);
+            if Path::new("/run/netns").join(&name).exists() {
+                let _gone = Command::new("ip").args(["netns", "del", &name]).status();
+            }
         }
     }
 }
 
 const PREFIX: &str = "fpnat-";
-const PLACES: [Place; 5] = [Place::HostA, Place::NatA, Place::Public, Place::NatB, Place::HostB];
+const PLACES: [Place; 6] =
+    [Place::HostA, Place::NatA, Place::Public, Place::NatB, Place::HostB, Place::Component];
+/// The host and the NAT of each side, and its number.
+const SIDES: [(Place, Place, u8); 2] =
+    [(Place::HostA, Place::NatA, 1), (Place::HostB, Place::NatB, 2)];
 
 /// Removes the namespaces of test processes that were killed.
 fn remove_those_of_ended_processes() {

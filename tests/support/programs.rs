@@ -270,6 +270,13 @@ impl Xtls {
         Self::login_with(server, user, network, &address)
     }
 
+    /// Returns the same, from the network namespace of this name, for a server at `address` (host:port).
+    pub fn login_inside(server: &Server, user: &str, network: &str, address: &str) -> Self {
+        let mut this = Self::new(server, &format!("{user}@{DOMAIN}"));
+        this.network = Some(network.to_owned());
+        this.logged_in(address)
+    }
+
     fn login_with(server: &Server, user: &str, network: Option<&Network>, address: &str) -> Self {
         let mut this = Self::new(server, &format!("{user}@{DOMAIN}"));
         this.network = network.map(|network| network.name().to_owned());

@@ -243,7 +243,7 @@ impl Server {
         Self::start_as(kind, None, None, false, true)
     }
 
-    /// Starts one that components, and with Prosody clients too, may also reach at `address`.
+    /// Starts one that components and clients may also reach at `address`.
     pub fn start_at(kind: Kind, address: &str) -> Self {
         Self::start_as(kind, None, Some(address.to_owned()), false, false)
     }
@@ -384,6 +384,22 @@ impl Server {
             }
         });
         self
+    }
+
+    /// Lets it log all stanzas of clients, as they are sent and received. It must log everything already.
+    pub fn with_stanzas_logged(mut self) -> Self {
+        if self.kind == Kind::Prosody {
+            self.reconfigure(true, |text| {
+                text.replace("\"roster\", ", "\"roster\", \"stanza_debug\", ")
+            });
+        }
+        self
+    }
+
+    /// Returns the lines with stanzas of clients in a part of its log, if it logs them.
+    pub fn stanzas(log: &str) -> impl Iterator<Item = &str> {
+        let marks = ["SEND: ", "RECV: ", "Send XML on stream = ", "Received XML on stream = "];
+        log.lines().filter(move |line| marks.iter().any(|mark| line.contains(mark)))
     }
 
     /// Starts the server again after [`Server::stop`].
@@ -627,7 +643,9 @@ Component "{COMPONENT}"
         let far = self.address.as_ref().map_or(String::new(), |address| {
             format!(
                 "  - port: {component}\n    ip: \"{address}\"\n    module: ejabberd_service\n    shaper: none\n    \
-                 global_routes: false\n    hosts:\n      \"{COMPONENT}\":\n        password: \"{SECRET}\"\n"
+                 global_routes: false\n    hosts:\n      \"{COMPONENT}\":\n        password: \"{SECRET}\"\n  \
+                 - port: {c2s}\n    ip: \"{address}\"\n    module: ejabberd_c2s\n    max_stanza_size: 262144\n    \
+                 starttls_required: true\n    shaper: none\n"
             )
         });
         let (shaper, shapers) = match self.limited {

@@ -6,6 +6,7 @@ use fingerpost_wire::{ns, transport_kind::TransportKind};
 
 use super::{
     builder::Builder,
+    consent::DirectPath,
     endpoint::{Endpoint, EndpointShared},
     error::Error,
     guesses::Guesses,
@@ -55,6 +56,9 @@ impl Builder {
         }
         if self.transport != Some(TransportKind::S5b) {
             features.extend([ns::IBB, ns::JINGLE_IBB, ns::JINGLE_IBB_0].map(str::to_owned));
+        }
+        if self.direct_path != DirectPath::Never {
+            features.push(ns::PATHS.to_owned());
         }
         features.extend(self.features.iter().cloned());
         let admission = Admission {

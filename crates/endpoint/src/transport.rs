@@ -1,9 +1,19 @@
 //! The transport of a session: SOCKS5 if possible, otherwise in-band bytestreams (XEP-0260, XEP-0261).
 
-use fingerpost_carry::{iq::random_id, leg};
+use std::time::Duration;
+
+use fingerpost_carry::{
+    iq::{Answer, random_id},
+    leg,
+};
 use fingerpost_wire::{
-    dst_addr::DstAddr, ibb_xml::IbbPayload, jingle::Action, ns, stanza::Stanza,
-    transport_kind::TransportKind, xml,
+    dst_addr::DstAddr,
+    ibb_xml::IbbPayload,
+    jingle::Action,
+    ns,
+    stanza::{RequestKind, Stanza},
+    transport_kind::TransportKind,
+    xml,
 };
 use minidom::Element;
 use tokio::net::TcpStream;
@@ -21,6 +31,8 @@ pub(super) type TcpLeg = leg::Leg<TcpStream>;
 
 /// The in-band block size that we offer, in bytes.
 const BLOCK: u16 = 8192;
+/// How long the peer's program may take to say what it can do.
+const FEATURES: Duration = Duration::from_secs(5);
 
 /// The transport that we have offered.
 #[derive(Debug)]
@@ -42,7 +54,7 @@ impl Session {
             let candidates = OwnCandidates::default();
             return (OfferedTransport { sid, candidates }, transport);
         }
-        let candidates = self.own_candidates(&sid).await;
+        let candidates = self.own_candidates(&sid, false).await;
         let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
         let transport = s5b::transport(&sid, &dst, &candidates.all);
         (OfferedTransport { sid, candidates }, transport)
@@ -64,14 +76,17 @@ impl Session {
         }
     }
 
-    /// Returns the candidates to offer for a stream. With a broker there are none: it offers itself.
-    async fn own_candidates(&self, sid: &str) -> OwnCandidates {
+    /// Returns the candidates to offer for a stream. With a broker there are none: it offers itself. `has_agreed` says whether
+    /// the peer's program has said that it takes direct connections.
+    async fn own_candidates(&self, sid: &str, has_agreed: bool) -> OwnCandidates {
         if self.is_brokered() {
             return OwnCandidates::default();
         }
         let proxies = s5b::proxies(&self.endpoint).await;
         // Nobody has proved to be the peer yet, so a question would ask about a stranger.
-        if self.endpoint.may_learn_addresses(&self.peer) != Some(true) {
+        let may_tell = self.endpoint.may_learn_addresses(&self.peer) == Some(true)
+            && (has_agreed || self.takes_direct_connections().await);
+        if !may_tell {
             return OwnCandidates { all: proxies, host: None };
         }
         let me = self.endpoint.jid();
@@ -79,6 +94,25 @@ impl Session {
         let hashes =
             [DstAddr::compute(sid, &me, &self.address), DstAddr::compute(sid, &self.address, &me)];
         OwnCandidates::with_host(proxies, &me, hashes.map(|hash| hash.to_string()).into())
+    }
+
+    /// Returns whether addresses of this machine are of use to the peer's program: they would be in stanzas for nothing if it
+    /// is one of ours and its user takes no direct connections. Other programs have no such setting.
+    async fn takes_direct_connections(&self) -> bool {
+        let query = Element::bare("query", ns::DISCO_INFO);
+        let asked = self.endpoint.hub().request(RequestKind::Get, &self.address, query);
+        match timeout(FEATURES, asked).await {
+            Ok(Answer::Result(Some(info))) => {
+                let has = |feature: &str| {
+                    let mut features =
+                        info.children().filter(|child| child.is("feature", ns::DISCO_INFO));
+                    features.any(|child| child.attr("var") == Some(feature))
+                };
+                has(ns::PATHS) || !has(ns::HINTS)
+            }
+            Ok(Answer::Timeout) | Err(_) => false,
+            Ok(_) => true,
+        }
     }
 
     /// Sets up the transport that the responder has accepted.
@@ -140,8 +174,11 @@ impl Session {
             let sid = transport.attr("sid").unwrap_or_default().to_owned();
             // If in-band bytestreams are required, no candidate is of use, and in-band replaces SOCKS5.
             let is_wanted = self.demand(TransportKind::S5b).is_ok();
-            let own =
-                if is_wanted { self.own_candidates(&sid).await } else { OwnCandidates::default() };
+            let has_agreed = content.has_child("paths", ns::PATHS);
+            let own = match is_wanted {
+                true => self.own_candidates(&sid, has_agreed).await,
+                false => OwnCandidates::default(),
+            };
             let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
             children.push(s5b::transport(&sid, &dst, &own.all));
             self.tell(self.jingle(Action::SessionAccept, senders, children)).await?;

@@ -1,0 +1,147 @@
+//! Who learns the users' addresses from stanzas: all stanzas of both servers are recorded and searched.
+
+use support::{
+    internet::Internet,
+    netns::{Nat, Place},
+    programs::Options,
+    servers::{Kind, Server},
+    tap::Tap,
+};
+
+/// The addresses of alice's machine and of bob's: each has one of its own and one that its NAT gives it.
+const MACHINES: [[&str; 2]; 2] = [["10.1.0.2", "198.18.1.2"], ["10.2.0.2", "198.18.2.2"]];
+
+/// The stanzas of one session.
+struct Recorded {
+    /// All of the clients, and all of the component, each as it came.
+    text: String,
+}
+
+impl Recorded {
+    /// Returns which of the machines' addresses a stanza holds.
+    fn addresses(&self) -> Vec<&'static str> {
+        let (text, all) = (self.text.as_str(), MACHINES.as_flattened());
+        let holds = |address: &str| {
+            text.match_indices(address).any(|(at, _)| {
+                // 10.1.0.2 is in 10.1.0.25 and 110.1.0.2, too.
+                let is_digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_digit);
+                let (bytes, end) = (text.as_bytes(), at + address.len());
+                !is_digit(at.checked_sub(1).and_then(|at| bytes.get(at)))
+                    && !is_digit(bytes.get(end))
+            })
+        };
+        all.iter().copied().filter(|address| holds(address)).collect()
+    }
+
+    /// Returns the answers of the component about observed addresses, and removes them.
+    fn take_observed(&mut self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut rest = String::new();
+        for stanza in self.text.split_inclusive("</iq>") {
+            if stanza.contains("<observed ") && stanza.contains("host=") {
+                found.push(stanza.rsplit("<iq ").next().unwrap().to_owned());
+            } else {
+                rest.push_str(stanza);
+            }
+        }
+        self.text = rest;
+        found
+    }
+}
+
+/// The component's link and the server's log, up to where they were looked at.
+struct Recorder<'a> {
+    internet: &'a Internet,
+    link: Tap,
+    seen: [usize; 3],
+}
+
+impl Recorder<'_> {
+    /// Returns what has come since the last call.
+    fn take(&mut self) -> Recorded {
+        let log = self.internet.server.log();
+        let mut text: String =
+            Server::stanzas(&log[self.seen[0]..]).flat_map(|line| [line, "\n"]).collect();
+        assert!(text.contains("session-initiate"), "the clients' stanzas are there:\n{text}");
+        let links = self.link.captured();
+        let streams = [0, 1].map(|way| {
+            let streams = links.iter().map(|link| if way == 0 { &link.up } else { &link.down });
+            streams.flatten().copied().collect::<Vec<u8>>()
+        });
+        for (seen, stream) in self.seen[1..].iter_mut().zip(&streams) {
+            text.push_str(&String::from_utf8_lossy(&stream[*seen..]));
+            *seen = stream.len();
+        }
+        self.seen[0] = log.len();
+        Recorded { text: text.replace('"', "'").replace("\\'", "'") }
+    }
+
+    /// Lets alice and bob send each other something; returns the stanzas.
+    fn session(&mut self, more: &[&str], paths: [&str; 2], is_direct: bool) -> Recorded {
+        let [alice, bob] = paths.map(|path| ["--direct-path", path]);
+        let mut pipe = self.internet.pipe(more, [&alice, &bob]);
+        if is_direct {
+            pipe.wait_until_direct(|| self.internet.logs(&pipe));
+        }
+        // The time of two round trips: whatever is asked at the start has been answered.
+        for text in [["to bob", "to alice"], ["again to bob", "again to alice"]] {
+            pipe.exchange(text);
+        }
+        pipe.finish();
+        self.take()
+    }
+}
+
+fn no_stanza_holds_an_address_that_a_user_keeps(kind: Kind) {
+    let mut link = None;
+    let nats = [Nat::PortRestricted; 2];
+    let start = |address: &str| Server::start_at(kind, address).with_stanzas_logged();
+    let internet = Internet::start(nats, Place::Public, start, |server| {
+        let port = server.component_address().rsplit(':').next().unwrap().parse().unwrap();
+        let tap = link.insert(Tap::start(port));
+        let address = format!("127.0.0.1:{}", tap.port());
+        Options { env: vec![("FINGERPOST_COMPONENT__SERVER", address)], ..Options::default() }
+    });
+    let mut recorder = Recorder { internet: &internet, link: link.unwrap(), seen: [0; 3] };
+    let none: [&str; 0] = [];
+    for paths in [["never", "always"], ["always", "never"]] {
+        for more in [&[][..], &["--direct"]] {
+            let recorded = recorder.session(more, paths, false);
+            assert_eq!(
+                recorded.addresses(),
+                none,
+                "{kind:?}, {paths:?}, {more:?}\n{}",
+                recorded.text
+            );
+        }
+    }
+    // They know each other by now.
+    for paths in [["auto", "auto"], ["always", "always"]] {
+        let mut recorded = recorder.session(&[], paths, true);
+        let observed = recorded.take_observed();
+        assert_eq!(recorded.addresses(), none, "{kind:?}, {paths:?}\n{}", recorded.text);
+        // Each user learns where the component sees it: from the component, which sees it, by the server, which sees it too.
+        assert!(!observed.is_empty(), "{kind:?}");
+        for answer in observed {
+            let (user, address) = match answer.contains(MACHINES[0][1]) {
+                true => ("alice", MACHINES[0][1]),
+                false => ("bob", MACHINES[1][1]),
+            };
+            assert!(answer.contains(&format!("to='{user}@")), "{answer}");
+            assert_eq!(Recorded { text: answer }.addresses(), [address]);
+        }
+    }
+    // That the search finds what there is: without a broker the addresses are in the offers, as the pages say.
+    let found = recorder.session(&["--direct"], ["always", "always"], false).addresses();
+    assert!(found.contains(&MACHINES[0][0]), "{kind:?}: {found:?}");
+}
+
+#[test]
+fn prosody_no_stanza_holds_an_address_that_a_user_keeps() {
+    no_stanza_holds_an_address_that_a_user_keeps(Kind::Prosody);
+}
+
+#[test]
+fn ejabberd_no_stanza_holds_an_address_that_a_user_keeps() {
+    no_stanza_holds_an_address_that_a_user_keeps(Kind::Ejabberd);
+}
