@@ -9,6 +9,8 @@ export PROPTEST_RNG_SEED ?= 1
 # How long each part of `make soak` and `make fuzz` runs.
 SECONDS ?= 60
 KEYS ?= 1000000
+# How often `make direct-test` cuts a direct path.
+CUTS ?= 50
 
 .PHONY: direct-test fuzz soak test-trixie interop-trixie trixie deb-tool programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
@@ -35,9 +37,11 @@ test-fast: nextest ## Run the tests that need no server
 interop: peers nextest ## Run every dialect against every other, and look at the wire; writes the tables of docs/INTEROP.md
 	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test servers -E 'test(/^(interop|wire)::/)'
 
-direct-test: nextest ## Connect hosts behind every pair of NATs directly (as root); writes the table of docs/INTEROP.md
-	@deploy/ci/install-peers.sh cc relays
-	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test servers -E 'test(/^nats::/)'
+direct-test: nextest ## Direct paths through every pair of NATs, and 50 cuts of a gigabyte (as root); writes the table of docs/INTEROP.md
+	@deploy/ci/install-peers.sh cc openssl prosody ejabberd postgresql relays
+	cargo build --locked --workspace --bins
+	FINGERPOST_WRITE_INTEROP=1 FINGERPOST_TEST_CUTS=$(CUTS) cargo nextest run --locked --test servers --test-threads 1 \
+		--success-output final -E 'test(/^(addresses|nats|outgoing|paths)::/)'
 
 test-trixie: peers trixie nextest ## Run the tests with XMPP servers on those of Debian 13 (as root)
 	FINGERPOST_TEST_DEBIAN=trixie cargo nextest run --locked --profile trixie --tests

@@ -96,7 +96,7 @@ fn no_stanza_holds_an_address_that_a_user_keeps(kind: Kind) {
     let mut link = None;
     let nats = [Nat::PortRestricted; 2];
     let start = |address: &str| Server::start_at(kind, address).with_stanzas_logged();
-    let internet = Internet::start(nats, Place::Public, start, |server| {
+    let internet = Internet::start(nats, Place::Public, start, |_, server| {
         let port = server.component_address().rsplit(':').next().unwrap().parse().unwrap();
         let tap = link.insert(Tap::start(port));
         let address = format!("127.0.0.1:{}", tap.port());

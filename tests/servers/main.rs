@@ -28,6 +28,7 @@ mod methods;
 mod mitm;
 mod nats;
 mod operations;
+mod outgoing;
 mod paths;
 mod pipe;
 mod resume;

@@ -4,11 +4,19 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fingerpost_endpoint::probe::Probe;
-use support::netns::{Nat, Place, TwoNats, Unasked};
-use support::root;
+use support::{
+    PATIENCE,
+    internet::Internet,
+    netns::{Nat, Place, TwoNats, Unasked},
+    process::Process,
+    programs::{Options, event},
+    random_file, root,
+    servers::{Kind, Server},
+    sha256, wait_for,
+};
 
 /// Answers each connection in the public network with the address that it comes from.
 fn observer(networks: &TwoNats) -> SocketAddr {
@@ -71,13 +79,13 @@ fn table() -> String {
     table
 }
 
-/// With `FINGERPOST_WRITE_INTEROP` set (`make direct-test`), tries all pairs and writes the table into the page. Otherwise
-/// tries some, and the table must be there.
-#[test]
-fn hosts_behind_nats_connect_wherever_tcp_can() {
-    const BEGIN: &str = "<!-- nats -->\n";
-    const END: &str = "<!-- end of nats -->";
-    let writes = std::env::var_os("FINGERPOST_WRITE_INTEROP").is_some();
+/// Whether everything is tried (`make direct-test`), and the page written.
+fn tries_all() -> bool {
+    std::env::var_os("FINGERPOST_WRITE_INTEROP").is_some()
+}
+
+/// Returns the pairs of NATs to try.
+fn pairs() -> Vec<[Nat; 2]> {
     let all = Nat::ALL.into_iter().flat_map(|a| Nat::ALL.map(|b| [a, b]));
     let some = [
         [Nat::None; 2],
@@ -85,23 +93,136 @@ fn hosts_behind_nats_connect_wherever_tcp_can() {
         [Nat::AddressRestricted, Nat::Symmetric],
         [Nat::Symmetric; 2],
     ];
-    let pairs: Vec<[Nat; 2]> = if writes { all.collect() } else { some.to_vec() };
-    for nats in pairs {
+    if tries_all() { all.collect() } else { some.to_vec() }
+}
+
+#[test]
+fn hosts_behind_nats_connect_wherever_tcp_can() {
+    for nats in pairs() {
         let networks = TwoNats::start(nats[0], nats[1]);
         let observer = observer(&networks);
         assert_eq!(attempt(&networks, observer, Duration::ZERO), is_possible(nats), "{nats:?}");
+    }
+}
+
+/// Lets alice send bob a file through a pipe, and checks that the two go direct, or that their attempt fails; either way the file
+/// arrives. Returns the addresses that they tell.
+fn send_when_settled(internet: &Internet, is_direct: bool, case: &str) -> Option<[String; 2]> {
+    let file = internet.alice.home().join("file.bin");
+    let always = ["--direct-path", "always", "-vv"];
+    let pipe = internet.pipe(&[], [&always, &always]);
+    let addresses = if is_direct {
+        Some(pipe.wait_until_direct(|| format!("{case}\n{}", internet.logs(&pipe))))
+    } else {
+        let failed = || pipe.ends[0].log().contains("no direct connection");
+        wait_for(case, PATIENCE, || internet.logs(&pipe), failed);
+        None
+    };
+    pipe.input().write_all(&std::fs::read(&file).unwrap()).unwrap();
+    let output = pipe.output().to_owned();
+    let ends = pipe.finish();
+    assert_eq!(sha256(&output), sha256(&file), "{case}");
+    let changes = ends.each_ref().map(|end: &Process| event(&end.log(), "path").is_some());
+    assert_eq!(changes, [is_direct; 2], "{case}");
+    addresses
+}
+
+/// Both programs with all that they need: a server, a component, keys. With `FINGERPOST_WRITE_INTEROP` set (`make direct-test`)
+/// this tries all pairs and writes the table into the page. Otherwise it tries some, and the table must be there.
+#[test]
+fn xtls_behind_nats_goes_direct_wherever_tcp_can_and_stays_on_the_relay_elsewhere() {
+    const BEGIN: &str = "<!-- nats -->\n";
+    const END: &str = "<!-- end of nats -->";
+    let start = |address: &str| Server::start_at(Kind::Prosody, address);
+    let mut internet =
+        Internet::start([Nat::None; 2], Place::Public, start, |_, _| Options::default());
+    random_file(&internet.alice.home().join("file.bin"), 1_000_000);
+    for nats in pairs() {
+        internet.networks.replace(nats);
+        send_when_settled(&internet, is_possible(nats), &format!("{nats:?}"));
+    }
+    // Over IPv6 nothing is translated, and what a firewall asks for is that both sides dial.
+    let firewalls = [[false, false], [false, true], [true, false], [true, true]];
+    for firewalls in if tries_all() { &firewalls[..] } else { &firewalls[3..] } {
+        internet.networks.replace([Nat::Symmetric; 2]);
+        internet.networks.add_ipv6(*firewalls);
+        let case = format!("IPv6, {firewalls:?}");
+        let addresses = send_when_settled(&internet, true, &case).unwrap();
+        assert_eq!(addresses, ["2001:db8:12::2", "2001:db8:11::2"], "{case}");
     }
 
     let path = root().join("docs/INTEROP.md");
     let page = std::fs::read_to_string(&path).unwrap();
     let from = page.find(BEGIN).expect("the page has a table") + BEGIN.len();
     let to = page.find(END).expect("the table has an end");
-    if writes {
+    if tries_all() {
         let written = format!("{}{}{}", &page[..from], table(), &page[to..]);
         std::fs::write(path, written).unwrap();
     } else {
         assert_eq!(&page[from..to], table(), "run `make direct-test` to rewrite the page");
     }
+}
+
+/// The first byte comes over the relay, so that it never waits for a direct connection. Only with all that is tried: this one
+/// measures.
+#[test]
+#[expect(clippy::print_stdout, reason = "its figures")]
+fn the_first_byte_does_not_wait_for_a_direct_connection() {
+    /// How often each is measured with each pair of NATs.
+    const ROUNDS: usize = 5;
+    if !tries_all() {
+        return;
+    }
+    let start = |address: &str| Server::start_as_installed_at(Kind::Prosody, address);
+    let mut internet =
+        Internet::start([Nat::None; 2], Place::Public, start, |_, _| Options::default());
+    let file = internet.alice.home().join("file.bin");
+    random_file(&file, 1_000_000);
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let (mut worst, mut all) = (f64::MIN, [const { Vec::new() }; 2]);
+    for nats in pairs() {
+        internet.networks.replace(nats);
+        let mut times = [const { Vec::new() }; 2];
+        for round in 0..2 * ROUNDS {
+            // In turns, so that a busy moment of the machine is in both.
+            let choice = (round + round / 2) % 2;
+            let path = ["never", "always"][choice];
+            let mut listener = internet.bob.listen(&["--direct-path", path]);
+            let jid = listener.event("listening").unwrap()["jid"].as_str().unwrap().to_owned();
+            let args = ["send", &jid, file.to_str().unwrap(), "--direct-path", path];
+            let begin = Instant::now();
+            let mut sender = internet.alice.start(args);
+            let has_bytes = || {
+                let found = [listener.parts(), listener.files()].concat();
+                found.iter().any(|file| file.metadata().is_ok_and(|file| file.len() > 0))
+            };
+            while !has_bytes() {
+                assert!(sender.ended().is_none_or(|status| status.success()), "{}", sender.log());
+                thread::sleep(Duration::from_micros(500));
+            }
+            times[choice].push(begin.elapsed().as_secs_f64() * 1e3);
+            assert_eq!(sender.wait(PATIENCE).code(), Some(0), "{}", sender.log());
+            assert_eq!(listener.wait(PATIENCE), 0, "{}", listener.log());
+            for received in listener.files() {
+                assert_eq!(sha256(&received), sha256(&file), "{nats:?}");
+                std::fs::remove_file(received).unwrap();
+            }
+        }
+        for (all, times) in all.iter_mut().zip(&times) {
+            all.extend(times);
+        }
+        let [never, always] = times.each_mut().map(median);
+        println!("{nats:?}: first byte after {never:.1} ms with never, {always:.1} ms with always");
+        worst = worst.max(always - never);
+    }
+    let [never, always] = all.each_mut().map(median);
+    println!(
+        "all: {never:.1} ms with never, {always:.1} ms with always; worst pair {worst:+.1} ms"
+    );
+    assert!(always - never <= 50.0, "{never} {always}");
 }
 
 /// The first dial of the earlier side finds the other NAT closed. If that NAT resets it, the side dials again and again until

@@ -1,9 +1,22 @@
 //! Streams that move to a direct connection while they run, and back.
 
-use std::{process::Command, time::Duration};
+use std::{
+    fs::File,
+    io::{Read, Write},
+    path::Path,
+    process::Command,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use support::{
     PATIENCE,
+    internet::Internet,
+    netns::{Nat, Place},
     network::Network,
     process::Process,
     programs::{Component, Listener, Options, Xtls, page},
@@ -114,8 +127,8 @@ fn a_running_transfer_moves_to_a_direct_path_and_goes_on_over_the_relay_when_tha
         wait_for("the first bytes", PATIENCE, logs, begun);
         let before = world.counted("direct_bytes_total");
         world.cut(verdict);
-        // Its initiator tells of the way back, and how many bytes went directly.
-        let relay = || world.counted("direct_bytes_total") > before;
+        // The log is that of both senders.
+        let relay = || sender.log().matches("\"path\":\"relay\"").count() as u64 == sessions;
         wait_for("the relay", PATIENCE, logs, relay);
         assert!(world.counted("direct_bytes_total") - before < LARGE as u64, "{}", logs());
         run("tc", &["qdisc", "del", "dev", &device, "root"]);
@@ -149,4 +162,133 @@ fn a_side_that_says_never_stays_on_the_relay_with_tls_alone() {
             assert!(!tap::has_control_records(records));
         }
     }
+}
+
+/// The ways in which a direct path breaks: rules for what one machine sends to the other.
+const BREAKS: [(&str, &str); 4] = [
+    ("all is lost", "iifname { side1, side2 } oifname { side1, side2 } drop"),
+    ("the file is lost", "iifname side1 oifname side2 drop"),
+    ("the answers are lost", "iifname side2 oifname side1 drop"),
+    (
+        "both are reset",
+        "iifname { side1, side2 } oifname { side1, side2 } meta l4proto tcp reject with tcp reset",
+    ),
+];
+
+/// Notes when a file grows.
+fn watch(path: &Path, stop: &AtomicBool) -> Vec<(Instant, u64)> {
+    let mut seen = vec![(Instant::now(), 0)];
+    while !stop.load(Ordering::Relaxed) {
+        let length = std::fs::metadata(path).map_or(0, |file| file.len());
+        if length > seen.last().unwrap().1 {
+            seen.push((Instant::now(), length));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    seen
+}
+
+/// Returns the longest time from `from` on, for at most `within`, in which the file did not grow.
+fn longest_stall(seen: &[(Instant, u64)], from: Instant, within: Duration) -> Duration {
+    let pairs = seen.windows(2).filter(|pair| pair[1].0 > from && pair[0].0 < from + within);
+    pairs.map(|pair| pair[1].0 - pair[0].0.max(from)).max().unwrap_or_default()
+}
+
+/// What one cut was like.
+#[derive(Debug)]
+struct Cut {
+    /// The longest pause around the move to the direct path, and after its loss.
+    stalls: [Duration; 2],
+    /// How many bytes the component had relayed when the path was cut, and how many had arrived when the stream moved there.
+    relayed: u64,
+    moved_at: u64,
+}
+
+/// Sends a file through a pipe that goes direct, and cuts the direct path once a part of the file has arrived. The end of
+/// the file is held until then.
+fn cut_at(internet: &Internet, file: &Path, part: f64, rule: &str) -> Cut {
+    let size = std::fs::metadata(file).unwrap().len();
+    let relayed = internet.counted("relayed_bytes_total");
+    let always = ["--direct-path", "always"];
+    let pipe = internet.pipe(&[], [&always, &always]);
+    let output = pipe.output().to_owned();
+    let (mut input, mut reader) = (pipe.input(), File::open(file).unwrap());
+    let (cut, is_cut) = mpsc::channel::<()>();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watching = scope.spawn(|| watch(&output, &stop));
+        let writing = scope.spawn(move || {
+            std::io::copy(&mut Read::by_ref(&mut reader).take(size / 10 * 9), &mut input).unwrap();
+            is_cut.recv().unwrap();
+            std::io::copy(&mut reader, &mut input).unwrap();
+            input.flush().unwrap();
+        });
+        let arrived = || std::fs::metadata(&output).map_or(0, |file| file.len());
+        pipe.wait_until_direct(|| internet.logs(&pipe));
+        let (moved, moved_at) = (Instant::now(), arrived());
+        let target = (size as f64 * part) as u64;
+        wait_for("the moment", PATIENCE, || internet.logs(&pipe), || arrived() >= target);
+        let relayed = internet.counted("relayed_bytes_total") - relayed;
+        let rules = format!(
+            "add table inet cut; add chain inet cut on {{ type filter hook forward priority 0; }}; \
+             add rule inet cut on {rule}"
+        );
+        internet.networks.nft(Place::Public, &rules);
+        let begin = Instant::now();
+        cut.send(()).unwrap();
+        writing.join().unwrap();
+        let done = || arrived() == size;
+        wait_for("all of the file", PATIENCE, || internet.logs(&pipe), done);
+        let log = pipe.ends[0].log();
+        pipe.finish();
+        stop.store(true, Ordering::Relaxed);
+        let seen = watching.join().unwrap();
+        internet.networks.nft(Place::Public, "delete table inet cut");
+        assert!(log.contains("\"path\":\"relay\""), "{log}");
+        assert_eq!(sha256(&output), sha256(file));
+        let around = Duration::from_millis(200);
+        let stalls = [
+            longest_stall(&seen, moved - around, 2 * around),
+            longest_stall(&seen, begin, Duration::from_secs(60)),
+        ];
+        Cut { stalls, relayed, moved_at }
+    })
+}
+
+/// With `FINGERPOST_TEST_CUTS` (`make direct-test`) it tries so many cuts of a gigabyte, each at a random moment, and also
+/// checks how long they take.
+#[test]
+#[expect(clippy::print_stdout, reason = "its figures")]
+fn every_direct_path_that_is_cut_is_replaced_by_the_relay_and_the_file_arrives() {
+    /// How much may be on its way over the relay when the stream leaves it: the window, and what has arrived since.
+    const ON_ITS_WAY: u64 = 8 << 20;
+    let cuts = std::env::var("FINGERPOST_TEST_CUTS").ok().map(|cuts| cuts.parse().unwrap());
+    let size = if cuts.is_some() { 1 << 30 } else { 40 << 20 };
+    let start = |address: &str| Server::start_at(Kind::Prosody, address);
+    let nats = [Nat::PortRestricted; 2];
+    let internet = Internet::start(nats, Place::Public, start, |_, _| Options::default());
+    let file = internet.alice.home().join("large.bin");
+    random_file(&file, size);
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+    let mut random = seed;
+    let mut all = Vec::new();
+    for count in 0..cuts.unwrap_or(BREAKS.len()) {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let part = 0.05 + 0.8 * f64::from(random) / f64::from(u32::MAX);
+        let (name, rule) = BREAKS[count % BREAKS.len()];
+        let cut = cut_at(&internet, &file, part, rule);
+        println!("{count}: {name}, {cut:?}");
+        assert!(cut.relayed <= cut.moved_at + ON_ITS_WAY, "seed {seed}, {name}: {cut:?}");
+        all.push(cut);
+    }
+    if cuts.is_none() {
+        return;
+    }
+    for (what, index) in [("move to the direct path", 0), ("loss of the direct path", 1)] {
+        let mut stalls: Vec<Duration> = all.iter().map(|cut| cut.stalls[index]).collect();
+        stalls.sort();
+        let at = |percent: usize| stalls[(stalls.len() - 1) * percent / 100];
+        println!("stall at the {what}: median {:?}, p99 {:?}, most {:?}", at(50), at(99), at(100));
+    }
+    assert!(all.iter().all(|cut| cut.stalls[1] < Duration::from_secs(3)), "seed {seed}");
 }

@@ -41,7 +41,7 @@ impl Internet {
         nats: [Nat; 2],
         place: Place,
         start: impl FnOnce(&str) -> Server + Send,
-        options: impl FnOnce(&Server) -> Options + Send,
+        options: impl FnOnce(&TwoNats, &Server) -> Options + Send,
     ) -> Self {
         let networks = TwoNats::start(nats[0], nats[1]);
         let address = TwoNats::SERVERS.to_string();
@@ -50,7 +50,8 @@ impl Internet {
             networks.add_component();
         }
         // The port that it finds free is one of this process, whichever the namespace.
-        let (mut options, pages) = networks.inside(Place::Public, || options(&server)).with_pages();
+        let options = networks.inside(Place::Public, || options(&networks, &server));
+        let (mut options, pages) = options.with_pages();
         if place == Place::Component {
             options.address = Some(TwoNats::COMPONENT.to_string());
             options.network = Some(networks.name(place));
@@ -148,12 +149,23 @@ impl Pipe {
         paths().map(Option::unwrap)
     }
 
-    /// Ends both inputs, and waits for the programs, which must end well.
-    pub fn finish(mut self) {
+    /// Returns the input of alice's end, for another thread.
+    pub fn input(&self) -> File {
+        self.held[0].as_ref().unwrap().try_clone().unwrap()
+    }
+
+    /// Returns what has come out at bob's end.
+    pub fn output(&self) -> &std::path::Path {
+        &self.outputs[1]
+    }
+
+    /// Ends both inputs, and waits for the programs, which must end well. Returns them.
+    pub fn finish(mut self) -> [Process; 2] {
         self.held = [None, None];
         for end in &mut self.ends {
             let status = end.wait(PATIENCE);
             assert_eq!(status.code(), Some(0), "{}", end.log());
         }
+        self.ends
     }
 }

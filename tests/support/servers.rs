@@ -248,6 +248,14 @@ impl Server {
         Self::start_as(kind, None, Some(address.to_owned()), false, false)
     }
 
+    /// The same as [`start_as_installed`](Self::start_as_installed), also reached at `address`.
+    pub fn start_as_installed_at(kind: Kind, address: &str) -> Self {
+        let mut server = Self::new(kind, None, Some(address.to_owned()), false, false);
+        server.logs = Logs::AsInstalled;
+        server.prepare_and_start();
+        server
+    }
+
     /// Starts one with the rate limits of Debian's configurations.
     pub fn start_limited(kind: Kind) -> Self {
         Self::start_as(kind, None, None, true, false)
