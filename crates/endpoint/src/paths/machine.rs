@@ -136,6 +136,8 @@ struct Path {
     ended: bool,
     /// The end of what of our stream has gone here.
     sent: u64,
+    /// The end of what another path has carried too: that it has come says nothing of this one.
+    shared: u64,
     claims: bool,
     ping: Option<u32>,
     pong: Option<u32>,
@@ -163,6 +165,7 @@ impl Path {
             announces: true,
             ended: false,
             sent: 0,
+            shared: 0,
             claims: false,
             ping: None,
             pong: None,
@@ -277,11 +280,13 @@ impl Machine {
             }
         }
         self.newest = number;
-        let current = self.current;
-        let Some(position) = self.path(current).map(|path| path.position) else { return false };
+        // What the other path still holds, at its own pace, would fill the window, and nothing new could go out before it has
+        // come. So the stream goes on from what has come for sure.
+        let position = self.outgoing.kept();
+        let shared = self.paths.iter().map(|path| path.sent).max().unwrap_or_default();
         let ping = Some(self.fresh_ping());
         let claims = self.role == Role::Chooses;
-        self.paths.push(Path { position, ping, claims, ..Path::new(number, now) });
+        self.paths.push(Path { position, shared, ping, claims, ..Path::new(number, now) });
         self.current = number;
         self.events.push_back(Event::Moved(number));
         true
@@ -436,8 +441,9 @@ impl Machine {
                 if acknowledged == before {
                     return Ok(());
                 }
-                // What a direct path has carried was acknowledged, perhaps over the relay: it lives.
-                for path in self.paths.iter_mut().filter(|path| path.is_direct()) {
+                // What only a direct path has carried was acknowledged, perhaps over the relay: it lives.
+                let proved = |path: &&mut Path| path.is_direct() && acknowledged > path.shared;
+                for path in self.paths.iter_mut().filter(proved) {
                     let unanswered = path.asked.filter(|(_, at)| path.silent_since <= Some(*at));
                     if path.sent > acknowledged || unanswered.is_none() {
                         path.lives(path.sent > acknowledged, now);
@@ -603,6 +609,8 @@ impl Machine {
         for path in &mut self.paths {
             if is_due(path.ping_at(is_parted)) {
                 (path.ping, self.next_ping) = (Some(ping), ping);
+                // Also if the connection takes nothing any more, not even this.
+                path.silent_since.get_or_insert(now);
             }
             path.echoes |= is_due(path.echo_at());
         }

@@ -305,6 +305,53 @@ impl World {
     }
 }
 
+#[test]
+fn bytes_that_a_slow_path_still_holds_do_not_hold_up_the_next_path() {
+    let mut world = World::new();
+    for _ in 0..400 {
+        world.write(0, 16_000);
+    }
+    while world.push(0) || world.transmit(0, RELAY) {}
+    assert!(world.written[0] as u64 <= WINDOW && world.written[0] < world.streams[0].len());
+    world.connect();
+    // From now on the relay delivers nothing.
+    let direct = 1;
+    let mut moved = true;
+    while moved {
+        moved = world.push(0) | world.transmit(0, direct) | world.deliver(1, direct, 50_000);
+        moved |= world.take(1, usize::MAX);
+        moved |= world.transmit(1, direct) | world.deliver(0, direct, 50_000);
+    }
+    assert_eq!(world.read[1], world.streams[0].len());
+    // What it holds comes late, for nothing.
+    world.settle(usize::MAX);
+}
+
+#[test]
+fn what_the_relay_has_delivered_is_no_sign_of_life_of_a_path_that_has_it_too() {
+    let mut world = World::new();
+    for _ in 0..400 {
+        world.write(0, 16_000);
+    }
+    while world.push(0) || world.transmit(0, RELAY) {}
+    world.connect();
+    // The connection takes some bytes, then none, and delivers nothing.
+    for _ in 0..4 {
+        world.transmit(0, 1);
+    }
+    let begin = world.now;
+    while world.ends[0].current() != RELAY {
+        let mut moved = true;
+        while moved {
+            moved = world.deliver(1, RELAY, 50_000) | world.take(1, usize::MAX);
+            moved |= world.transmit(1, RELAY) | world.deliver(0, RELAY, 50_000);
+        }
+        world.tick(Duration::from_millis(100));
+        assert!(world.now - begin < Duration::from_secs(2), "it waits for ever");
+    }
+    assert!(world.read[1] > 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
