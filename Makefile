@@ -12,7 +12,7 @@ KEYS ?= 1000000
 # How often `make direct-test` cuts a direct path.
 CUTS ?= 50
 
-.PHONY: direct-test fuzz soak test-trixie interop-trixie trixie deb-tool programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: direct-test direct-bench fuzz soak test-trixie interop-trixie trixie deb-tool programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ direct-test: nextest ## Direct paths through every pair of NATs, and 50 cuts of 
 	cargo build --locked --workspace --bins
 	FINGERPOST_WRITE_INTEROP=1 FINGERPOST_TEST_CUTS=$(CUTS) cargo nextest run --locked --test servers --test-threads 1 \
 		--success-output final -E 'test(/^(addresses|nats|outgoing|paths)::/)'
+
+direct-bench: nextest ## Measure a direct path against openssl in the same networks (as root): make direct-bench ROUNDS=3
+	@deploy/ci/install-peers.sh cc openssl prosody relays
+	cargo build --release --locked --bins --package fingerpost --package fingerpost-xtls
+	FINGERPOST_TEST_PROGRAMS=target/release FINGERPOST_TEST_SPEED=$(ROUNDS) cargo nextest run --locked --test servers \
+		--success-output final -E 'test(=paths::a_direct_path_is_as_fast_as_openssl)'
 
 test-trixie: peers trixie nextest ## Run the tests with XMPP servers on those of Debian 13 (as root)
 	FINGERPOST_TEST_DEBIAN=trixie cargo nextest run --locked --profile trixie --tests

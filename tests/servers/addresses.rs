@@ -1,4 +1,4 @@
-//! Who learns the users' addresses from stanzas: all stanzas of both servers are recorded and searched.
+//! Which stanzas show the addresses of the users: all stanzas of both servers are recorded and searched.
 
 use support::{
     internet::Internet,

@@ -27,8 +27,8 @@ fn begun(internet: &Internet) -> [u64; 3] {
     })
 }
 
-/// The component is alone on its machine. Its kernel counts the packets with which connections begin, whoever sends them; for
-/// UDP these are the first ones.
+/// The component is alone on its machine. Its kernel counts the packets with which connections begin; for UDP these are
+/// the first ones.
 fn watch(networks: &TwoNats, server: u16, database: u16) {
     let address = TwoNats::SERVERS;
     let rule = |port| format!("ct state new ip daddr {address} tcp dport {port} counter name");

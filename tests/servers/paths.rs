@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         atomic::{AtomicBool, Ordering},
@@ -291,4 +291,88 @@ fn every_direct_path_that_is_cut_is_replaced_by_the_relay_and_the_file_arrives()
         println!("stall at the {what}: median {:?}, p99 {:?}, most {:?}", at(50), at(99), at(100));
     }
     assert!(all.iter().all(|cut| cut.stalls[1] < Duration::from_secs(3)), "seed {seed}");
+}
+
+/// What is measured in one go, in bytes.
+const MEASURED: u64 = 1 << 30;
+
+/// Makes a FIFO and opens it, so that nobody waits for its other end.
+fn fifo(path: &Path) -> File {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    File::options().read(true).write(true).open(path).unwrap()
+}
+
+/// Writes [`MEASURED`] bytes to one end of what is measured, reads them from the other, and returns MB per second.
+fn speed(mut input: File, output: File) -> f64 {
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let block = vec![0; 1 << 16];
+            for _ in 0..MEASURED >> 16 {
+                input.write_all(&block).unwrap();
+            }
+        });
+        let read = std::io::copy(&mut output.take(MEASURED), &mut std::io::sink()).unwrap();
+        assert_eq!(read, MEASURED);
+    });
+    MEASURED as f64 / 1e6 / begin.elapsed().as_secs_f64()
+}
+
+/// Starts a program of OpenSSL at a place, between two FIFOs.
+fn openssl(internet: &Internet, place: Place, args: &[&str], files: [PathBuf; 3]) -> Process {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &internet.networks.name(place), "openssl"]).args(args);
+    Process::start_between(command, &files[0], &files[1], &files[2])
+}
+
+/// A direct path of `xtls` and a connection of OpenSSL with the same cipher suite, over the same devices, in turns.
+#[test]
+#[expect(clippy::print_stdout, reason = "its figures")]
+fn a_direct_path_is_as_fast_as_openssl() {
+    let Ok(rounds) = std::env::var("FINGERPOST_TEST_SPEED") else { return };
+    let start = |address: &str| Server::start_as_installed_at(Kind::Prosody, address);
+    let internet = Internet::start([Nat::None; 2], Place::Public, start, |_, _| Options::default());
+    let always = ["--direct-path", "always"];
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let (certificate, key) = (internet.server.ca(), internet.server.ca().with_extension("key"));
+    let mut all = [const { Vec::new() }; 2];
+    for round in 0..rounds.parse::<usize>().unwrap() {
+        let port = (20_000 + round).to_string();
+        for name in ["none", "in", "out", "log", "end"] {
+            let _old = std::fs::remove_file(at(name));
+        }
+        let (input, output, _none) = (fifo(&at("in")), fifo(&at("out")), fifo(&at("none")));
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let suite = ["-ciphersuites", "TLS_AES_256_GCM_SHA384", "-tls1_3", "-quiet"];
+        let (certificate, key) = (text(&certificate), text(&key));
+        let args = ["s_server", "-accept", &port, "-cert", &certificate, "-key", &key];
+        let args = [&args[..], &suite].concat();
+        let server = openssl(&internet, Place::HostB, &args, ["none", "out", "log"].map(at));
+        let is_up = || {
+            let filter = format!("sport = :{port}");
+            !internet.networks.run_in(Place::HostB, "ss", &["-Htln", &filter]).is_empty()
+        };
+        wait_for("s_server", PATIENCE, || server.log(), is_up);
+        let peer = format!("198.18.12.2:{port}");
+        let args = [&["s_client", "-connect", &peer][..], &suite].concat();
+        let client = openssl(&internet, Place::HostA, &args, ["in", "end", "log"].map(at));
+        all[0].push(speed(input, output));
+        drop((client, server));
+
+        internet.clean();
+        let output = fifo(&internet.bob.home().join("out"));
+        let pipe = internet.pipe_into(&[], [&always, &always]);
+        pipe.wait_until_direct(|| internet.logs(&pipe));
+        all[1].push(speed(pipe.input(), output));
+        pipe.finish();
+    }
+    let [openssl, direct] = all.each_mut().map(|speeds| {
+        speeds.sort_by(f64::total_cmp);
+        speeds[speeds.len() / 2]
+    });
+    println!(
+        "{all:.0?}\nMB/s: OpenSSL {openssl:.0}, direct path {direct:.0}, ratio {:.2}",
+        direct / openssl
+    );
 }

@@ -80,11 +80,21 @@ impl Internet {
     /// Begins a pipe between the two users, and waits until it is secured on both sides. `more`: the arguments of both
     /// sides, and of each.
     pub fn pipe(&self, more: &[&str], of: [&[&str]; 2]) -> Pipe {
+        self.clean();
+        self.pipe_into(more, of)
+    }
+
+    /// Removes the files of the last pipe.
+    pub fn clean(&self) {
         for user in [&self.alice, &self.bob] {
             for name in ["in", "out", "pipe.log"] {
                 let _old = std::fs::remove_file(user.home().join(name));
             }
         }
+    }
+
+    /// The same as [`pipe`](Self::pipe), into the outputs that there are.
+    pub fn pipe_into(&self, more: &[&str], of: [&[&str]; 2]) -> Pipe {
         let held = [&self.alice, &self.bob].map(|user| {
             let fifo = user.home().join("in");
             assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());

@@ -142,8 +142,11 @@ pub fn sha256(path: &Path) -> String {
     data_encoding::HEXLOWER.encode(&hash.finalize())
 }
 
-/// Returns the path of one of our own programs, where cargo puts it.
+/// Returns the path of one of our own programs, where cargo puts it, or in the directory `FINGERPOST_TEST_PROGRAMS`.
 pub fn own_program(name: &str) -> PathBuf {
+    if let Some(directory) = std::env::var_os("FINGERPOST_TEST_PROGRAMS") {
+        return root().join(directory).join(name);
+    }
     let here = std::env::current_exe().unwrap();
     let directory = here.parent().unwrap();
     // Tests and examples are in a directory of their own beside the programs.

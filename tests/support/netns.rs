@@ -139,7 +139,7 @@ impl TwoNats {
                 // It goes with the other end, but not at once.
                 let _gone = Command::new("ip")
                     .args(["-n", &self.name(Place::Public), "link", "del", port])
-                    .status();
+                    .output();
             }
         }
         self.build(nats, Unasked::Drop);
