@@ -1,6 +1,7 @@
 //! In-band bytestreams as legs: carried by handles, relayed, slowed down and cut.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
@@ -43,7 +44,8 @@ fn params() -> IbbParams {
 }
 
 fn swapped(params: &IbbParams) -> IbbParams {
-    IbbParams { local: params.peer.clone(), peer: params.local.clone(), ..params.clone() }
+    let (peer, local) = (*params.ends).clone();
+    IbbParams { ends: Arc::new((local, peer)), ..params.clone() }
 }
 
 fn is_ping(stanza: &Stanza) -> bool {
@@ -100,7 +102,7 @@ fn sharing(
     outbound: mpsc::Sender<QueuedStanza>,
     permits: &Permits,
 ) -> (IbbStream, IbbHandle) {
-    let user = params.peer.to_bare();
+    let user = params.ends.0.to_bare();
     let memory = IbbMemory::reserve(permits, user, params.block_size).unwrap();
     IbbStream::sharing(params, outbound, memory)
 }
@@ -548,14 +550,14 @@ async fn tcp_pair() -> (SocketLeg, SocketLeg, Option<[IbbHandle; 2]>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (far, _) = listener.accept().await.unwrap();
-    (SocketLeg::Socket(near.into()), SocketLeg::Socket(far.into()), None)
+    (SocketLeg::Socket(Box::new(near.into())), SocketLeg::Socket(Box::new(far.into())), None)
 }
 
 /// Returns a stream between a socket and an in-band leg, run as sessions are; and both users.
 async fn mixed(ibb_first: bool) -> (tokio::net::TcpStream, IbbStream, [IbbHandle; 2], Relay) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let user = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let socket = SocketLeg::Socket(listener.accept().await.unwrap().0.into());
+    let socket = SocketLeg::Socket(Box::new(listener.accept().await.unwrap().0.into()));
     let close_linger = Duration::from_millis(50);
     let (juliet, near, handles) = pair(&IbbParams { close_linger, ..params() }, 16);
     let (a, b) =
@@ -688,7 +690,7 @@ async fn ten_megabytes_by_message_arrive_and_their_room_is_free_again() {
         let xml = format!(
             "<message xmlns='jabber:client' from='{}' to='{}'>\
              <data xmlns='http://jabber.org/protocol/ibb' sid='s' seq='{seq}'>{text}</data></message>",
-            params.peer, params.local
+            params.ends.0, params.ends.1
         );
         Stanza::parse(xml.parse().unwrap()).unwrap()
     };
@@ -725,8 +727,8 @@ async fn what_blocks_by_message_hold_is_bounded_for_all_users_together() {
     let (mut streams, mut refused) = (Vec::new(), 0);
     for n in 0..20 {
         let peer = jid(&format!("u{n}@d{n}.example/x"));
-        let params = IbbParams { peer, ..params() };
-        let Ok(part) = IbbMemory::reserve(&memory, params.peer.to_bare(), 8192) else {
+        let params = IbbParams { ends: Arc::new((peer, jid("romeo@montague.lit/o"))), ..params() };
+        let Ok(part) = IbbMemory::reserve(&memory, params.ends.0.to_bare(), 8192) else {
             refused += 1;
             continue;
         };
@@ -735,7 +737,7 @@ async fn what_blocks_by_message_hold_is_bounded_for_all_users_together() {
             let xml = format!(
                 "<message xmlns='jabber:client' from='{}' to='{}'>\
                  <data xmlns='http://jabber.org/protocol/ibb' sid='s' seq='{seq}'>{text}</data></message>",
-                params.peer, params.local
+                params.ends.0, params.ends.1
             );
             handle.handle(&Stanza::parse(xml.parse().unwrap()).unwrap());
             assert!(memory.taken() <= total);
@@ -753,17 +755,16 @@ async fn what_blocks_by_message_hold_is_bounded_for_all_users_together() {
 async fn a_stream_tells_when_it_waits_for_a_silent_peer_and_when_it_goes_on() {
     let (outbound, mut sent) = mpsc::channel(8);
     let (mut romeo, handle) = IbbStream::new(params(), outbound);
-    let mut waiting = handle.waiting();
     romeo.write_all(b"x").await.unwrap();
     let block = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
     let begin = tokio::time::Instant::now();
     let reader = tokio::spawn(async move { romeo.read(&mut [0]).await });
-    waiting.changed().await.unwrap();
-    assert_eq!((*waiting.borrow_and_update(), begin.elapsed().as_secs()), (true, 20));
+    assert!(poll_fn(|cx| handle.poll_waiting(false, cx)).await);
+    assert_eq!((handle.is_waiting(), begin.elapsed().as_secs()), (true, 20));
     tokio::time::sleep(Duration::from_secs(200)).await;
     assert!(handle.handle(&from_juliet(&format!("<iq type='result' id='{}'/>", block.id))));
-    waiting.changed().await.unwrap();
-    assert!(!*waiting.borrow_and_update());
+    assert!(!poll_fn(|cx| handle.poll_waiting(true, cx)).await);
+    assert!(!handle.is_waiting());
     assert!(!reader.is_finished());
 }
 
@@ -789,7 +790,7 @@ async fn a_block_may_be_answered_twice() {
     let next = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
     assert!(next.payload().unwrap().is("data", ns::IBB));
     assert_eq!(handle.failure(), None);
-    assert_eq!(romeo.delivered().load(Ordering::Relaxed), 1);
+    assert_eq!(romeo.delivered(), 1);
 }
 
 /// In-band bytestreams end both ways at once: the other user learns of it after the last block, without a pause.

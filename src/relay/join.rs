@@ -7,13 +7,14 @@ use std::{
 
 use fingerpost_carry::leg_end::LegEnd;
 use fingerpost_wire::transport_kind::TransportKind;
+use futures::future::{BoxFuture, FutureExt as _};
 use tokio::sync::oneshot;
 
 use super::{
     engine::PairId,
     pipe::{self, Ended, StreamOptions, StreamOutcome},
     plane::Plane,
-    socket::SocketLeg,
+    socket::{Socket, SocketLeg},
     watch::{PairProgress, StreamOwner, StreamProgress},
 };
 
@@ -22,44 +23,57 @@ use super::{
 ///
 /// # Cancel safety
 /// Dropping the future loses what is in flight, so do that only to end both legs.
-pub async fn join(
-    plane: &Plane,
+pub fn join<'a>(
+    plane: &'a Plane,
     initiator: SocketLeg,
     responder: SocketLeg,
     options: StreamOptions,
-    progress: &StreamProgress,
-) -> StreamOutcome {
-    let outcome = match (initiator, responder) {
+    progress: &'a StreamProgress,
+) -> BoxFuture<'a, StreamOutcome> {
+    // Each kind has memory of its own size, and no second copy of the legs in a future around it.
+    match (initiator, responder) {
         (SocketLeg::Socket(a), SocketLeg::Socket(b)) => {
-            let (told, end) = oneshot::channel();
-            let pair = Arc::<PairProgress>::default();
-            progress.follow(Arc::clone(&pair));
-            let told = Mutex::new(Some(told));
-            let joined = Arc::new(Joined { progress: Arc::clone(&pair), told });
-            let failed = |kind| outcome(pair.moved(), Ended::Error(kind));
-            let owner = Arc::downgrade(&joined);
-            match plane.run(a, b, options, (owner, 0)) {
-                Ok(id) => {
-                    if let Some(counters) = plane.counters(id) {
-                        pair.follow(counters);
-                    }
-                    let _cut = CutOnDrop { plane, id };
-                    // Nobody cuts it while this task waits, so an outcome is told, unless the engine's thread is gone.
-                    end.await.unwrap_or_else(|_| failed(io::ErrorKind::Other))
-                }
-                Err(error) => failed(error.kind()),
-            }
+            Box::pin(join_sockets(plane, a, b, options, progress))
         }
         (a, b) => {
             let open = OpenStream::new(plane, a.transport_kind(), b.transport_kind());
             a.arm();
             b.arm();
-            let outcome =
-                Box::pin(pipe::relay_at_rate(a, b, options, plane.rate(), progress)).await;
-            plane.metrics().moved(open.a, open.b, outcome.a_to_b);
-            plane.metrics().moved(open.b, open.a, outcome.b_to_a);
-            outcome
+            let relaying = pipe::relay_at_rate(a, b, options, plane.rate(), progress);
+            Box::pin(relaying.map(move |outcome| {
+                plane.metrics().moved(open.a, open.b, outcome.a_to_b);
+                plane.metrics().moved(open.b, open.a, outcome.b_to_a);
+                plane.metrics().ended(outcome.end);
+                outcome
+            }))
         }
+    }
+}
+
+async fn join_sockets(
+    plane: &Plane,
+    a: Box<Socket>,
+    b: Box<Socket>,
+    options: StreamOptions,
+    progress: &StreamProgress,
+) -> StreamOutcome {
+    let (told, end) = oneshot::channel();
+    let pair = Arc::<PairProgress>::default();
+    progress.follow(Arc::clone(&pair));
+    let told = Mutex::new(Some(told));
+    let joined = Arc::new(Joined { progress: Arc::clone(&pair), told });
+    let failed = |kind| outcome(pair.moved(), Ended::Error(kind));
+    let owner = Arc::downgrade(&joined);
+    let outcome = match plane.run(*a, *b, options, (owner, 0)) {
+        Ok(id) => {
+            if let Some(counters) = plane.counters(id) {
+                pair.follow(counters);
+            }
+            let _cut = CutOnDrop { plane, id };
+            // Nobody cuts it while this task waits, so an outcome is told, unless the engine's thread is gone.
+            end.await.unwrap_or_else(|_| failed(io::ErrorKind::Other))
+        }
+        Err(error) => failed(error.kind()),
     };
     plane.metrics().ended(outcome.end);
     outcome

@@ -37,7 +37,7 @@ async fn start(
     let (juliet, b) = connected().await;
     let plane = plane.clone();
     let join = async move {
-        let (a, b) = (SocketLeg::Socket(a.into()), SocketLeg::Socket(b.into()));
+        let [a, b] = [a, b].map(|stream| SocketLeg::Socket(Box::new(stream.into())));
         join::join(&plane, a, b, options, &StreamProgress::default()).await
     };
     (romeo, juliet, tokio::spawn(join))

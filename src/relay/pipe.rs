@@ -3,7 +3,7 @@
 
 use std::{
     cell::RefCell,
-    future::poll_fn,
+    future::{Future, poll_fn},
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -102,23 +102,23 @@ pub(super) async fn relay<A: LegEnd, B: LegEnd>(
 ///
 /// # Cancel safety
 /// Dropping the future loses what is in its buffers, so do that only to end both legs.
-pub(super) async fn relay_at_rate<A: LegEnd, B: LegEnd>(
+pub(super) fn relay_at_rate<A: LegEnd, B: LegEnd>(
     a: A,
     b: B,
     options: StreamOptions,
     bytes_per_second: u64,
     progress: &StreamProgress,
-) -> StreamOutcome {
+) -> impl Future<Output = StreamOutcome> {
     let start = Instant::now();
     let step = (options.idle_timeout / LOOKS).clamp(Duration::from_millis(1), GRACE);
     let mut looks = interval_at(start + step, step);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
-    let limit = (bytes_per_second > 0).then(|| RateLimit::new(bytes_per_second));
+    let limit = (bytes_per_second > 0).then(|| Box::new(RateLimit::new(bytes_per_second)));
     let (forward, backward) = (CopyDirection::new(options.guard), CopyDirection::new(false));
     let mut pipe = CopiedPair { a, b, forward, backward, limit, ending: None, options };
     let (mut moved, mut moved_at) = (0, start);
-    let end = poll_fn(|cx| {
+    let mut poll_end = move |pipe: &mut CopiedPair<A, B>, cx: &mut Context<'_>| {
         loop {
             if let Poll::Ready(end) = pipe.poll_copy(cx) {
                 return Poll::Ready(end);
@@ -139,10 +139,14 @@ pub(super) async fn relay_at_rate<A: LegEnd, B: LegEnd>(
             pipe.forward.forget_buffer();
             pipe.backward.forget_buffer();
         }
+    };
+    // An async block would have room for the pair twice: where it comes from, and where it lives.
+    poll_fn(move |cx| {
+        let end = ready!(poll_end(&mut pipe, cx));
+        pipe.settle(end);
+        let (a_to_b, b_to_a) = (pipe.forward.written, pipe.backward.written);
+        Poll::Ready(StreamOutcome { a_to_b, b_to_a, end })
     })
-    .await;
-    pipe.settle(end);
-    StreamOutcome { a_to_b: pipe.forward.written, b_to_a: pipe.backward.written, end }
 }
 
 struct CopiedPair<A, B> {
@@ -150,8 +154,8 @@ struct CopiedPair<A, B> {
     b: B,
     forward: CopyDirection,
     backward: CopyDirection,
-    limit: Option<RateLimit>,
-    ending: Option<AwaitedEnding>,
+    limit: Option<Box<RateLimit>>,
+    ending: Option<Box<AwaitedEnding>>,
     options: StreamOptions,
 }
 
@@ -228,7 +232,8 @@ impl<A: LegEnd, B: LegEnd> CopiedPair<A, B> {
                 unread.abandon();
                 cx.waker().wake_by_ref();
             }
-            let ending = ending.get_or_insert_with(|| AwaitedEnding::new(options.idle_timeout));
+            let ending =
+                ending.get_or_insert_with(|| Box::new(AwaitedEnding::new(options.idle_timeout)));
             ready!(if a_closed { ending.poll(cx, b) } else { ending.poll(cx, a) });
             return Poll::Ready(Ended::Eof);
         }
@@ -236,7 +241,8 @@ impl<A: LegEnd, B: LegEnd> CopiedPair<A, B> {
             if !(if a_gone { there } else { back }) {
                 return Poll::Pending;
             }
-            let ending = ending.get_or_insert_with(|| AwaitedEnding::new(options.idle_timeout));
+            let ending =
+                ending.get_or_insert_with(|| Box::new(AwaitedEnding::new(options.idle_timeout)));
             ready!(if a_gone { ending.poll(cx, b) } else { ending.poll(cx, a) });
         }
         Poll::Ready(self.error().map_or(Ended::Eof, Ended::Error))
@@ -337,7 +343,7 @@ impl CopyDirection {
         cx: &mut Context<'_>,
         r: &mut impl LegEnd,
         w: &mut impl LegEnd,
-        limit: &mut Option<RateLimit>,
+        limit: &mut Option<Box<RateLimit>>,
     ) -> Poll<Result<(), Ended>> {
         if self.state == DirectionState::Copy {
             match ready!(self.poll_bytes(cx, r, w, limit)) {
@@ -396,7 +402,7 @@ impl CopyDirection {
         &mut self,
         cx: &mut Context<'_>,
         r: &mut impl LegEnd,
-        limit: &mut Option<RateLimit>,
+        limit: &mut Option<Box<RateLimit>>,
     ) -> Poll<()> {
         for _ in 0..16 {
             let read = self.read;
@@ -422,7 +428,7 @@ impl CopyDirection {
         cx: &mut Context<'_>,
         r: &mut impl LegEnd,
         w: &mut impl LegEnd,
-        limit: &mut Option<RateLimit>,
+        limit: &mut Option<Box<RateLimit>>,
     ) -> Poll<Result<(), CopyFailure>> {
         let written = |error: io::Error| CopyFailure::Write(error.kind());
         // One busy direction must starve neither the other nor the clock.
@@ -482,7 +488,7 @@ impl CopyDirection {
         &mut self,
         cx: &mut Context<'_>,
         r: &mut impl LegEnd,
-        limit: &mut Option<RateLimit>,
+        limit: &mut Option<Box<RateLimit>>,
     ) -> Poll<Result<usize, io::ErrorKind>> {
         let most = match limit {
             Some(limit) => ready!(limit.poll_allowed(cx)),

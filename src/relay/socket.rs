@@ -15,8 +15,8 @@ use tokio::{
 
 use super::admission::{ConnectionPlace, SocketAdmission};
 
-/// A user's transport to the component.
-pub type SocketLeg = fingerpost_carry::leg::Leg<Socket>;
+/// A user's transport to the component. A socket is boxed, because many legs have none.
+pub type SocketLeg = fingerpost_carry::leg::Leg<Box<Socket>>;
 
 /// A TCP connection, the bytes of its stream that came with the handshake, and its place in the listener's limits,
 /// which is freed on drop.

@@ -1,7 +1,9 @@
 //! Finds the session of a stanza, or creates one.
 
 use std::{
+    future::{Future, poll_fn},
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
@@ -158,7 +160,7 @@ impl Broker {
         let Some(jingle) = stanza.payload() else {
             return Err(SessionRefusal::NoJingle);
         };
-        let namespace = jingle.ns();
+        let namespace = jingle::namespace(jingle);
         let Some(sid) = jingle.attr("sid").filter(|sid| !sid.is_empty()).map(str::to_owned) else {
             return Err(SessionRefusal::NoSid);
         };
@@ -172,18 +174,17 @@ impl Broker {
         };
         let user = stanza.from.to_bare();
         let initiator = SessionPeer {
-            user: stanza.from.clone(),
-            mask: stanza.to.clone(),
+            pair: Arc::new((stanza.from.clone(), stanza.to.clone())),
             sid,
-            namespace: namespace.clone(),
+            namespace,
         };
         // Sorts before the sids of others, so that a crossing session-initiate of the responder gives way.
         let theirs = known.unwrap_or_else(|| format!("-{}", random_id()));
-        let responder = SessionPeer { user: callee.clone(), mask, sid: theirs, namespace };
+        let responder =
+            SessionPeer { pair: Arc::new((callee.clone(), mask)), sid: theirs, namespace };
         let peers = PerSide { initiator, responder };
-        let [ours, theirs] = peers.to_array().map(|peer| Arc::new(peer.pair()));
+        let [ours, theirs] = peers.to_array().map(|peer| peer.pair);
         let facts = Arc::new(Facts::new(&stanza.from, callee));
-        let id = facts.id.clone();
         let (inbox, inputs) = inbox::channel(INBOX);
         let (leg, ibb) = match transport {
             Transport::Ibb { namespace, sid, block_size } => {
@@ -252,8 +253,7 @@ impl Broker {
         machine.expect_acknowledgement(patience, again.is_some(), has_others);
         metrics::SESSIONS.count(&[]);
         let driver = Box::new(SessionDriver::new(guard, machine, line, again));
-        let span = tracing::info_span!("session", id);
-        self.tasks.spawn(tracing::Instrument::instrument(driver.run(inputs), span));
+        self.tasks.spawn(in_span(facts, Box::pin(driver.run(inputs))));
         Ok(())
     }
 
@@ -287,20 +287,18 @@ impl Broker {
         let transport = Transport::read(content).filter(|transport| options.takes(transport));
         let transport = transport.ok_or(SessionRefusal::NoTransport)?;
         let peer = SessionPeer {
-            user: stanza.from.clone(),
-            mask: own::mask(&options.jid),
+            pair: Arc::new((stanza.from.clone(), own::mask(&options.jid))),
             sid: sid.to_owned(),
-            namespace: jingle.ns(),
+            namespace: jingle::namespace(jingle),
         };
         let ibb = match &transport {
             Transport::Ibb { sid, .. } => Some(sid.clone()),
             Transport::S5b { .. } => None,
         };
         let (inbox, inputs) = inbox::channel(INBOX);
-        let facts = Arc::new(Facts::new(&peer.user, &peer.mask));
-        let id = facts.id.clone();
-        let user = peer.user.to_bare();
-        let pair = Arc::new(peer.pair());
+        let facts = Arc::new(Facts::new(peer.user(), peer.mask()));
+        let user = peer.user().to_bare();
+        let pair = Arc::clone(&peer.pair);
         let place = {
             let mut state = shared.lock();
             if state.has(&pair, &peer.sid) {
@@ -313,7 +311,8 @@ impl Broker {
             state.legs.insert(SessionEntry { facts, pair, sid, side, inbox, ibb, crossable, seen });
             place
         };
-        let guard = SessionGuard { shared: Arc::clone(shared), pairs: vec![pair], facts, place };
+        let (shared_facts, pairs) = (Arc::clone(&facts), vec![pair]);
+        let guard = SessionGuard { shared: Arc::clone(shared), pairs, facts, place };
         let line = shared.journal.begin([&peer]);
         let print = identity.print().to_string();
         let machine = OwnSession::accept(
@@ -326,14 +325,11 @@ impl Broker {
             Instant::now(),
         );
         let driver = OwnDriver::new(Arc::clone(shared), peer, machine, identity, pins, notices);
-        let span = tracing::info_span!("session", id);
-        self.tasks.spawn(tracing::Instrument::instrument(
-            async move {
-                let _guard = (guard, line);
-                driver.run(inputs).await;
-            },
-            span,
-        ));
+        let run = Box::pin(async move {
+            let _guard = (guard, line);
+            driver.run(inputs).await;
+        });
+        self.tasks.spawn(in_span(shared_facts, run));
         Ok(())
     }
 
@@ -544,4 +540,16 @@ impl Broker {
             }
         }
     }
+}
+
+/// Runs a session, whose name is in its lines of the log. A span that lives as long as the session would take 350
+/// bytes.
+fn in_span(
+    facts: Arc<Facts>,
+    mut run: Pin<Box<impl Future<Output = ()>>>,
+) -> impl Future<Output = ()> {
+    poll_fn(move |cx| {
+        let _span = tracing::info_span!("session", id = facts.id).entered();
+        run.as_mut().poll(cx)
+    })
 }

@@ -280,7 +280,7 @@ pub(super) struct Directory {
 impl Directory {
     /// Returns the entries of a leg.
     pub(super) fn of_leg(&mut self, peer: &SessionPeer) -> impl Iterator<Item = &mut SessionEntry> {
-        self.legs.between_mut(&peer.user, &peer.mask).filter(|entry| entry.sid == peer.sid)
+        self.legs.between_mut(peer.user(), peer.mask()).filter(|entry| entry.sid == peer.sid)
     }
 
     /// Returns whether there is a session with that sid.

@@ -1,6 +1,11 @@
 //! Carries out a session's decisions: stanzas, lookups, connections, the relay and the clock.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use fingerpost_carry::{ibb_handle::IbbHandle, shares::Full};
 use fingerpost_wire::{
@@ -14,7 +19,6 @@ use fingerpost_wire::{
 use futures::StreamExt as _;
 use minidom::Element;
 use tokio::{
-    sync::watch,
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
@@ -24,7 +28,6 @@ use super::{
     directory::{Facts, SeenConnection},
     journal::JournalLine,
     lookups::FeatureAnswer,
-    peer::SessionPeer,
     refusal::SessionRefusal,
     session::{ANSWER, BrokeredSession, Inbox, SessionAction, SessionInput},
     shared::{BrokerState, SessionGuard},
@@ -63,12 +66,12 @@ pub(super) struct SessionDriver {
     facts: Arc<Facts>,
     session: BrokeredSession,
     /// The responder's Jingle namespace in the journal.
-    noted: String,
+    noted: &'static str,
     sockets: PerSide<Option<Box<Socket>>>,
     legs: PerSide<Option<SocketLeg>>,
     streams: PerSide<Option<IbbHandle>>,
-    /// Whether each in-band leg waits for its user.
-    waits: PerSide<Option<watch::Receiver<bool>>>,
+    /// Whether each in-band leg waits for its user, as the session knows; `None` before both legs are joined.
+    waits: PerSide<Option<bool>>,
     relaying: bool,
     line: JournalLine,
     /// Where the session-initiate goes if the responder does not take it, and the answer to give then.
@@ -91,7 +94,7 @@ impl SessionDriver {
         Self {
             shared: Arc::clone(&guard.shared),
             facts: Arc::clone(&guard.facts),
-            noted: session.peers().responder.namespace.clone(),
+            noted: session.peers().responder.namespace,
             session,
             sockets: PerSide::default(),
             legs: PerSide::default(),
@@ -136,7 +139,10 @@ impl SessionDriver {
                     }
                     Ok(SessionEvent::Arrived(_, None)) | Err(_) => continue,
                 },
-                (side, waits) = changed(&mut self.waits) => SessionInput::Waits(side, waits),
+                (side, waits) = poll_fn(|cx| poll_waiting(&self.streams, self.waits, cx)) => {
+                    self.waits[side] = Some(waits);
+                    SessionInput::Waits(side, waits)
+                }
                 () = until(self.session.deadline()) => SessionInput::Timeout,
             };
             self.session.handle(input, Instant::now());
@@ -209,7 +215,7 @@ impl SessionDriver {
                     // The callee must not learn of a session that a crash would make the component forget.
                     let peers = self.session.peers();
                     if self.noted != peers.responder.namespace {
-                        self.noted.clone_from(&peers.responder.namespace);
+                        self.noted = peers.responder.namespace;
                         self.line.write(peers.iter());
                     }
                     self.line.written().await;
@@ -219,7 +225,7 @@ impl SessionDriver {
                 let pending = self
                     .shared
                     .requests
-                    .send(RequestKind::Set, &peer.mask, &peer.user, payload)
+                    .send(RequestKind::Set, peer.mask(), peer.user(), payload)
                     .await;
                 self.work.spawn(async move {
                     SessionEvent::told(SessionInput::Answered(number, pending.answer(wait).await))
@@ -258,7 +264,7 @@ impl SessionDriver {
                 };
                 self.relaying = true;
                 for side in Side::BOTH {
-                    self.waits[side] = self.streams[side].as_ref().map(IbbHandle::waiting);
+                    self.waits[side] = self.streams[side].as_ref().map(IbbHandle::is_waiting);
                 }
                 if legs == PerSide::both(TransportKind::S5b) {
                     self.line.streams();
@@ -271,15 +277,15 @@ impl SessionDriver {
             }
             SessionAction::LookUpFeatures => {
                 let shared = Arc::clone(&self.shared);
-                let SessionPeer { user, mask, .. } = self.session.peers().responder.clone();
+                let pair = Arc::clone(&self.session.peers().responder.pair);
                 self.work.spawn(async move {
-                    SessionEvent::told(match shared.features(&user, &mask).await {
+                    SessionEvent::told(match shared.features(&pair.0, &pair.1).await {
                         FeatureAnswer::Features(features) => {
                             SessionInput::Features(features.to_vec())
                         }
                         FeatureAnswer::Silence => SessionInput::NoFeatures,
                         FeatureAnswer::Error => {
-                            match shared.look_up_room(user.domain().as_str()).await {
+                            match shared.look_up_room(pair.0.domain().as_str()).await {
                                 true => SessionInput::Room,
                                 false => SessionInput::Features(Vec::new()),
                             }
@@ -303,8 +309,7 @@ impl SessionDriver {
             }
             SessionAction::Send(element) => self.send(element).await,
             SessionAction::TakeSocket(side) => {
-                self.legs[side] =
-                    self.sockets[side].take().map(|socket| SocketLeg::Socket(*socket));
+                self.legs[side] = self.sockets[side].take().map(SocketLeg::Socket);
             }
             SessionAction::TakeStream(side, sid, block_size, stanza) => {
                 self.shared.see(&self.session.peers()[side], None);
@@ -341,27 +346,20 @@ impl SessionDriver {
     }
 }
 
-/// Waits until an in-band leg begins or ends to wait for its user.
-///
-/// # Cancel safety
-/// Nothing is lost if the future is dropped.
-async fn changed(waits: &mut PerSide<Option<watch::Receiver<bool>>>) -> (Side, bool) {
-    let PerSide { initiator, responder } = waits;
-    tokio::select! {
-        waits = next(initiator) => (Side::Initiator, waits),
-        waits = next(responder) => (Side::Responder, waits),
+/// Returns the side whose in-band leg begins or ends to wait for its user, and which of both.
+fn poll_waiting(
+    streams: &PerSide<Option<IbbHandle>>,
+    known: PerSide<Option<bool>>,
+    cx: &Context<'_>,
+) -> Poll<(Side, bool)> {
+    for side in Side::BOTH {
+        if let (Some(stream), Some(known)) = (&streams[side], known[side])
+            && let Poll::Ready(waits) = stream.poll_waiting(known, cx)
+        {
+            return Poll::Ready((side, waits));
+        }
     }
-}
-
-/// Waits until a leg begins or ends to wait for its user; for ever, if there is no such leg.
-async fn next(waits: &mut Option<watch::Receiver<bool>>) -> bool {
-    if let Some(waits) = waits
-        && waits.changed().await.is_ok()
-    {
-        return *waits.borrow_and_update();
-    }
-    *waits = None;
-    std::future::pending().await
+    Poll::Pending
 }
 
 /// Waits until this time; for ever, if there is none.

@@ -7,7 +7,7 @@
 //! Spec: XEP-0115 1.6.0, sections 5.1 (Generation Method) and 5.4 (Processing Method).
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
     sync::Arc,
     time::{Duration, Instant},
@@ -28,6 +28,8 @@ const CAPS: usize = 128;
 /// The most answers that are kept for one client each, and the most for clients that share a hash. The least needed one
 /// makes room; a forgotten client is asked again.
 const ANSWERS: (usize, usize) = (10_000, 1_000);
+/// How many different sets of features are remembered, so that clients of the same kind share them.
+const SETS: usize = 16;
 /// The features that the broker uses. Of an answer only these and the Jingle applications are kept.
 const WANTED: [&str; 9] = [
     ns::APPS_TLS,
@@ -67,6 +69,8 @@ pub struct Cache {
     announced: HashMap<u64, u64>,
     by_caps: LruCache<u64, Features>,
     by_jid: LruCache<u64, (Instant, Features)>,
+    /// The sets of features that came last.
+    sets: VecDeque<Features>,
 }
 
 impl Default for Cache {
@@ -76,6 +80,7 @@ impl Default for Cache {
             announced: HashMap::new(),
             by_caps: LruCache::new(ANSWERS.1),
             by_jid: LruCache::new(ANSWERS.0),
+            sets: VecDeque::new(),
         }
     }
 }
@@ -131,7 +136,7 @@ impl Cache {
             .filter(|feature| feature.starts_with(begin) && feature.len() <= longest)
             .filter(|feature| !WANTED.contains(feature))
             .take(most);
-        let features: Features = Arc::new(wanted.chain(applications).map(str::to_owned).collect());
+        let features = self.share(wanted.chain(applications).map(str::to_owned).collect());
         let user = self.key(user);
         let right = self.announced.get(&user).copied().filter(|caps| {
             verified(answer).is_some_and(|text| {
@@ -145,6 +150,17 @@ impl Cache {
             Some(caps) => drop(self.by_caps.insert(caps, Arc::clone(&features))),
             None => drop(self.by_jid.insert(user, (now, Arc::clone(&features)))),
         }
+        features
+    }
+
+    /// Returns features in the memory of an equal set, if one came recently.
+    fn share(&mut self, features: Vec<String>) -> Features {
+        if let Some(known) = self.sets.iter().find(|known| ***known == features) {
+            return Arc::clone(known);
+        }
+        let features = Arc::new(features);
+        self.sets.truncate(SETS - 1);
+        self.sets.push_front(Arc::clone(&features));
         features
     }
 

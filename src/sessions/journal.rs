@@ -284,10 +284,10 @@ impl JournalLine {
     pub(super) fn write<'a>(&mut self, peers: impl IntoIterator<Item = &'a SessionPeer>) {
         let side = |peer: &SessionPeer| OpenSide {
             session: self.session.to_string(),
-            user: peer.user.clone(),
-            mask: peer.mask.clone(),
+            user: peer.user().clone(),
+            mask: peer.mask().clone(),
             sid: peer.sid.clone(),
-            namespace: peer.namespace.clone(),
+            namespace: peer.namespace.to_owned(),
         };
         let sides = peers.into_iter().map(side).collect();
         let (sender, receiver) = oneshot::channel();
@@ -350,10 +350,12 @@ mod tests {
 
     fn peer(name: &str) -> SessionPeer {
         SessionPeer {
-            user: Jid::new(&format!("{name}@example.org/x")).unwrap(),
-            mask: Jid::new("other\\40example.org@xtls.example.org/y").unwrap(),
+            pair: Arc::new((
+                Jid::new(&format!("{name}@example.org/x")).unwrap(),
+                Jid::new("other\\40example.org@xtls.example.org/y").unwrap(),
+            )),
             sid: format!("sid-of-{name}"),
-            namespace: ns::JINGLE.to_owned(),
+            namespace: ns::JINGLE,
         }
     }
 

@@ -164,7 +164,7 @@ impl OwnSession {
     }
 
     fn tell(&mut self, jingle: Element) {
-        let SessionPeer { user, mask, .. } = &self.peer;
+        let (user, mask) = &*self.peer.pair;
         self.send(RequestKind::Set.iq(mask.as_str(), user.as_str(), &(self.ids)(), jingle));
     }
 
@@ -176,7 +176,8 @@ impl OwnSession {
     }
 
     fn tell_accept(&mut self, security: Element, transport: &Transport) {
-        let SessionPeer { user, mask, sid: session, .. } = &self.peer;
+        let SessionPeer { pair, sid: session, .. } = &self.peer;
+        let (user, mask) = &**pair;
         let element = match transport {
             Transport::Ibb { namespace, sid, block_size } => {
                 let sid = sid.as_deref().unwrap_or(session);
@@ -190,7 +191,7 @@ impl OwnSession {
             }
         };
         let mut jingle = self.jingle(Action::SessionAccept, [security, element]);
-        xml::set(&mut jingle, "responder", self.peer.mask.as_str());
+        xml::set(&mut jingle, "responder", self.peer.mask().as_str());
         self.tell(jingle);
         if let Transport::S5b { sid, .. } = transport {
             let none = Element::bare("candidate-error", ns::JINGLE_S5B);
@@ -341,10 +342,9 @@ mod tests {
     fn session(offer: &str, transport: &str) -> OwnSession {
         let initiate = jingle("session-initiate", &format!("{offer}{transport}"));
         let peer = SessionPeer {
-            user: initiate.from.clone(),
-            mask: initiate.to.clone(),
+            pair: Arc::new((initiate.from.clone(), initiate.to.clone())),
             sid: "s".to_owned(),
-            namespace: ns::JINGLE.to_owned(),
+            namespace: ns::JINGLE,
         };
         let transport = initiate.payload().and_then(first_content).and_then(Transport::read);
         let (options, transport) = (Arc::new(BrokerOptions::of_tests()), transport.unwrap());

@@ -117,7 +117,7 @@ impl OwnDriver {
             OwnAction::ExpectOpen(sid) => self.shared.expect_open(&self.peer, Some(sid)),
             OwnAction::SecureSocket => {
                 if let Some(socket) = self.socket.take() {
-                    self.secure(SocketLeg::Socket(socket));
+                    self.secure(SocketLeg::Socket(Box::new(socket)));
                 }
             }
             OwnAction::SecureStream(sid, block_size, stanza) => {
@@ -150,7 +150,7 @@ impl OwnDriver {
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
         let certificate = shown.ok_or("No certificate was shown")?;
         let now = OffsetDateTime::now_utc();
-        let recorded = self.shared.registry.shown(&self.peer.user, &certificate, now).await;
+        let recorded = self.shared.registry.shown(self.peer.user(), &certificate, now).await;
         let (key, notice) = recorded.map_err(|refusal| Refusal::from(refusal).text)?;
         if let Some(notice) = notice {
             let _ = self.notices.send(notice).await;

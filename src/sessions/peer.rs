@@ -1,5 +1,7 @@
 //! One user's end of a session.
 
+use std::sync::Arc;
+
 use fingerpost_wire::jingle::Frame;
 use jid::Jid;
 
@@ -11,29 +13,33 @@ pub(crate) type Pair = (Jid, Jid);
 /// One user's end of the session.
 #[derive(Clone, Debug)]
 pub(crate) struct SessionPeer {
-    /// The user's full JID.
-    pub(crate) user: Jid,
-    /// The address under which the other user appears here.
-    pub(crate) mask: Jid,
+    /// The user's full JID, and the address under which the other user appears here.
+    pub(crate) pair: Arc<Pair>,
     /// The Jingle session id here.
     pub(crate) sid: String,
     /// The Jingle namespace spoken here.
-    pub(crate) namespace: String,
+    pub(crate) namespace: &'static str,
 }
 
 impl SessionPeer {
+    /// Returns the user's full JID.
+    pub(crate) fn user(&self) -> &Jid {
+        &self.pair.0
+    }
+
+    /// Returns the address under which the other user appears here.
+    pub(crate) fn mask(&self) -> &Jid {
+        &self.pair.1
+    }
+
     /// Returns the addresses and ids of a Jingle element on this leg, whose user is on this side of the session.
     pub(crate) fn frame(&self, side: Side) -> Frame<'_> {
-        let Self { user, mask, sid, namespace } = self;
+        let Self { pair, sid, namespace } = self;
+        let (user, mask) = &**pair;
         let (initiator, responder) = match side {
             Side::Initiator => (user, mask),
             Side::Responder => (mask, user),
         };
         Frame { namespace, sid, initiator, responder }
-    }
-
-    /// Returns the addresses of this leg.
-    pub(crate) fn pair(&self) -> Pair {
-        (self.user.clone(), self.mask.clone())
     }
 }

@@ -96,7 +96,7 @@ impl BrokerState {
     /// Takes the SOCKS5 connections for a stream id of this leg. Clients differ in which side they take for the
     /// requester: either order belongs to it.
     pub(super) fn register(&self, peer: &SessionPeer, sid: &str) -> Registration {
-        let SessionPeer { user, mask, .. } = peer;
+        let (user, mask) = &*peer.pair;
         self.table.register([DstAddr::compute(sid, mask, user), DstAddr::compute(sid, user, mask)])
     }
 
@@ -118,8 +118,8 @@ impl BrokerState {
         block_size: u16,
         stanza: IbbStanza,
     ) -> Result<(IbbStream, IbbHandle), Full> {
-        let memory = IbbMemory::reserve(&self.memory, peer.user.to_bare(), block_size)?;
-        let mut params = IbbParams::new(peer.mask.clone(), peer.user.clone(), sid);
+        let memory = IbbMemory::reserve(&self.memory, peer.user().to_bare(), block_size)?;
+        let mut params = IbbParams::between(Arc::clone(&peer.pair), sid);
         (params.block_size, params.stanza) = (block_size, stanza);
         let options = self.options();
         (params.window, params.silence_timeout) = (options.window, options.silence_timeout);

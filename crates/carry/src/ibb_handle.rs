@@ -2,12 +2,9 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::{Context, Waker},
+    fmt, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
     time::Instant,
 };
 
@@ -21,12 +18,12 @@ use fingerpost_wire::{
 use jid::Jid;
 use minidom::Element;
 use rxml::xml_ncname;
-use tokio::sync::{mpsc::error::TrySendError, watch};
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::{
     ibb_memory::IbbMemory,
     ibb_params::IbbParams,
-    outbound::{Outbound, PlainEnds, QueuedStanza},
+    outbound::{Ends, Outbound, QueuedStanza},
 };
 
 /// The router's half: stanzas. Cheap to clone.
@@ -37,17 +34,14 @@ pub struct IbbHandle {
 
 #[derive(Debug)]
 pub(super) struct Link {
-    pub(super) params: IbbParams,
+    ends: Arc<Ends>,
+    /// The kind of stanza that carries our blocks.
+    stanza: IbbStanza,
     pub(super) outbound: Outbound,
-    /// The ends of the stream, if no tree is needed to write them.
-    plain: Option<Arc<PlainEnds>>,
-    /// The prefix of the ids of our blocks, which nobody else can guess. Some servers return a message without its
+    /// What the ids of our blocks begin with, which nobody else can guess. Some servers return a message without its
     /// payload.
-    blocks: String,
+    blocks: BlockIds,
     shared: Mutex<SharedMachine>,
-    /// Whether the stream waits for a silent peer.
-    waiting: watch::Sender<bool>,
-    delivered: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -61,6 +55,10 @@ pub(super) struct SharedMachine {
     memory: Option<IbbMemory>,
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<Waker>,
+    /// Wakes the task that asked whether the stream waits for a silent peer.
+    watcher: Option<Waker>,
+    /// Whether it does, as last told.
+    waits: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +78,8 @@ impl IbbHandle {
     /// A stanza belongs to the stream if it goes between the stream's two addresses and is a block, a close, or the
     /// answer to a stanza of the stream. A returned message is also known by its id.
     pub fn handle(&self, stanza: &Stanza) -> bool {
-        let params = &self.link.params;
-        if stanza.from != params.peer || stanza.to != params.local {
+        let ends = &self.link.ends;
+        if stanza.from != *ends.peer() || stanza.to != *ends.local() {
             return false;
         }
         let id = match (stanza.kind, stanza.type_) {
@@ -95,11 +93,11 @@ impl IbbHandle {
         let element = stanza.element.children().find(|child| {
             child.ns() == ns::IBB
                 && matches!(child.name(), "data" | "close")
-                && child.attr("sid") == Some(params.sid.as_str())
+                && child.attr("sid") == Some(ends.sid.as_str())
         });
         let now = now();
         if id.is_none() && stanza.type_ == StanzaType::Error {
-            let ours = element.is_some() || stanza.id.starts_with(&self.link.blocks);
+            let ours = element.is_some() || self.link.blocks.number(&stanza.id).is_some();
             if ours {
                 let mut shared = self.link.lock();
                 shared.machine.handle_bounce(answer(stanza), now);
@@ -135,7 +133,7 @@ impl IbbHandle {
 
     /// Takes an answer if it is the peer's to an IQ of the stream, and returns whether it is.
     pub fn handle_answer(&self, stanza: &Stanza) -> bool {
-        stanza.from == self.link.params.peer
+        stanza.from == *self.link.ends.peer()
             && self.take_answer(
                 &stanza.id,
                 || answer(stanza),
@@ -157,7 +155,7 @@ impl IbbHandle {
         window: Option<usize>,
     ) -> bool {
         let mut shared = self.link.lock();
-        if let Some(number) = id.strip_prefix(&self.link.blocks) {
+        if let Some(number) = self.link.blocks.number(id) {
             let Some(seq) = shared.block(number) else { return false };
             if let Some(window) = window {
                 shared.machine.handle_window(window);
@@ -190,9 +188,22 @@ impl IbbHandle {
         self.settle(&mut shared);
     }
 
-    /// Returns a channel that tells whether the stream stands still because the peer, which owes an answer, is silent.
-    pub fn waiting(&self) -> watch::Receiver<bool> {
-        self.link.waiting.subscribe()
+    /// Returns whether the stream stands still because the peer, which owes an answer, is silent.
+    pub fn is_waiting(&self) -> bool {
+        self.link.lock().waits
+    }
+
+    /// Returns that, once it is no longer `known`. One task at a time is woken for it.
+    pub fn poll_waiting(&self, known: bool, cx: &Context<'_>) -> Poll<bool> {
+        let mut shared = self.link.lock();
+        if shared.waits != known {
+            return Poll::Ready(shared.waits);
+        }
+        match &mut shared.watcher {
+            Some(watcher) => watcher.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 
     /// Returns why the stream broke, if it did.
@@ -202,17 +213,17 @@ impl IbbHandle {
 
     /// Returns the stream's id.
     pub fn sid(&self) -> &str {
-        &self.link.params.sid
+        &self.link.ends.sid
     }
 
     /// Returns the peer's address.
     pub fn peer(&self) -> &Jid {
-        &self.link.params.peer
+        self.link.ends.peer()
     }
 
     /// Returns our address in this stream.
     pub fn local(&self) -> &Jid {
-        &self.link.params.local
+        self.link.ends.local()
     }
 
     /// Returns whether nothing more can happen on this stream, so that the handle may be dropped.
@@ -225,7 +236,7 @@ impl IbbHandle {
 
     fn settle(&self, shared: &mut SharedMachine) {
         shared.give_back();
-        self.link.tell(shared);
+        shared.tell();
         self.link.send_now(shared);
         for waker in [shared.reader.take(), shared.writer.take()].into_iter().flatten() {
             waker.wake();
@@ -244,6 +255,26 @@ const RECENT: u64 = 1 << 15;
 
 /// The most bytes that a stream by message may hold, if there is memory: its sender cannot be slowed down.
 const BY_MESSAGE: usize = usize::MAX;
+
+/// The ids of our blocks: a random number, and that of the block.
+#[derive(Clone, Copy, Debug)]
+struct BlockIds(u64);
+
+impl BlockIds {
+    /// Returns the id of the block with this number.
+    fn id(self, number: u64) -> String {
+        format!("ibb{:016x}-{number:x}", self.0)
+    }
+
+    /// Returns the number in an id, as it is written, if the id begins as ours do.
+    fn number(self, id: &str) -> Option<&str> {
+        let (own, number) = id.strip_prefix("ibb")?.split_at_checked(17)?;
+        let own = own.strip_suffix('-')?;
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let is_ours = own.bytes().all(is_digit) && u64::from_str_radix(own, 16) == Ok(self.0);
+        is_ours.then_some(number)
+    }
+}
 
 impl SharedMachine {
     /// Takes room for bytes of the peer, if it is needed and any is left.
@@ -298,6 +329,16 @@ impl SharedMachine {
         id
     }
 
+    /// Tells whether the stream waits for a silent peer, if that has changed.
+    pub(super) fn tell(&mut self) {
+        let waits = self.machine.is_waiting();
+        if mem::replace(&mut self.waits, waits) != waits
+            && let Some(watcher) = self.watcher.take()
+        {
+            watcher.wake();
+        }
+    }
+
     /// Wakes the other tasks that wait on this stream.
     pub(super) fn wake(&mut self, cx: &Context<'_>) {
         for waiting in [&mut self.reader, &mut self.writer] {
@@ -322,28 +363,17 @@ impl Link {
             memory,
             reader: None,
             writer: None,
+            watcher: None,
+            waits: false,
         };
+        let IbbParams { ends, sid, stanza, .. } = params;
         Arc::new(Self {
-            plain: PlainEnds::new(&params),
-            params,
+            ends: Arc::new(Ends::new(ends, sid)),
+            stanza,
             outbound,
-            blocks: random_id() + "-",
+            blocks: BlockIds(rand::random()),
             shared: Mutex::new(shared),
-            waiting: watch::Sender::new(false),
-            delivered: Arc::default(),
         })
-    }
-
-    /// Returns the count of our bytes that the peer has; it keeps counting.
-    pub(super) fn delivered(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.delivered)
-    }
-
-    /// Publishes the state of the stream.
-    pub(super) fn tell(&self, shared: &SharedMachine) {
-        self.delivered.store(shared.machine.delivered(), Ordering::Relaxed);
-        let waits = shared.machine.is_waiting();
-        self.waiting.send_if_modified(|told| std::mem::replace(told, waits) != waits);
     }
 
     /// Never held over an `.await`.
@@ -366,14 +396,15 @@ impl Link {
 
     /// Returns the next stanza to send.
     pub(super) fn next_stanza(&self, shared: &mut SharedMachine) -> Option<QueuedStanza> {
-        let sid = &self.params.sid;
+        let ends = &self.ends;
+        let sid = &ends.sid;
         let element = match shared.machine.poll_action()? {
             IbbAction::Ack { id } => {
                 let window = shared.machine.grant().map(ibb_xml::window);
-                let plain = self.plain.as_ref().and_then(|plain| plain.acknowledgement(&id));
+                let plain = if window.is_none() { ends.acknowledgement(&id) } else { None };
                 match plain {
-                    Some(plain) if window.is_none() => return Some(QueuedStanza::Ibb(plain)),
-                    _ => self.stanza("iq", Some("result"), &id, window),
+                    Some(plain) => return Some(QueuedStanza::Ibb(plain)),
+                    None => self.stanza("iq", Some("result"), &id, window),
                 }
             }
             IbbAction::Refuse { id, refusal } => {
@@ -388,18 +419,18 @@ impl Link {
                 self.stanza("iq", Some("set"), &id, Some(ibb_xml::close(sid)))
             }
             IbbAction::SendData { seq, payload } => {
-                let id = format!("{}{:x}", self.blocks, shared.blocks);
+                let id = self.blocks.id(shared.blocks);
                 shared.blocks += 1;
-                match (self.params.stanza, &self.plain) {
+                match (self.stanza, ends.is_plain) {
                     // A peer that understands this may send more than one that does not.
                     (IbbStanza::Iq, _) if shared.blocks == 1 && shared.memory.is_none() => {
                         let data = ibb_xml::data_with_window(sid, seq, &payload, MOST);
                         self.stanza("iq", Some("set"), &id, Some(data))
                     }
-                    (IbbStanza::Iq, Some(plain)) => {
-                        return Some(QueuedStanza::Ibb(plain.block(id, seq, payload)));
+                    (IbbStanza::Iq, true) => {
+                        return Some(QueuedStanza::Ibb(ends.block(id, seq, payload)));
                     }
-                    (IbbStanza::Iq, None) => {
+                    (IbbStanza::Iq, false) => {
                         let data = ibb_xml::data(sid, seq, &payload);
                         self.stanza("iq", Some("set"), &id, Some(data))
                     }
@@ -427,8 +458,8 @@ impl Link {
     ) -> Element {
         Element::builder(name, ns::CLIENT)
             .attr(xml_ncname!("type").into(), type_)
-            .attr(xml_ncname!("from").into(), self.params.local.as_str())
-            .attr(xml_ncname!("to").into(), self.params.peer.as_str())
+            .attr(xml_ncname!("from").into(), self.ends.local().as_str())
+            .attr(xml_ncname!("to").into(), self.ends.peer().as_str())
             .attr(xml_ncname!("id").into(), id)
             .append_all(payload)
             .build()

@@ -1,6 +1,6 @@
 //! The parameters of an in-band bytestream.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use fingerpost_wire::{ibb::Options, ibb_xml::IbbStanza};
 use jid::Jid;
@@ -8,10 +8,8 @@ use jid::Jid;
 /// The ends of a stream, and its parameters.
 #[derive(Clone, Debug)]
 pub struct IbbParams {
-    /// Our address, as the peer knows it.
-    pub local: Jid,
-    /// The peer's full JID.
-    pub peer: Jid,
+    /// The peer's full JID, and our address as the peer knows it.
+    pub ends: Arc<(Jid, Jid)>,
     /// The stream's id.
     pub sid: String,
     /// The kind of stanza that carries our blocks.
@@ -32,9 +30,14 @@ pub struct IbbParams {
 impl IbbParams {
     /// Creates an open stream by IQ with the default sizes and times.
     pub fn new(local: Jid, peer: Jid, sid: impl Into<String>) -> Self {
+        Self::between(Arc::new((peer, local)), sid)
+    }
+
+    /// Creates the same between addresses that others know too.
+    pub fn between(ends: Arc<(Jid, Jid)>, sid: impl Into<String>) -> Self {
         let Options { block_size, window, opened, silence_timeout, close_linger, .. } =
             Options::default();
         let (sid, stanza) = (sid.into(), IbbStanza::Iq);
-        Self { local, peer, sid, stanza, block_size, window, opened, silence_timeout, close_linger }
+        Self { ends, sid, stanza, block_size, window, opened, silence_timeout, close_linger }
     }
 }

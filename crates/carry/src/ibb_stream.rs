@@ -7,7 +7,7 @@
 use std::{
     fmt, io, mem,
     pin::Pin,
-    sync::{Arc, atomic::AtomicU64},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -17,6 +17,7 @@ use fingerpost_wire::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::mpsc::{Permit, error::TrySendError},
     time::Sleep,
 };
 use tokio_util::sync::PollSender;
@@ -34,8 +35,9 @@ use super::{
 /// stream is still read. Reading ends after the last byte that the peer sent before its end.
 pub struct IbbStream {
     link: Arc<Link>,
-    /// Room in the queue. One place serves both answers and blocks; otherwise an answer could wait for a block's place.
-    room: PollSender<QueuedStanza>,
+    /// The wait for room in the queue, while the queue is full. One place serves both answers and blocks; otherwise an
+    /// answer could wait for a block's place.
+    room: Option<Box<PollSender<QueuedStanza>>>,
     /// Whether a writer waits for the room.
     writing: bool,
     /// Whether the task that drives the machine waits for the room, perhaps in place of the writer.
@@ -66,19 +68,18 @@ impl IbbStream {
             close_linger: params.close_linger,
             opened: params.opened,
         };
-        let room = PollSender::new(outbound.clone());
         let mut machine = IbbMachine::new(options, now());
         if let Some(memory) = &memory {
             machine.set_memory(memory.for_sending());
         }
         let link = Link::new(params, machine, memory, outbound);
         let handle = IbbHandle::new(Arc::clone(&link));
-        (Self { link, room, writing: false, driving: false, timer: None }, handle)
+        (Self { link, room: None, writing: false, driving: false, timer: None }, handle)
     }
 
-    /// Returns the count of bytes that the peer has acknowledged; it keeps counting.
-    pub fn delivered(&self) -> Arc<AtomicU64> {
-        self.link.delivered()
+    /// Returns the count of bytes that the peer has acknowledged.
+    pub fn delivered(&self) -> u64 {
+        self.link.lock().machine.delivered()
     }
 
     /// Returns whether writing is still possible, now or later.
@@ -103,20 +104,20 @@ impl IbbStream {
             shared.give_back();
             shared.wake(cx);
         }
-        self.link.tell(&shared);
+        shared.tell();
         self.link.send_now(&mut shared);
         while shared.machine.has_actions() {
             self.driving = true;
-            ready!(self.room.poll_reserve(cx)).map_err(|_| gone())?;
+            let place = ready!(poll_place(&mut self.room, &self.link.outbound, cx))?;
             if let Some(stanza) = self.link.next_stanza(&mut shared) {
-                self.room.send_item(stanza).map_err(|_| gone())?;
+                place.send(stanza)?;
             }
         }
         if mem::take(&mut self.driving) {
             shared.wake(cx);
         }
         if !self.writing {
-            self.room.abort_send();
+            self.room = None;
         }
         Poll::Ready(Ok(()))
     }
@@ -184,11 +185,11 @@ impl AsyncWrite for IbbStream {
             return Poll::Pending;
         }
         this.writing = true;
-        ready!(this.room.poll_reserve(cx)).map_err(|_| gone())?;
+        let place = ready!(poll_place(&mut this.room, &this.link.outbound, cx))?;
         this.writing = false;
         let n = shared.machine.write(buf, now());
         if let Some(stanza) = this.link.next_stanza(&mut shared) {
-            this.room.send_item(stanza).map_err(|_| gone())?;
+            place.send(stanza)?;
         }
         Poll::Ready(Ok(n))
     }
@@ -246,6 +247,40 @@ impl fmt::Debug for IbbStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IbbStream").finish_non_exhaustive()
     }
+}
+
+/// A place in the queue.
+enum Place<'a> {
+    AtOnce(Permit<'a, QueuedStanza>),
+    Awaited(Box<PollSender<QueuedStanza>>),
+}
+
+impl Place<'_> {
+    fn send(self, stanza: QueuedStanza) -> io::Result<()> {
+        match self {
+            Self::AtOnce(permit) => permit.send(stanza),
+            Self::Awaited(mut room) => room.send_item(stanza).map_err(|_| gone())?,
+        }
+        Ok(())
+    }
+}
+
+/// Returns a place in the queue. Only a stream that must wait for one has memory for that.
+fn poll_place<'a>(
+    room: &mut Option<Box<PollSender<QueuedStanza>>>,
+    outbound: &'a Outbound,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<Place<'a>>> {
+    if room.is_none() {
+        match outbound.try_reserve() {
+            Ok(permit) => return Poll::Ready(Ok(Place::AtOnce(permit))),
+            Err(TrySendError::Closed(())) => return Poll::Ready(Err(gone())),
+            Err(TrySendError::Full(())) => {}
+        }
+    }
+    let waiting = room.get_or_insert_with(|| Box::new(PollSender::new(outbound.clone())));
+    ready!(waiting.poll_reserve(cx)).map_err(|_| gone())?;
+    Poll::Ready(room.take().map(Place::Awaited).ok_or_else(gone))
 }
 
 fn broken(error: IbbError) -> io::Error {

@@ -3,7 +3,6 @@
 use std::{
     io,
     pin::Pin,
-    sync::atomic::Ordering,
     task::{Context, Poll},
 };
 
@@ -33,7 +32,7 @@ impl<S: LegEnd> Leg<S> {
     /// hop is the peer of the in-band bytestream or of the connection, which may be the component.
     pub fn delivered(&self) -> Option<u64> {
         match self {
-            Self::Ibb(leg) => Some(leg.delivered().load(Ordering::Relaxed)),
+            Self::Ibb(leg) => Some(leg.delivered()),
             Self::Socket(leg) => match leg.delivery() {
                 Delivery::Tcp(Some(info)) => Some(info.acknowledged),
                 Delivery::Tcp(None) | Delivery::ByShutdown => None,

@@ -74,6 +74,24 @@ pub fn set_reset(stream: impl AsFd, reset: bool) {
     }
 }
 
+impl<L: LegEnd + ?Sized> LegEnd for Box<L> {
+    fn delivery(&self) -> Delivery {
+        (**self).delivery()
+    }
+
+    fn takes_more(&self) -> bool {
+        (**self).takes_more()
+    }
+
+    fn arm(&self) {
+        (**self).arm();
+    }
+
+    fn disarm(&self) {
+        (**self).disarm();
+    }
+}
+
 /// A stream in memory, which tests use: a shutdown is all that is known of its end.
 impl LegEnd for DuplexStream {}
 

@@ -9,10 +9,9 @@ use fingerpost_wire::{
     plain::is_plain_value,
     xml,
 };
+use jid::Jid;
 use minidom::Element;
 use tokio::sync::mpsc;
-
-use crate::ibb_params::IbbParams;
 
 /// The queue of the stanzas to the server.
 pub type Outbound = mpsc::Sender<QueuedStanza>;
@@ -46,7 +45,7 @@ impl From<Element> for QueuedStanza {
 /// needs escaping.
 #[derive(Clone, Debug)]
 pub struct QueuedIbb {
-    ends: Arc<PlainEnds>,
+    ends: Arc<Ends>,
     id: String,
     what: IbbWhat,
 }
@@ -60,12 +59,12 @@ enum IbbWhat {
 impl QueuedIbb {
     /// Returns the sender's address.
     pub fn from(&self) -> &str {
-        &self.ends.local
+        self.ends.local().as_str()
     }
 
     /// Returns the addressee.
     pub fn to(&self) -> &str {
-        &self.ends.peer
+        self.ends.peer().as_str()
     }
 
     /// Returns the name of its payload, if it has one; it is in [`ns::IBB`].
@@ -78,19 +77,21 @@ impl QueuedIbb {
 
     /// Appends the stanza to `out`, for a stream whose default namespace is that of its stanzas.
     pub fn write(&self, out: &mut Vec<u8>) {
-        let PlainEnds { addresses, sid, .. } = &*self.ends;
+        let (from, to) = (self.from(), self.to());
         let mut text = |parts: &[&str]| {
             parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
         };
         match &self.what {
             IbbWhat::Block { seq, payload } => {
-                text(&["<iq type='set' id='", &self.id, addresses, "<data xmlns='", ns::IBB]);
-                text(&["' sid='", sid, "' seq='", &seq.to_string(), "'>"]);
+                text(&["<iq type='set' id='", &self.id, "' from='", from, "' to='", to]);
+                text(&["'><data xmlns='", ns::IBB, "' sid='", &self.ends.sid]);
+                text(&["' seq='", &seq.to_string(), "'>"]);
                 block_text::encode(payload, out);
                 out.extend_from_slice(b"</data></iq>");
             }
             IbbWhat::Acknowledgement => {
-                text(&["<iq type='result' id='", &self.id, addresses, "</iq>"]);
+                text(&["<iq type='result' id='", &self.id, "' from='", from, "' to='", to]);
+                text(&["'></iq>"]);
             }
         }
     }
@@ -111,39 +112,42 @@ impl QueuedIbb {
     }
 }
 
-/// The ends and the id of a stream, none of which needs escaping.
+/// The ends and the id of a stream.
 #[derive(Debug)]
-pub(crate) struct PlainEnds {
-    local: String,
-    peer: String,
-    sid: String,
-    /// What follows the id in each stanza: both addresses and the end of the tag.
-    addresses: String,
+pub(crate) struct Ends {
+    /// The peer's address, and ours.
+    pair: Arc<(Jid, Jid)>,
+    /// The stream's id.
+    pub(crate) sid: String,
+    /// Whether none of them needs escaping, so that no tree is needed to write them.
+    pub(crate) is_plain: bool,
 }
 
-impl PlainEnds {
-    /// Returns those of a stream; `None` if one needs escaping.
-    pub(crate) fn new(params: &IbbParams) -> Option<Arc<Self>> {
-        let IbbParams { local, peer, sid, .. } = params;
-        let is_plain = [local.as_str(), peer.as_str(), sid].into_iter().all(is_plain_value);
-        is_plain.then(|| {
-            Arc::new(Self {
-                local: local.to_string(),
-                peer: peer.to_string(),
-                sid: sid.clone(),
-                addresses: format!("' from='{local}' to='{peer}'>"),
-            })
-        })
+impl Ends {
+    /// Returns those of a stream.
+    pub(crate) fn new(pair: Arc<(Jid, Jid)>, sid: String) -> Self {
+        let is_plain = [pair.0.as_str(), pair.1.as_str(), &sid].into_iter().all(is_plain_value);
+        Self { pair, sid, is_plain }
     }
 
-    /// Returns a block.
+    /// Returns the peer's address.
+    pub(crate) fn peer(&self) -> &Jid {
+        &self.pair.0
+    }
+
+    /// Returns our address.
+    pub(crate) fn local(&self) -> &Jid {
+        &self.pair.1
+    }
+
+    /// Returns a block of a stream whose ends are plain.
     pub(crate) fn block(self: &Arc<Self>, id: String, seq: u16, payload: Vec<u8>) -> QueuedIbb {
         QueuedIbb { ends: Arc::clone(self), id, what: IbbWhat::Block { seq, payload } }
     }
 
-    /// Returns the acknowledgement of a block with this id; `None` if the id needs escaping.
+    /// Returns the acknowledgement of a block with this id; `None` if the id or an end needs escaping.
     pub(crate) fn acknowledgement(self: &Arc<Self>, id: &str) -> Option<QueuedIbb> {
-        is_plain_value(id).then(|| QueuedIbb {
+        (self.is_plain && is_plain_value(id)).then(|| QueuedIbb {
             ends: Arc::clone(self),
             id: id.to_owned(),
             what: IbbWhat::Acknowledgement,
@@ -154,7 +158,6 @@ impl PlainEnds {
 #[cfg(test)]
 mod tests {
     use fingerpost_wire::xml::{Received, Rules, StanzaBuffer};
-    use jid::Jid;
     use proptest::prelude::*;
 
     use super::*;
@@ -183,16 +186,18 @@ mod tests {
             payload in proptest::collection::vec(any::<u8>(), 1..200),
         ) {
             let Ok(local) = Jid::new(&local) else { return Ok(()) };
-            let params = IbbParams::new(local.clone(), Jid::new("juliet@capulet.lit/b").unwrap(), sid.clone());
+            let juliet = Jid::new("juliet@capulet.lit/b").unwrap();
+            let ends = Arc::new(Ends::new(Arc::new((juliet, local.clone())), sid.clone()));
             let is_plain = |text: &str| {
                 text.bytes().all(|byte| (b' '..=b'~').contains(&byte) && !b"<>&'\"".contains(&byte))
             };
-            let plain = PlainEnds::new(&params);
-            prop_assert_eq!(plain.is_some(), is_plain(local.as_str()) && is_plain(&sid));
-            let Some(plain) = plain else { return Ok(()) };
-            let acknowledgement = plain.acknowledgement(&id);
-            prop_assert_eq!(acknowledgement.is_some(), is_plain(&id));
-            let block = plain.block("b-1".to_owned(), seq, payload);
+            prop_assert_eq!(ends.is_plain, is_plain(local.as_str()) && is_plain(&sid));
+            let acknowledgement = ends.acknowledgement(&id);
+            prop_assert_eq!(acknowledgement.is_some(), ends.is_plain && is_plain(&id));
+            if !ends.is_plain {
+                return Ok(());
+            }
+            let block = ends.block("b-1".to_owned(), seq, payload);
             for stanza in acknowledgement.into_iter().chain([block]) {
                 let mut written = Vec::new();
                 stanza.write(&mut written);

@@ -91,6 +91,11 @@ names!(
     UnsupportedTransports = "unsupported-transports"
 );
 
+/// Returns the namespace of a `<jingle/>`, which is one of the two.
+pub fn namespace(jingle: &Element) -> &'static str {
+    if jingle.has_ns(ns::JINGLE_0) { ns::JINGLE_0 } else { ns::JINGLE }
+}
+
 /// Returns the action of a `<jingle/>`.
 pub fn action(jingle: &Element) -> Word<Action> {
     Word::new(jingle.attr("action").unwrap_or_default())

@@ -95,7 +95,7 @@ impl BrokeredSession {
 
     /// Returns the refusal for a responder that does not acknowledge the session-initiate.
     pub(super) fn silence(&self) -> SessionRefusal {
-        SessionRefusal::Unacknowledged(self.peers.responder.user.to_bare())
+        SessionRefusal::Unacknowledged(self.peers.responder.user().to_bare())
     }
 
     /// Handles a user's answer to the question whether the session exists.

@@ -101,7 +101,7 @@ impl BrokeredSession {
 
     /// Returns the side that has prevented the session's setup, as text.
     pub(super) fn late(&self) -> String {
-        let user = |side| self.peers[side].user.to_bare();
+        let user = |side| self.peers[side].user().to_bare();
         if !matches!(self.acceptance, Acceptance::Accepted) && !self.legs.responder.ready {
             return format!("{} did not accept the session in time", user(Side::Responder));
         }

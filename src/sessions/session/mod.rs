@@ -572,7 +572,7 @@ impl BrokeredSession {
 
     /// Returns a set request to one side's user.
     fn request(&self, side: Side, jingle: Element) -> Element {
-        let SessionPeer { user, mask, .. } = &self.peers[side];
+        let (user, mask) = &*self.peers[side].pair;
         RequestKind::Set.iq(mask.as_str(), user.as_str(), &(self.ids)(), jingle)
     }
 

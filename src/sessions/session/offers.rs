@@ -75,7 +75,7 @@ impl BrokeredSession {
             Err(text) => return self.refuse_key(&self.owner(Side::Initiator), &text),
         };
         if checked.had_methods && checked.methods.is_empty() {
-            let owner = self.peers.initiator.user.to_bare();
+            let owner = self.peers.initiator.user().to_bare();
             let text = format!(
                 "No TLS method is left: this service accepts none of the keys that {owner} offers"
             );
@@ -104,7 +104,7 @@ impl BrokeredSession {
             (ns::JINGLE, ns::JINGLE_0)
         };
         if speaks(other) && !speaks(offered) {
-            other.clone_into(&mut responder.namespace);
+            responder.namespace = other;
         }
     }
 
@@ -142,7 +142,7 @@ impl BrokeredSession {
 
     /// Returns the owner of the keys that a side offers.
     fn owner(&self, side: Side) -> BareJid {
-        self.peers[side].user.to_bare()
+        self.peers[side].user().to_bare()
     }
 
     /// Adds hints to one side's offer, applies the policies, and writes it in a dialect of the other side.
@@ -209,7 +209,7 @@ impl BrokeredSession {
         match all.and_then(|all| Ok((all, self.check_beside(side, &jingle, keys)?))) {
             Ok((all, beside)) => {
                 let to = side.other();
-                let namespace = self.peers[to].namespace.as_str();
+                let namespace = self.peers[to].namespace;
                 let contents = all.into_iter().map(|checked| {
                     let mut content = jingle::reframe(&checked.element, &jingle.ns(), namespace);
                     if let Some(hints) = checked.hints {

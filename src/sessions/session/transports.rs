@@ -85,7 +85,7 @@ impl BrokeredSession {
         let Plan::S5b { sid, cid, .. } = &self.legs[side].plan else {
             return Element::bare("transport", ns::JINGLE_S5B);
         };
-        let hash = DstAddr::compute(sid, &peer.mask, &peer.user).to_string();
+        let hash = DstAddr::compute(sid, peer.mask(), peer.user()).to_string();
         transport::s5b(sid, &hash, cid, self.options.jid.as_str(), &self.options.advertise)
     }
 

@@ -88,7 +88,7 @@ fn each_leg_has_its_own_jingle() {
         let mut world = World::new(IBB_OFFER, annotate());
         for side in Side::BOTH {
             let peer = &mut world.session.peers[side];
-            offered.clone_into(&mut peer.namespace);
+            peer.namespace = offered;
         }
         let initiate = world.initiate();
         let moved = jingle::reframe(&initiate.element, ns::JINGLE, offered);

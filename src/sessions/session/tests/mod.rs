@@ -57,10 +57,9 @@ impl World {
         let alice_mask = "alice\\40example.org@xtls.example.org/a";
         let bob_mask = "bob\\40example.org@xtls.example.org/b";
         let peer = |user: &str, mask: &str, sid: &str| SessionPeer {
-            user: jid(user),
-            mask: jid(mask),
+            pair: Arc::new((jid(user), jid(mask))),
             sid: sid.to_owned(),
-            namespace: ns::JINGLE.to_owned(),
+            namespace: ns::JINGLE,
         };
         let peers = PerSide {
             initiator: peer(alice, bob_mask, "a-sid"),
@@ -148,7 +147,7 @@ impl World {
 
     /// Returns the Jingle elements that a side was told or asked, by action.
     fn told(&self, side: Side, action: &str) -> Vec<Element> {
-        let user = self.session.peers[side].user.to_string();
+        let user = self.session.peers[side].user().to_string();
         let told = self.sent.iter().filter(|iq| iq.attr("to") == Some(&user));
         let told = told.flat_map(Element::children);
         let asked = self.asked.iter().filter(|(to, ..)| *to == side).map(|(.., e)| e);
@@ -199,8 +198,8 @@ fn iq(peer: &SessionPeer, payload: &str) -> Stanza {
     let iq = format!(
         "<iq xmlns='jabber:client' type='set' id='{}' from='{}' to='{}'>{payload}</iq>",
         count_up(),
-        peer.user,
-        peer.mask
+        peer.user(),
+        peer.mask()
     );
     Stanza::parse(iq.parse().unwrap()).unwrap()
 }
