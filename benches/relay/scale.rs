@@ -21,6 +21,10 @@ const OTHERS: usize = 400;
 /// The numbers of reachable users.
 const USERS: [usize; 3] = [10, 1_000, 100_000];
 const TIME: Duration = Duration::from_secs(2);
+/// How long the component must be idle after new users, which it writes to its database after a second, and how much
+/// processor time counts as idle.
+const IDLE_FOR: Duration = Duration::from_millis(2_500);
+const IDLE_BELOW: f64 = 0.05;
 
 /// Returns the relay's processor time for a message, in µs, with each number of pairs.
 pub(crate) fn busy(relay: &Relay) -> Vec<f64> {
@@ -60,7 +64,9 @@ pub(crate) struct Row {
     pub(crate) users: usize,
     /// The users that the component had places for.
     pub(crate) kept: usize,
-    /// The component's processor time for a presence, a ping and a lookup, in µs.
+    /// The component's processor time for the first presence of a user, with its record in the database, in µs.
+    pub(crate) first: f64,
+    /// The same for a further presence, a ping and a lookup.
     pub(crate) micros: [f64; 3],
 }
 
@@ -84,6 +90,7 @@ pub(crate) fn users(component: &Relay) -> Vec<Row> {
     };
     let mut reachable = 0;
     let mut row = |users: usize| {
+        let (before, spent) = (reachable, component.processor_time());
         while reachable < users {
             let some = reachable..users.min(reachable + AT_ONCE);
             reachable = some.end;
@@ -91,6 +98,8 @@ pub(crate) fn users(component: &Relay) -> Vec<Row> {
             // The answer to a ping shows that all before it has been handled.
             exchange(&mut link, &(presences + &ping(0)), 1);
         }
+        settle(component, &mut link);
+        let first = (component.processor_time() - spent) / (users - before) as f64 * 1e6;
         let refused = component.counted("fingerpost_presences_dropped_total");
         let kept = users - usize::try_from(refused).unwrap();
         let mut measure = |stanza: &dyn Fn(usize) -> String, answered: bool| {
@@ -112,9 +121,23 @@ pub(crate) fn users(component: &Relay) -> Vec<Row> {
             (component.processor_time() - spent) / count as f64 * 1e6
         };
         let micros = [measure(&presence, false), measure(&ping, true), measure(&lookup, true)];
-        Row { users, kept, micros }
+        Row { users, kept, first, micros }
     };
     USERS.into_iter().map(&mut row).collect()
+}
+
+/// Waits until the component has nothing to do.
+fn settle(component: &Relay, link: &mut Link) {
+    loop {
+        let (begin, spent) = (Instant::now(), component.processor_time());
+        while begin.elapsed() < IDLE_FOR {
+            link.serve();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if component.processor_time() - spent < IDLE_BELOW {
+            return;
+        }
+    }
 }
 
 /// Sends stanzas, answers for the users, and waits for so many answers.
