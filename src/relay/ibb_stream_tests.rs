@@ -155,6 +155,19 @@ async fn a_session_that_stands_still_both_ways_holds_no_more_than_its_memory() {
     }
 }
 
+#[tokio::test]
+async fn a_block_that_is_longer_than_agreed_takes_no_memory() {
+    let permits = permits(64 << 20);
+    let (outbound, mut sent) = mpsc::channel(4);
+    let params = IbbParams { block_size: 1024, ..params() };
+    let (_stream, handle) = sharing(params, outbound, &permits);
+    let before = permits.taken();
+    handle.handle_block("1", 0, &"A".repeat(900_000));
+    assert_eq!(permits.taken(), before);
+    let refusal = sent.recv().await.unwrap().into_element();
+    assert_eq!(refusal.attr("type"), Some("error"));
+}
+
 /// Much goes through a session that gets no memory beyond one block, and through one that gets all it wants. Afterwards
 /// all memory is free.
 #[tokio::test(start_paused = true)]

@@ -112,7 +112,7 @@ impl IbbHandle {
                 if let Some(window) = ibb_xml::window_of_block(element) {
                     shared.machine.handle_window(window);
                 }
-                shared.make_room(id.is_none(), text.len() / 4 * 3);
+                shared.make_room(id.is_none(), text.len());
                 shared.machine.handle_data(id, seq, &text, now);
             }
             Ok(Some(IbbPayload::Close { .. })) => shared.machine.handle_close(id),
@@ -126,7 +126,7 @@ impl IbbHandle {
     /// Takes a block that the peer has sent by IQ, as [`IbbHandle::handle`] does. `text` is base64.
     pub fn handle_block(&self, id: &str, seq: u16, text: &str) {
         let mut shared = self.link.lock();
-        shared.make_room(false, text.len() / 4 * 3);
+        shared.make_room(false, text.len());
         shared.machine.handle_data(Some(id), seq, text, now());
         self.settle(&mut shared);
     }
@@ -277,9 +277,10 @@ impl BlockIds {
 }
 
 impl SharedMachine {
-    /// Takes room for bytes of the peer, if it is needed and any is left.
-    fn make_room(&mut self, by_message: bool, bytes: usize) {
+    /// Takes room for a block of the peer with so much base64, if it is needed and any is left.
+    fn make_room(&mut self, by_message: bool, text: usize) {
         let Some(memory) = &mut self.memory else { return };
+        let bytes = self.machine.length_of(text);
         let most = if by_message { BY_MESSAGE } else { MAX_ROOM };
         while self.machine.lacks_room(bytes, by_message) && memory.add_room(bytes, most) {
             self.machine.set_room(memory.room());
@@ -300,7 +301,7 @@ impl SharedMachine {
         if memory.shrink_for_sending(self.machine.under_way()) {
             self.machine.set_memory(memory.for_sending());
         }
-        if self.machine.has_spare_room(now()) && memory.shrink_room(0) {
+        if self.machine.has_spare_room(now()) && memory.shrink_room() {
             self.machine.set_room(memory.room());
         }
     }

@@ -408,6 +408,12 @@ impl IbbMachine {
         self.window.under_way()
     }
 
+    /// Returns how many bytes a block of the peer with so much base64 has at most. What is longer than agreed is
+    /// refused, and needs no room.
+    pub fn length_of(&self, text: usize) -> usize {
+        (text / 4 * 3).min(self.options.block_size.into())
+    }
+
     /// Returns whether `bytes` more of the peer should have more room than there is. A peer that understands how much
     /// it may send gets more if it uses that; other peers must be held whatever they send, and a block more, so that
     /// this one can be acknowledged. What comes by message may be more than any window.
