@@ -3,16 +3,22 @@
 //! For a pair it calls accept(2), connect(2), and epoll_ctl(2) for each socket; for a message epoll_wait(2), recv(2) and
 //! send(2). It has no handshakes, limits, timers or counters, and loses bytes if a socket takes fewer than it is given,
 //! so it serves single bytes and idle pairs only.
+//!
+//! For in-band bytestreams there is a component that does nothing but read, find the ends of stanzas, and write them
+//! again, many in one call. So it moves as many stanzas and bytes in either direction as one that brokers a stream.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
+use base64::{Engine, engine};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 /// Names the ports of the listener and of the sink for a process that is to be this relay.
 const PORTS: &str = "FINGERPOST_BENCH_BOUND";
+/// Names the port of the server, and whether to read and write base64, for a process that is to be this component.
+const SERVER: &str = "FINGERPOST_BENCH_BOUND_IN_BAND";
 /// The name of the listener among events.
 const LISTENER: u64 = u64::MAX;
 
@@ -23,8 +29,19 @@ pub(crate) fn command(port: u16, sink: u16) -> Command {
     command
 }
 
-/// Runs the relay, and never returns, if this process is to be one.
+/// Returns a command that runs this program as the component.
+pub(crate) fn component(port: u16, base64: bool) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env(SERVER, format!("{port} {base64}"));
+    command
+}
+
+/// Runs the relay or the component, and never returns, if this process is to be one.
 pub(crate) fn run_if_asked() {
+    if let Ok(server) = std::env::var(SERVER) {
+        let (port, base64) = server.split_once(' ').unwrap();
+        run_component(port.parse().unwrap(), base64.parse().unwrap());
+    }
     let Ok(ports) = std::env::var(PORTS) else { return };
     let (port, sink) = ports.split_once(' ').unwrap();
     let [port, sink] = [port, sink].map(|port| port.parse::<u16>().unwrap());
@@ -70,4 +87,57 @@ pub(crate) fn run_if_asked() {
             }
         }
     }
+}
+
+fn run_component(port: u16, base64: bool) -> ! {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let engine = engine::Simd::standard(engine::general_purpose::PAD);
+    let (mut bytes, mut end, mut out) = (vec![0; 1 << 18], 0, Vec::new());
+    let mut block = vec![0; 1 << 17];
+    loop {
+        match stream.read(&mut bytes[end..]) {
+            Ok(n @ 1..) => end += n,
+            _ => std::process::exit(0),
+        }
+        let mut start = 0;
+        while let Some(length) = stanza(&bytes[start..end]) {
+            let stanza = &bytes[start..start + length];
+            start += length;
+            match text(stanza).filter(|_| base64) {
+                Some((begin, end)) => {
+                    let n = engine.decode_slice(&stanza[begin..end], &mut block).unwrap();
+                    out.extend_from_slice(&stanza[..begin]);
+                    let at = out.len();
+                    out.resize(at + end - begin, 0);
+                    engine.encode_slice(&block[..n], &mut out[at..]).unwrap();
+                    out.extend_from_slice(&stanza[end..]);
+                }
+                None => out.extend_from_slice(stanza),
+            }
+        }
+        bytes.copy_within(start..end, 0);
+        end -= start;
+        stream.write_all(&out).unwrap();
+        out.clear();
+    }
+}
+
+/// Returns the length of the first stanza, if it is complete. All are IQs.
+fn stanza(bytes: &[u8]) -> Option<usize> {
+    let mut rest = bytes;
+    while rest.skip_until(b'<').is_ok_and(|n| n > 0) {
+        if rest.starts_with(b"/iq>") {
+            return Some(bytes.len() - rest.len() + b"/iq>".len());
+        }
+    }
+    None
+}
+
+/// Returns where the text of a block begins and ends.
+fn text(stanza: &[u8]) -> Option<(usize, usize)> {
+    let head = &stanza[..stanza.len().min(512)];
+    let data = head.windows(5).position(|part| part == b"<data")?;
+    let begin = data + head[data..].iter().position(|byte| *byte == b'>')? + 1;
+    Some((begin, stanza.len() - b"</data></iq>".len()))
 }

@@ -53,8 +53,10 @@ const INBAND: f64 = 0.5;
 /// Relays that are compared with each other.
 const OURS: &str = "Fingerpost";
 const HAPROXY: &str = "HAProxy, splice";
-/// What is out of reach, for round trips and pairs set up.
+/// What is out of reach, for round trips, pairs set up and in-band bytestreams.
 const BOUND: &str = "*System calls alone*";
+/// The same for in-band bytestreams, with the blocks read and written.
+const BOUND_BASE64: &str = "*System calls and base64*";
 const HAPROXY_LARGE: &str = "HAProxy, splice, 1 MiB pipes";
 
 fn main() {
@@ -386,16 +388,21 @@ fn in_band(alone: &Relay, rounds: usize) -> String {
         Relay::fingerpost_at("Fingerpost at Prosody", Kind::Prosody),
         Relay::fingerpost_at("Fingerpost at ejabberd", Kind::Ejabberd),
     ];
+    let bounds = [Relay::in_band_bound(true), Relay::in_band_bound(false)];
     let mut text = "\nOne stream with up to 80 KiB in flight. *Of straight* is the speed through the component, divided \
                     by that of a stream from user to user through the same server. Processor seconds are the \
-                    component's.\n\n\
+                    component's. The last two programs only read stanzas and write them again, many in one system call, \
+                    either with the blocks decoded and encoded or as they are.\n\n\
                     | | block | MB/s | of straight | s/GB |\n|---|---|---|---|---|\n"
         .to_owned();
     for (block, goal) in BLOCKS {
-        let mut figures = vec![Vec::new(); 1 + servers.len()];
+        let mut figures = vec![Vec::new(); 1 + servers.len() + bounds.len()];
         let mut ratios = vec![Vec::new(); servers.len()];
         for _ in 0..rounds {
             figures[0].push(inband::run(alone, block, true));
+            for (n, bound) in bounds.iter().enumerate() {
+                figures[1 + servers.len() + n].push(inband::run(bound, block, false));
+            }
             for (n, server) in servers.iter().enumerate() {
                 let straight = inband::run(server, block, false);
                 let brokered = inband::run(server, block, true);
@@ -404,11 +411,15 @@ fn in_band(alone: &Relay, rounds: usize) -> String {
             }
         }
         println!("inband: blocks of {block}");
-        for (n, relay) in std::iter::once(alone).chain(&servers).enumerate() {
+        for (n, relay) in std::iter::once(alone).chain(&servers).chain(&bounds).enumerate() {
             let (low, rate, high) =
                 spread(figures[n].iter().map(|figure| figure.bytes_per_second / 1e6));
             let cost = spread(figures[n].iter().map(|figure| figure.seconds_per_gb)).1;
-            let part = match n.checked_sub(1).map(|n| spread(ratios[n].iter().copied())) {
+            let part = match n
+                .checked_sub(1)
+                .and_then(|n| ratios.get(n))
+                .map(|of| spread(of.iter().copied()))
+            {
                 None => "".to_owned(),
                 Some((low, median, high)) => {
                     format!(

@@ -73,6 +73,18 @@ impl Relay {
         Self::forward(super::BOUND, |port, sink, _| super::bound::command(port, sink))
     }
 
+    /// The least that a component can do with an in-band bytestream; with base64, or only with the text of blocks.
+    pub(crate) fn in_band_bound(base64: bool) -> Self {
+        let server = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let command = super::bound::component(server.local_addr().unwrap().port(), base64);
+        let process = Process::start(command, &directory.path().join("log"));
+        let link = Arc::new(Mutex::new(Link::plain(&server)));
+        let way = Way::Socks5 { port: 0, jid: COMPONENT, link };
+        let name = if base64 { super::BOUND_BASE64 } else { super::BOUND };
+        Self { process: Some(process), _directory: Some(directory), ..Self::of(name, way) }
+    }
+
     /// socat, which copies, with a process for each connection.
     pub(crate) fn socat() -> Self {
         Self::forward("socat", |port, sink, _| {
