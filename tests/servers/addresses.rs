@@ -49,7 +49,8 @@ impl Recorded {
     }
 }
 
-/// The component's link and the server's log, up to where they were looked at.
+/// The component's link and Prosody's log, up to where they were looked at. ejabberd drops lines of a long log, so what its users
+/// send each other without a broker is not recorded.
 struct Recorder<'a> {
     internet: &'a Internet,
     link: Tap,
@@ -60,9 +61,11 @@ impl Recorder<'_> {
     /// Returns what has come since the last call.
     fn take(&mut self) -> Recorded {
         let log = self.internet.server.log();
-        let mut text: String =
-            Server::stanzas(&log[self.seen[0]..]).flat_map(|line| [line, "\n"]).collect();
-        assert!(text.contains("session-initiate"), "the clients' stanzas are there:\n{text}");
+        let mut text = String::new();
+        if self.internet.server.kind() == Kind::Prosody {
+            text.extend(Server::stanzas(&log[self.seen[0]..]).flat_map(|line| [line, "\n"]));
+            assert!(text.contains("session-initiate"), "the clients' stanzas are there:\n{text}");
+        }
         let links = self.link.captured();
         let streams = [0, 1].map(|way| {
             let streams = links.iter().map(|link| if way == 0 { &link.up } else { &link.down });
@@ -72,6 +75,7 @@ impl Recorder<'_> {
             text.push_str(&String::from_utf8_lossy(&stream[*seen..]));
             *seen = stream.len();
         }
+        assert!(text.contains("session-initiate"), "the stanzas are there:\n{text}");
         self.seen[0] = log.len();
         Recorded { text: text.replace('"', "'").replace("\\'", "'") }
     }
@@ -104,8 +108,9 @@ fn no_stanza_holds_an_address_that_a_user_keeps(kind: Kind) {
     });
     let mut recorder = Recorder { internet: &internet, link: link.unwrap(), seen: [0; 3] };
     let none: [&str; 0] = [];
+    let plans: &[&[&str]] = if kind == Kind::Prosody { &[&[], &["--direct"]] } else { &[&[]] };
     for paths in [["never", "always"], ["always", "never"]] {
-        for more in [&[][..], &["--direct"]] {
+        for more in plans {
             let recorded = recorder.session(more, paths, false);
             assert_eq!(
                 recorded.addresses(),
@@ -130,6 +135,9 @@ fn no_stanza_holds_an_address_that_a_user_keeps(kind: Kind) {
             assert!(answer.contains(&format!("to='{user}@")), "{answer}");
             assert_eq!(Recorded { text: answer }.addresses(), [address]);
         }
+    }
+    if kind == Kind::Ejabberd {
+        return;
     }
     // That the search finds what there is: without a broker the addresses are in the offers, as the pages say.
     let found = recorder.session(&["--direct"], ["always", "always"], false).addresses();
