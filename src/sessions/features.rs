@@ -14,7 +14,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use fingerpost_wire::ns;
+use fingerpost_wire::{ns, xml};
 use hashlink::LruCache;
 use jid::Jid;
 use minidom::Element;
@@ -123,11 +123,7 @@ impl Cache {
 
     /// Takes a client's answer to disco#info.
     pub fn learn(&mut self, user: &Jid, answer: &Element, now: Instant) -> Features {
-        let said: Vec<&str> = answer
-            .children()
-            .filter(|child| child.is("feature", ns::DISCO_INFO))
-            .filter_map(|child| child.attr("var"))
-            .collect();
+        let said: Vec<&str> = xml::features(answer).collect();
         let (begin, most, longest) = APPLICATIONS;
         let wanted = WANTED.into_iter().filter(|wanted| said.contains(wanted));
         let applications = said

@@ -103,11 +103,7 @@ impl Session {
         let asked = self.endpoint.hub().request(RequestKind::Get, &self.address, query);
         match timeout(FEATURES, asked).await {
             Ok(Answer::Result(Some(info))) => {
-                let has = |feature: &str| {
-                    let mut features =
-                        info.children().filter(|child| child.is("feature", ns::DISCO_INFO));
-                    features.any(|child| child.attr("var") == Some(feature))
-                };
+                let has = |feature: &str| xml::features(&info).any(|one| one == feature);
                 has(ns::PATHS) || !has(ns::HINTS)
             }
             Ok(Answer::Timeout) | Err(_) => false,

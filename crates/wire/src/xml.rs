@@ -624,6 +624,12 @@ pub fn set(element: &mut Element, name: &str, value: &str) {
     element.attrs_mut().insert(Namespace::NONE, name, value.to_owned());
 }
 
+/// Returns the features in an answer to disco#info (XEP-0030, section 3.1).
+pub fn features(info: &Element) -> impl Iterator<Item = &str> {
+    let features = info.children().filter(|child| child.is("feature", ns::DISCO_INFO));
+    features.filter_map(|feature| feature.attr("var"))
+}
+
 /// Returns the condition of a stream error, if it has one, and its text on one line (RFC 6120, 4.9).
 pub fn stream_error(error: &Element) -> (Option<&str>, String) {
     let condition = error

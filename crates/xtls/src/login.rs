@@ -7,7 +7,7 @@ use fingerpost_secure::{
     identity::{Algorithm, Identity},
     openpgp::OpenPgpKey,
 };
-use fingerpost_wire::ns;
+use fingerpost_wire::{ns, xml};
 use futures::future::join_all;
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -120,8 +120,7 @@ async fn components(jid: &BareJid, connection: Connection) -> Result<Vec<BareJid
     // In parallel: one that does not answer must not use up the time of the others.
     let asked = listed.into_iter().map(async |item| {
         let info = ask(&Jid::from(item.clone()), ns::DISCO_INFO).await?;
-        let mut features = info.children().filter(|child| child.is("feature", ns::DISCO_INFO));
-        features.any(|feature| feature.attr("var") == Some(ns::KEYS)).then_some(item)
+        xml::features(&info).any(|feature| feature == ns::KEYS).then_some(item)
     });
     let found = join_all(asked).await.into_iter().flatten().collect();
     endpoint.close().await;
