@@ -22,7 +22,6 @@ use super::{
     leg::{PathLeg, Paths, taken},
 };
 use crate::{
-    builder::Builder,
     direct::{Listening, addresses::Scope},
     endpoint::Endpoint,
     hub::Hub,
@@ -52,8 +51,7 @@ type Consenting = Pin<Box<dyn Future<Output = bool> + Send>>;
 impl Endpoint {
     /// Returns whether a session with this peer may have direct paths.
     pub(crate) fn allows_direct_paths(&self, peer: &BareJid) -> bool {
-        let Builder { direct_path, consent, .. } = &self.inner.builder;
-        direct_path.decide(&**consent, peer).unwrap_or_else(|| consent.can_ask())
+        self.may_learn_addresses(peer).unwrap_or_else(|| self.inner.builder.consent.can_ask())
     }
 }
 
