@@ -1,4 +1,5 @@
-//! Which stanzas show the addresses of the users: all stanzas of both servers are recorded and searched.
+//! Which stanzas show the addresses of the users: all stanzas at Prosody are recorded and searched, and at ejabberd those of the
+//! component.
 
 use support::{
     internet::Internet,

@@ -267,19 +267,17 @@ impl Xtls {
             None => server.client_address(),
             Some(network) => format!("{}:{}", network.address(), server.client_port()),
         };
-        Self::login_with(server, user, network, &address)
+        Self::login_with(server, user, network.map(Network::name), &address)
     }
 
     /// Returns the same, from the network namespace of this name, for a server at `address` (host:port).
     pub fn login_inside(server: &Server, user: &str, network: &str, address: &str) -> Self {
-        let mut this = Self::new(server, &format!("{user}@{DOMAIN}"));
-        this.network = Some(network.to_owned());
-        this.logged_in(address)
+        Self::login_with(server, user, Some(network), address)
     }
 
-    fn login_with(server: &Server, user: &str, network: Option<&Network>, address: &str) -> Self {
+    fn login_with(server: &Server, user: &str, network: Option<&str>, address: &str) -> Self {
         let mut this = Self::new(server, &format!("{user}@{DOMAIN}"));
-        this.network = network.map(|network| network.name().to_owned());
+        this.network = network.map(str::to_owned);
         this.logged_in(address)
     }
 

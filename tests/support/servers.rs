@@ -232,10 +232,7 @@ impl Server {
 
     /// Starts one that logs no more than the packages' configurations say, which saves much of Prosody's processor time.
     pub fn start_as_installed(kind: Kind) -> Self {
-        let mut server = Self::new(kind, None, None, false, false);
-        server.logs = Logs::AsInstalled;
-        server.prepare_and_start();
-        server
+        Self::start_with_installed_logs(kind, None)
     }
 
     /// Starts one whose clients may log in without TLS, for streams as bytes, with little logging.
@@ -250,7 +247,11 @@ impl Server {
 
     /// The same as [`start_as_installed`](Self::start_as_installed), also reached at `address`.
     pub fn start_as_installed_at(kind: Kind, address: &str) -> Self {
-        let mut server = Self::new(kind, None, Some(address.to_owned()), false, false);
+        Self::start_with_installed_logs(kind, Some(address.to_owned()))
+    }
+
+    fn start_with_installed_logs(kind: Kind, address: Option<String>) -> Self {
+        let mut server = Self::new(kind, None, address, false, false);
         server.logs = Logs::AsInstalled;
         server.prepare_and_start();
         server
@@ -394,7 +395,7 @@ impl Server {
         self
     }
 
-    /// Lets it log all stanzas of clients, as they are sent and received. It must log everything already.
+    /// Lets Prosody log all stanzas of clients, as they are sent and received. It must log everything already.
     pub fn with_stanzas_logged(mut self) -> Self {
         if self.kind == Kind::Prosody {
             self.reconfigure(true, |text| {
@@ -404,9 +405,9 @@ impl Server {
         self
     }
 
-    /// Returns the lines with stanzas of clients in a part of its log, if it logs them.
+    /// Returns the lines with stanzas of clients in a part of Prosody's log, if it logs them.
     pub fn stanzas(log: &str) -> impl Iterator<Item = &str> {
-        let marks = ["SEND: ", "RECV: ", "Send XML on stream = ", "Received XML on stream = "];
+        let marks = ["SEND: ", "RECV: "];
         log.lines().filter(move |line| marks.iter().any(|mark| line.contains(mark)))
     }
 
