@@ -662,7 +662,10 @@ async fn a_socket_whose_session_is_cut_is_reset() {
 async fn the_guard_takes_a_hello_in_records_of_one_byte_over_in_band_blocks() {
     let (mut romeo, near, _handles) = pair(&params(), 16);
     let (mut juliet, b, _) = tcp_pair().await;
-    let options = pipe::StreamOptions { guard: true, ..pipe::StreamOptions::default() };
+    let options = pipe::StreamOptions {
+        guard: Some(pipe::FirstBytes::ClientHello),
+        ..pipe::StreamOptions::default()
+    };
     let relay = tokio::spawn(pipe::relay(SocketLeg::Ibb(near), b, options));
     let mut hello = Vec::new();
     for byte in [1, 0, 1, 0xfc, 3, 3, 7] {

@@ -23,13 +23,13 @@ use fingerpost_carry::{
     leg_end::{self, Delivery},
     tcp,
 };
-use fingerpost_wire::client_hello::{self, Guard};
+use fingerpost_wire::client_hello::Guard;
 
 use super::{
     admission::ConnectionPlace,
     byte_rate::ByteRate,
     ending::{Ending, WayFate},
-    pipe::{CopyFailure, Ended, StreamOptions},
+    pipe::{CopyFailure, Ended, FirstBytes, StreamOptions},
     plane::{Resources, SLOW},
     socket::Socket,
     splice::{Pipe, PipeAccount},
@@ -132,8 +132,8 @@ struct Way {
     flow: Option<Box<Flow>>,
     state: WayState,
     fate: WayFate,
-    /// Whether the first bytes are not judged yet.
-    guarded: bool,
+    /// What the first bytes must be, while they are not judged.
+    guard: Option<FirstBytes>,
     /// Whether more than [`PROBE`] came at once.
     busy: bool,
     /// KiB that have come since there was nothing to read; each read is rounded up.
@@ -309,12 +309,12 @@ impl Pair {
         bytes_per_second: u64,
         (now, millis): (Instant, u64),
     ) -> io::Result<Self> {
-        let way = |early: Vec<u8>, guarded| Way {
+        let way = |early: Vec<u8>, guard| Way {
             flow: (!early.is_empty()).then(|| {
                 let kept = Some(KeptBytes { bytes: early, start: 0 });
                 Box::new(Flow { kept, ..Flow::default() })
             }),
-            guarded,
+            guard,
             ..Way::default()
         };
         let (a, early, place) = a.into_parts()?;
@@ -324,7 +324,7 @@ impl Pair {
         leg_end::set_reset(&b, true);
         Ok(Self {
             forward,
-            backward: way(early, false),
+            backward: way(early, None),
             a: Side::new(a),
             b: Side::new(b),
             silence: Silence::new(options.idle_timeout, millis),
@@ -414,7 +414,7 @@ impl Pair {
                 Ok(there) => there,
                 Err(end) => return Next::Ended(end),
             };
-            if forward.guarded {
+            if forward.guard.is_some() {
                 // Nothing of the second leg is passed on either.
                 return there.map_or(Next::Wait(None), Next::after);
             }
@@ -477,7 +477,7 @@ impl Pair {
         let in_order = match end {
             Ended::Error(_) => false,
             // Otherwise each leg was closed in order when the other one ended.
-            Ended::Eof => self.forward.guarded,
+            Ended::Eof => self.forward.guard.is_some(),
             Ended::NotTls => true,
             Ended::Idle => nothing(&self.forward, &self.b) && nothing(&self.backward, &self.a),
         };
@@ -581,7 +581,7 @@ impl Way {
 
     /// Returns whether bytes wait for the sink. Bytes that the guard has not passed may never go there.
     fn owes(&self) -> bool {
-        self.holds() && !self.guarded
+        self.holds() && self.guard.is_none()
     }
 
     /// Takes over what the opposite direction knows; returns whether this one has just lost its sink.
@@ -603,7 +603,7 @@ impl Way {
 
     fn done(&mut self, lender: Lender<'_>) {
         self.state = WayState::Done;
-        self.guarded = false;
+        self.guard = None;
         self.release(lender);
         self.flow = None;
     }
@@ -634,7 +634,7 @@ impl Way {
         written: &AtomicU64,
     ) -> Step<()> {
         for _ in 0..ROUNDS {
-            if self.guarded {
+            if self.guard.is_some() {
                 if self.kept().is_some() && self.is_judged()? {
                     continue;
                 }
@@ -647,7 +647,7 @@ impl Way {
                 self.wait(from, work.limit.is_some())?;
             }
             let most = work.allowed()?;
-            if self.busy && !self.guarded && self.pipe().is_none() {
+            if self.busy && self.guard.is_none() && self.pipe().is_none() {
                 let pipe = work.lender.resources.pool.take(work.lender.account);
                 if pipe.is_some() {
                     self.flow().pipe = pipe;
@@ -675,7 +675,7 @@ impl Way {
                 },
             };
             if n == 0 {
-                return match (self.guarded, self.kept().is_some()) {
+                return match (self.guard.is_some(), self.kept().is_some()) {
                     (false, _) => Ok(()),
                     (true, true) => Err(CopyFailure::End(Ended::NotTls).into()),
                     (true, false) => Err(CopyFailure::End(Ended::Eof).into()),
@@ -749,7 +749,7 @@ impl Way {
         };
         self.busy = n >= PROBE;
         let mut bytes = &buffer[..n];
-        if self.guarded {
+        if self.guard.is_some() {
             if n > 0 {
                 self.flow().kept.get_or_insert_default().bytes.extend_from_slice(bytes);
             }
@@ -814,15 +814,16 @@ impl Way {
         Ok(())
     }
 
-    /// Returns whether the kept bytes begin with a ClientHello; if so, they may go.
+    /// Returns whether the kept bytes begin as they must; if so, they may go.
     fn is_judged(&mut self) -> Result<bool, CopyFailure> {
+        let Some(guard) = self.guard else { return Ok(true) };
         let kept = self.kept().map_or(&[][..], |kept| &kept.bytes);
-        match client_hello::check_client_hello(kept) {
-            Guard::Pass => self.guarded = false,
+        match guard.judge(kept) {
+            Guard::Pass => self.guard = None,
             Guard::NeedMore => {}
             Guard::Refuse => return Err(CopyFailure::End(Ended::NotTls)),
         }
-        Ok(!self.guarded)
+        Ok(self.guard.is_none())
     }
 
     fn release(&mut self, lender: Lender<'_>) {

@@ -350,7 +350,8 @@ async fn a_stream_that_is_cut_never_looks_complete() {
 
 #[tokio::test]
 async fn the_guard_holds_here_too() {
-    let options = StreamOptions { guard: true, ..StreamOptions::default() };
+    let options =
+        StreamOptions { guard: Some(FirstBytes::ClientHello), ..StreamOptions::default() };
     let plane = Plane::new(0);
     let (mut romeo, mut juliet, relay) = start(&plane, options).await;
     romeo.write_all(b"GET / HTTP/1.1").await.unwrap();

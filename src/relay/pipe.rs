@@ -11,7 +11,10 @@ use std::{
 };
 
 use fingerpost_carry::leg_end::{Delivery, LegEnd};
-use fingerpost_wire::client_hello::{self, Guard};
+use fingerpost_wire::{
+    client_hello::{Guard, check_client_hello},
+    path_use::check_path_use,
+};
 use tokio::{
     io::ReadBuf,
     time::{Instant, MissedTickBehavior, Sleep, interval_at},
@@ -42,8 +45,8 @@ const LOOKS: u32 = 4;
 pub struct StreamOptions {
     /// How long neither direction may move a byte. It is exact to a quarter, because no timer runs per byte.
     pub idle_timeout: Duration,
-    /// Whether the first leg must start with a TLS ClientHello.
-    pub guard: bool,
+    /// What the first leg must start with, if it matters.
+    pub guard: Option<FirstBytes>,
     /// The account of the stream, for its share of the kernel's pipes.
     pub account: PipeAccount,
 }
@@ -52,8 +55,27 @@ impl Default for StreamOptions {
     fn default() -> Self {
         Self {
             idle_timeout: Duration::from_secs(600),
-            guard: false,
+            guard: None,
             account: PipeAccount::default(),
+        }
+    }
+}
+
+/// What the bytes of a brokered session start with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstBytes {
+    /// A TLS ClientHello.
+    ClientHello,
+    /// A record of the path layer that says that TLS goes on here.
+    PathUse,
+}
+
+impl FirstBytes {
+    /// Judges the bytes that have come so far.
+    pub(super) fn judge(self, first: &[u8]) -> Guard {
+        match self {
+            Self::ClientHello => check_client_hello(first),
+            Self::PathUse => check_path_use(first),
         }
     }
 }
@@ -115,7 +137,7 @@ pub(super) fn relay_at_rate<A: LegEnd, B: LegEnd>(
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
     let limit = (bytes_per_second > 0).then(|| Box::new(RateLimit::new(bytes_per_second)));
-    let (forward, backward) = (CopyDirection::new(options.guard), CopyDirection::new(false));
+    let (forward, backward) = (CopyDirection::new(options.guard), CopyDirection::new(None));
     let mut pipe = CopiedPair { a, b, forward, backward, limit, ending: None, options };
     let (mut moved, mut moved_at) = (0, start);
     let mut poll_end = move |pipe: &mut CopiedPair<A, B>, cx: &mut Context<'_>| {
@@ -202,7 +224,7 @@ impl<A: LegEnd, B: LegEnd> CopiedPair<A, B> {
             if let Poll::Ready(Err(end)) = there {
                 return Poll::Ready(end);
             }
-            if forward.guarded {
+            if forward.guard.is_some() {
                 return Poll::Pending;
             }
             backward.heed(forward.fate);
@@ -257,7 +279,7 @@ impl<A: LegEnd, B: LegEnd> CopiedPair<A, B> {
     /// Returns whether a reader still waits for bytes. Bytes that the guard has not passed may never go there.
     fn holds(&self) -> bool {
         let holds = |d: &CopyDirection| {
-            d.end > d.start && !d.guarded || d.state == DirectionState::Shutdown
+            d.end > d.start && d.guard.is_none() || d.state == DirectionState::Shutdown
         };
         holds(&self.forward) || holds(&self.backward) || self.ending.is_some()
     }
@@ -306,8 +328,8 @@ struct CopyDirection {
     end: usize,
     read: u64,
     written: u64,
-    /// Whether the first bytes are not judged yet.
-    guarded: bool,
+    /// What the first bytes must be, while they are not judged.
+    guard: Option<FirstBytes>,
     unflushed: bool,
     state: DirectionState,
     fate: WayFate,
@@ -323,14 +345,14 @@ enum DirectionState {
 }
 
 impl CopyDirection {
-    fn new(guarded: bool) -> Self {
+    fn new(guard: Option<FirstBytes>) -> Self {
         Self {
             buffer: Vec::new(),
             start: 0,
             end: 0,
             read: 0,
             written: 0,
-            guarded,
+            guard,
             unflushed: false,
             state: DirectionState::Copy,
             fate: WayFate::default(),
@@ -354,7 +376,7 @@ impl CopyDirection {
                 }
                 Err(CopyFailure::Read(kind)) => {
                     self.fate.failed = Some(kind);
-                    self.guarded = false;
+                    self.guard = None;
                     self.state = DirectionState::Shutdown;
                 }
                 Ok(()) => {
@@ -392,7 +414,7 @@ impl CopyDirection {
     fn abandon(&mut self) {
         if matches!(self.state, DirectionState::Copy | DirectionState::Shutdown) {
             self.state = DirectionState::Drop;
-            self.guarded = false;
+            self.guard = None;
             (self.start, self.end) = (0, 0);
         }
     }
@@ -433,7 +455,7 @@ impl CopyDirection {
         let written = |error: io::Error| CopyFailure::Write(error.kind());
         // One busy direction must starve neither the other nor the clock.
         for _ in 0..16 {
-            while !self.guarded && self.start < self.end {
+            while self.guard.is_none() && self.start < self.end {
                 let bytes = &self.buffer[self.start..self.end];
                 let n = ready!(Pin::new(&mut *w).poll_write(cx, bytes)).map_err(written)?;
                 if n == 0 {
@@ -443,7 +465,7 @@ impl CopyDirection {
                 self.written += n as u64;
                 self.unflushed = true;
             }
-            if !self.guarded {
+            if self.guard.is_none() {
                 (self.start, self.end) = (0, 0);
             }
             let n = match self.poll_fill(cx, r, limit) {
@@ -456,9 +478,9 @@ impl CopyDirection {
                     return Poll::Pending;
                 }
             };
-            if self.guarded {
-                match client_hello::check_client_hello(&self.buffer[..self.end]) {
-                    Guard::Pass => self.guarded = false,
+            if let Some(guard) = self.guard {
+                match guard.judge(&self.buffer[..self.end]) {
+                    Guard::Pass => self.guard = None,
                     Guard::NeedMore if n > 0 => {}
                     Guard::NeedMore if self.end == 0 => {
                         return Poll::Ready(Err(CopyFailure::End(Ended::Eof)));
@@ -521,7 +543,7 @@ impl CopyDirection {
         };
         self.end += n;
         // A peer that sends its first bytes one by one must not appear to stand still.
-        if !self.guarded {
+        if self.guard.is_none() {
             self.read += n as u64;
         }
         if let Some(limit) = limit {

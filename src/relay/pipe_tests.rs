@@ -11,7 +11,7 @@ use super::*;
 const HELLO: [u8; 12] = [0x16, 3, 1, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 3, 3, 7];
 
 fn guarded() -> StreamOptions {
-    StreamOptions { guard: true, ..StreamOptions::default() }
+    StreamOptions { guard: Some(FirstBytes::ClientHello), ..StreamOptions::default() }
 }
 
 /// Returns the two users' ends of a running pipe.
@@ -145,6 +145,24 @@ async fn a_client_hello_byte_by_byte_passes_whole() {
     assert_eq!(&got, b"banner");
     drop((romeo, juliet));
     assert_eq!(pipe.await.unwrap().a_to_b, 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_leg_begins_with_a_record_of_the_path_layer() {
+    let later = StreamOptions { guard: Some(FirstBytes::PathUse), ..StreamOptions::default() };
+    let record = [26, 3, 3, 0, 5, 8, 0x80, 0, 0, 0];
+    let (mut romeo, mut juliet, _pipe) = start(later, 64);
+    for byte in record {
+        romeo.write_all(&[byte]).await.unwrap();
+    }
+    let mut got = [0; 10];
+    juliet.read_exact(&mut got).await.unwrap();
+    assert_eq!(got, record);
+    for other in [&HELLO[..], b"GET / HTTP/1.1"] {
+        let (mut romeo, _juliet, pipe) = start(later, 64);
+        romeo.write_all(other).await.unwrap();
+        assert_eq!(pipe.await.unwrap(), StreamOutcome { a_to_b: 0, b_to_a: 0, end: Ended::NotTls });
+    }
 }
 
 #[tokio::test(start_paused = true)]

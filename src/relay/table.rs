@@ -504,7 +504,7 @@ impl TransferTable {
         let number = numbered.wrapping_add(1);
         let owner = Arc::downgrade(&self.inner);
         let options =
-            pipe::StreamOptions { idle_timeout: options.idle_timeout, guard: false, account };
+            pipe::StreamOptions { idle_timeout: options.idle_timeout, guard: None, account };
         // The end of the stream waits for the lock, so the row is active before it ends.
         let Ok(stream) = self.inner.plane.run(a, b, options, (owner, row)) else {
             shares.give_back(&place);

@@ -259,7 +259,7 @@ impl SessionDriver {
                 let settings = self.shared.options();
                 let options = pipe::StreamOptions {
                     idle_timeout: settings.idle_timeout,
-                    guard: settings.require_tls,
+                    guard: settings.require_tls.then_some(pipe::FirstBytes::ClientHello),
                     account: pipe::PipeAccount::of(&self.facts.users.initiator),
                 };
                 self.relaying = true;

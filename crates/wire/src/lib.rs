@@ -14,7 +14,7 @@
 //! | what a Jingle action looks like | [`jingle`], [`transport`], [`transport_kind`]; words that are not known here: [`word`] |
 //! | how in-band bytestreams work | [`ibb`] decides, [`ibb_window`] says how much may be under way, [`ibb_xml`] reads and writes; the text of blocks: [`block_text`] |
 //! | how a SOCKS5 bytestream is named | [`dst_addr`] |
-//! | whether a stream begins as TLS does | [`client_hello`] |
+//! | whether a stream begins as TLS does | [`client_hello`]; whether a later leg of it begins as it must: [`path_use`] |
 //! | what identifies a key | [`mod@print`], [`key`]; what proves its possession: [`proof`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
@@ -33,6 +33,7 @@ pub mod jingle;
 pub mod key;
 pub mod ns;
 pub mod offer;
+pub mod path_use;
 pub mod plain;
 pub mod print;
 pub mod proof;
