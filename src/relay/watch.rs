@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -136,15 +136,29 @@ impl PairProgress {
 #[derive(Debug, Default)]
 pub struct StreamProgress {
     /// For a stream between two sockets.
-    pair: OnceLock<Arc<PairProgress>>,
+    pair: Mutex<Option<Arc<PairProgress>>>,
     /// For any other stream.
     piped: Counters,
+    /// The bytes that earlier legs have moved.
+    earlier: AtomicU64,
 }
 
 impl StreamProgress {
     /// Follows a pair of sockets.
     pub(super) fn follow(&self, pair: Arc<PairProgress>) {
-        let _once = self.pair.set(pair);
+        *self.pair() = Some(pair);
+    }
+
+    /// Notes that other legs take the place of the present ones.
+    pub fn part(&self) {
+        let bytes = self.read(Counters::bytes);
+        self.earlier.fetch_add(bytes, Ordering::Relaxed);
+        *self.pair() = None;
+        self.piped.set([0; 2], false);
+    }
+
+    fn pair(&self) -> MutexGuard<'_, Option<Arc<PairProgress>>> {
+        self.pair.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes the progress of a stream of another kind.
@@ -159,11 +173,11 @@ impl StreamProgress {
 
     /// Returns the bytes moved so far, both directions.
     pub fn bytes(&self) -> u64 {
-        self.read(Counters::bytes)
+        self.earlier.load(Ordering::Relaxed) + self.read(Counters::bytes)
     }
 
     fn read<T>(&self, what: impl Fn(&Counters) -> T) -> T {
-        match self.pair.get() {
+        match &*self.pair() {
             Some(pair) => pair.read(what),
             None => what(&self.piped),
         }

@@ -19,7 +19,7 @@ use fingerpost_wire::{
 use futures::StreamExt as _;
 use minidom::Element;
 use tokio::{
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -50,8 +50,9 @@ const LINGER: Duration = Duration::from_secs(5);
 /// An event that the session has waited for. It is small, because a task has room for its result while it runs.
 enum SessionEvent {
     Told(Box<SessionInput>),
-    Arrived(Side, Option<Box<Socket>>),
-    Relayed(StreamOutcome),
+    /// The number says after how many partings it was expected.
+    Arrived(Side, u32, Option<Box<Socket>>),
+    Relayed(u32, StreamOutcome),
 }
 
 impl SessionEvent {
@@ -72,7 +73,12 @@ pub(super) struct SessionDriver {
     streams: PerSide<Option<IbbHandle>>,
     /// Whether each in-band leg waits for its user, as the session knows; `None` before both legs are joined.
     waits: PerSide<Option<bool>>,
-    relaying: bool,
+    /// What ends the stream between the legs.
+    relaying: Option<AbortHandle>,
+    /// How often the legs were parted, to be replaced.
+    parted: u32,
+    /// What waits for the connections of the present legs.
+    expected: Vec<AbortHandle>,
     line: JournalLine,
     /// Where the session-initiate goes if the responder does not take it, and the answer to give then.
     again: Option<Again>,
@@ -100,7 +106,9 @@ impl SessionDriver {
             legs: PerSide::default(),
             streams: PerSide::default(),
             waits: PerSide::default(),
-            relaying: false,
+            relaying: None,
+            parted: 0,
+            expected: Vec::new(),
             line,
             again,
             given_back: None,
@@ -126,18 +134,23 @@ impl SessionDriver {
                 }
                 Some(done) = self.work.join_next() => match done {
                     Ok(SessionEvent::Told(input)) => *input,
-                    Ok(SessionEvent::Arrived(side, Some(socket))) => {
+                    Ok(SessionEvent::Arrived(_, parted, _) | SessionEvent::Relayed(parted, _))
+                        if parted != self.parted =>
+                    {
+                        continue;
+                    }
+                    Ok(SessionEvent::Arrived(side, _, Some(socket))) => {
                         self.sockets[side] = Some(socket);
                         SessionInput::Arrived(side)
                     }
-                    Ok(SessionEvent::Relayed(outcome)) => {
-                        self.relaying = false;
+                    Ok(SessionEvent::Relayed(_, outcome)) => {
+                        self.relaying = None;
                         self.session.peers().iter().for_each(|peer| self.shared.see(peer, None));
                         let broken = self.broken();
                         self.session.handle(SessionInput::Broken(broken), Instant::now());
                         SessionInput::Relayed(outcome)
                     }
-                    Ok(SessionEvent::Arrived(_, None)) | Err(_) => continue,
+                    Ok(SessionEvent::Arrived(_, _, None)) | Err(_) => continue,
                 },
                 (side, waits) = poll_fn(|cx| poll_waiting(&self.streams, self.waits, cx)) => {
                     self.waits[side] = Some(waits);
@@ -168,7 +181,7 @@ impl SessionDriver {
                 self.send(stanza.refuse(SessionRefusal::Over)).await;
             }
         }
-        if self.relaying {
+        if self.relaying.is_some() {
             self.linger().await;
         }
     }
@@ -177,7 +190,7 @@ impl SessionDriver {
     async fn linger(&mut self) {
         let rest = async {
             while let Some(done) = self.work.join_next().await {
-                if matches!(done, Ok(SessionEvent::Relayed(_))) {
+                if matches!(done, Ok(SessionEvent::Relayed(..))) {
                     break;
                 }
             }
@@ -241,12 +254,14 @@ impl SessionDriver {
                 let peer = &self.session.peers()[side];
                 let mut registration = self.shared.register(peer, &sid);
                 let (shared, peer) = (Arc::clone(&self.shared), Box::new(peer.clone()));
-                self.work.spawn(async move {
+                let parted = self.parted;
+                let expected = self.work.spawn(async move {
                     let socket = registration.arrived().await;
                     let client = socket.as_ref().and_then(Socket::client);
                     shared.see(&peer, client.map(|client| SeenConnection { sid, client }));
-                    SessionEvent::Arrived(side, socket.map(Box::new))
+                    SessionEvent::Arrived(side, parted, socket.map(Box::new))
                 });
+                self.expected.push(expected);
             }
             SessionAction::ExpectOpen(side, sid) => {
                 self.shared.expect_open(&self.session.peers()[side], sid);
@@ -259,10 +274,12 @@ impl SessionDriver {
                 let settings = self.shared.options();
                 let options = pipe::StreamOptions {
                     idle_timeout: settings.idle_timeout,
-                    guard: settings.require_tls.then_some(pipe::FirstBytes::ClientHello),
+                    guard: settings.require_tls.then_some(match self.parted {
+                        0 => pipe::FirstBytes::ClientHello,
+                        _ => pipe::FirstBytes::PathUse,
+                    }),
                     account: pipe::PipeAccount::of(&self.facts.users.initiator),
                 };
-                self.relaying = true;
                 for side in Side::BOTH {
                     self.waits[side] = self.streams[side].as_ref().map(IbbHandle::is_waiting);
                 }
@@ -271,9 +288,23 @@ impl SessionDriver {
                 }
                 let _once = self.facts.legs.set(legs);
                 let (plane, facts) = (self.shared.table.plane().clone(), Arc::clone(&self.facts));
-                self.work.spawn(async move {
-                    SessionEvent::Relayed(join(&plane, a, b, options, &facts.progress).await)
-                });
+                let parted = self.parted;
+                self.relaying = Some(self.work.spawn(async move {
+                    let outcome = join(&plane, a, b, options, &facts.progress).await;
+                    SessionEvent::Relayed(parted, outcome)
+                }));
+            }
+            SessionAction::Part => {
+                // Nothing of the old legs is kept, however often they are replaced.
+                self.relaying.take().iter().chain(&self.expected).for_each(AbortHandle::abort);
+                self.expected.clear();
+                self.parted += 1;
+                self.facts.progress.part();
+                for side in Side::BOTH {
+                    (self.sockets[side], self.legs[side]) = (None, None);
+                    (self.streams[side], self.waits[side]) = (None, None);
+                    self.shared.see(&self.session.peers()[side], None);
+                }
             }
             SessionAction::LookUpFeatures => {
                 let shared = Arc::clone(&self.shared);

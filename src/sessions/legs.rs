@@ -43,12 +43,14 @@ pub(crate) struct LegState {
     /// The in-band bytestream that we have offered instead: its id and its largest block. Until it is accepted the plan
     /// stands; until it is answered, SOCKS5 is not used.
     pub(crate) replacing: Option<(String, u16)>,
+    /// Whether the user has not yet accepted this leg, which we have offered in place of a broken one.
+    pub(crate) is_offered: bool,
 }
 
 impl LegState {
     /// Creates a leg at the start of its negotiation.
     pub(crate) fn new(plan: Plan) -> Self {
-        Self { plan, ready: false, replacing: None }
+        Self { plan, ready: false, replacing: None, is_offered: false }
     }
 
     /// Creates an in-band leg.

@@ -95,6 +95,7 @@ fn the_machines_of_sessions_read_no_clock_and_do_no_io() {
         "session/ending.rs",
         "session/mod.rs",
         "session/offers.rs",
+        "session/renewal.rs",
         "session/timers.rs",
         "session/transports.rs",
         "side.rs",

@@ -14,6 +14,7 @@ use tracing::info;
 use super::{
     Acceptance, BrokeredSession, Conclusion, GOODBYE, LAST_WORD, Question, RAW_GOODBYE,
     SessionAction, SessionInput, SessionPhase, TEXT,
+    renewal::RENEWAL,
     timers::{Timer, TimerTable},
 };
 use crate::{
@@ -158,7 +159,11 @@ impl BrokeredSession {
                     None => "A user can no longer be reached".to_owned(),
                     Some(_) => broken_text(broken),
                 };
-                self.end_both(Reason::Timeout, &text);
+                if !self.can_renew() {
+                    return self.end_both(Reason::Timeout, &text);
+                }
+                self.phase = SessionPhase::Relayed { reason: Reason::Timeout, text };
+                self.timers.set(Timer::Phase, now + RENEWAL);
             }
             // One absent user is the reason. If both seem absent, their server may have said so, which means nothing.
             Ended::Error(_) if self.absent.initiator != self.absent.responder => {
@@ -170,7 +175,8 @@ impl BrokeredSession {
                     _ => Reason::ConnectivityError,
                 };
                 self.phase = SessionPhase::Relayed { reason, text: broken_text(broken) };
-                self.timers.set(Timer::Phase, now + LAST_WORD);
+                let wait = if self.can_renew() { RENEWAL } else { LAST_WORD };
+                self.timers.set(Timer::Phase, now + wait);
             }
             Ended::Eof => {
                 if self.absent.initiator || self.absent.responder {

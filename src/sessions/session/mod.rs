@@ -12,6 +12,8 @@
 //! readiness of leg A opens leg B, whichever comes first. Transport actions stay on their leg; all others are passed
 //! on and their answers passed back. Either user's terminate, silence or absence ends both legs.
 //!
+//! If both users' programs can go on with a broken stream, both legs may be replaced: `renewal`.
+//!
 //! A session carries one stream. Of several contents, the first that can be brokered continues, and a content-remove
 //! tells the initiator that the others do not. A later content-add is answered with content-reject (XEP-0166, 7.2.4).
 //!
@@ -25,6 +27,7 @@ mod contents;
 mod direct;
 mod ending;
 mod offers;
+mod renewal;
 mod timers;
 mod transports;
 
@@ -150,6 +153,8 @@ pub(crate) enum SessionAction {
     ExpectOpen(Side, Option<String>),
     /// Join both legs: [`SessionInput::Relayed`].
     Join,
+    /// Cut both legs, and forget the connections that were to become legs.
+    Part,
     /// Count bytes that the users have moved beside the component, and whether it is the session's first report of such.
     CountDirect { bytes: u64, first: bool },
     /// The responder's client knows of the session: it can no longer cross one of its own.
@@ -242,6 +247,7 @@ enum Question {
     Open(Side, String, u16),
     Ping(Side),
     Replace(Side),
+    Renew,
 }
 
 /// The machine of one session.
@@ -256,6 +262,8 @@ pub(crate) struct BrokeredSession {
     content: BrokeredContent,
     /// What the initiator has reported of direct paths, once both users have agreed to them.
     direct: Option<Box<DirectUse>>,
+    /// How often the legs were replaced.
+    renewals: u8,
     check: Option<Box<Check>>,
     /// The open requests by number: few, and most of the time none.
     questions: Vec<(u32, Question)>,
@@ -308,6 +316,7 @@ impl BrokeredSession {
             acceptance: Acceptance::Unanswered(Box::new(initiate)),
             content,
             direct: None,
+            renewals: 0,
             check: None,
             questions: Vec::new(),
             asked: 0,

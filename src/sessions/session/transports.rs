@@ -10,7 +10,7 @@
 //! | initiator's | the user; if it has not within [`PATIENCE`], the component |
 //! | either, if a user does not choose within [`SILENCE`] | the component |
 //!
-//! A user's transport-replace is accepted at any time before bytes flow. If it crosses ours, that of the leg's
+//! A user's transport-replace is accepted at any time before bytes flow, and later as `renewal` says. If it crosses ours, that of the leg's
 //! initiator counts: on the responder's leg ours, and the user gets `<conflict/>` and `<tie-break/>`; on the
 //! initiator's leg the user's. If ours is rejected, SOCKS5 is used if it has come up meanwhile; otherwise the session
 //! ends.
@@ -80,7 +80,7 @@ impl BrokeredSession {
     }
 
     /// Returns our SOCKS5 transport for a side whose plan it is.
-    fn s5b_transport(&self, side: Side) -> Element {
+    pub(super) fn s5b_transport(&self, side: Side) -> Element {
         let peer = &self.peers[side];
         let Plan::S5b { sid, cid, .. } = &self.legs[side].plan else {
             return Element::bare("transport", ns::JINGLE_S5B);
@@ -132,13 +132,18 @@ impl BrokeredSession {
         }
     }
 
-    fn tell_transport(&mut self, side: Side, action: jingle::Action, transport: Element) {
+    pub(super) fn tell_transport(
+        &mut self,
+        side: Side,
+        action: jingle::Action,
+        transport: Element,
+    ) {
         let name = self.content.name.clone();
         let jingle = self.transport_jingle(side, action, &name, transport);
         self.tell(side, jingle);
     }
 
-    fn transport_jingle(
+    pub(super) fn transport_jingle(
         &self,
         side: Side,
         action: jingle::Action,
@@ -182,7 +187,18 @@ impl BrokeredSession {
             }
             jingle::Action::TransportReplace => {
                 self.send(stanza.result(None));
+                if side == Side::Initiator && self.can_renew() && self.renews(content) {
+                    return self.renew(content, now);
+                }
                 self.handle_replace(side, content);
+            }
+            jingle::Action::TransportAccept if self.legs[side].is_offered => {
+                self.send(stanza.result(None));
+                self.renewed(Transport::read(content), now);
+            }
+            jingle::Action::TransportReject if self.legs[side].is_offered => {
+                self.send(stanza.result(None));
+                self.end_both(Reason::FailedTransport, "No transport was left to try");
             }
             jingle::Action::TransportAccept if replacing => {
                 self.send(stanza.result(None));
@@ -253,13 +269,13 @@ impl BrokeredSession {
     }
 
     /// Returns whether too many requests of our own are open for another transport.
-    fn asks_enough(&self) -> bool {
+    pub(super) fn asks_enough(&self) -> bool {
         let ours =
             self.questions.iter().filter(|(_, asked)| !matches!(asked, Question::Forwarded(_)));
         ours.count() >= QUESTIONS
     }
 
-    fn replace_rejection(&self, side: Side, content: &Element) -> Element {
+    pub(super) fn replace_rejection(&self, side: Side, content: &Element) -> Element {
         let transport = transport::given(Some(content));
         let name = content.attr("name").unwrap_or_default();
         self.transport_jingle(side, jingle::Action::TransportReject, name, transport)
@@ -335,7 +351,7 @@ impl BrokeredSession {
         let sid = self.stream_sid(side);
         let leg = &mut self.legs[side];
         let Plan::Ibb { block_size, opened, .. } = &mut leg.plan else { return };
-        if leg.ready || std::mem::replace(opened, true) {
+        if leg.ready || leg.is_offered || std::mem::replace(opened, true) {
             return;
         }
         let block_size = *block_size;
@@ -353,6 +369,7 @@ impl BrokeredSession {
     pub(super) fn stream_sid(&self, side: Side) -> String {
         match &self.legs[side].plan {
             Plan::Ibb { sid: Some(sid), .. } => sid.clone(),
+            Plan::S5b { sid, .. } if self.legs[side].is_offered => sid.clone(),
             _ => self.peers[side].sid.clone(),
         }
     }

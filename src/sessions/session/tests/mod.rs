@@ -4,6 +4,7 @@ mod contents;
 mod direct;
 mod fallback;
 mod orders;
+mod renewal;
 
 use std::{cell::Cell, io};
 

@@ -1,0 +1,143 @@
+//! How both legs are replaced when a stream has broken that its users' programs can go on with.
+//!
+//! Two programs that have agreed to direct paths number the bytes of their stream, and go on over another connection
+//! where one has broken. The component keeps the session of such a stream for [`RENEWAL`] after its end. If the
+//! initiator sends a transport-replace in this time, or while bytes flow, the component cuts what is left of both legs,
+//! accepts the new transport, and offers the responder a new one of the kind that it had.
+
+use std::time::Duration;
+
+use fingerpost_wire::{
+    jingle::{self, Reason},
+    ns,
+    stanza::Condition,
+    transport::{self, Transport},
+};
+use minidom::Element;
+use tokio::time::Instant;
+
+use super::{BrokeredSession, Question, SessionAction, SessionPhase, timers::Timer};
+use crate::sessions::{
+    legs::{LegState, Plan},
+    side::Side,
+};
+
+/// How often the legs of a session may be replaced.
+const RENEWALS: u8 = 100;
+/// How long the users have to go on with a broken stream.
+pub(super) const RENEWAL: Duration = Duration::from_secs(20);
+
+impl BrokeredSession {
+    /// Returns whether the users' programs can go on with a broken stream.
+    pub(super) fn can_renew(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Returns whether a transport of the initiator replaces both legs: once they were joined, and also when it begins anew
+    /// because that has failed. While its leg is set up, in-band bytestreams replace SOCKS5 on it alone.
+    pub(super) fn renews(&self, content: &Element) -> bool {
+        match self.phase {
+            SessionPhase::Relaying { .. } | SessionPhase::Relayed { .. } => true,
+            SessionPhase::Negotiating => {
+                let falls_back = self.legs.initiator.awaits_socks5()
+                    && matches!(Transport::read(content), Some(Transport::Ibb { .. }));
+                self.renewals > 0 && !falls_back
+            }
+            _ => false,
+        }
+    }
+
+    /// Replaces both legs: the initiator offers another transport in place of its leg.
+    pub(super) fn renew(&mut self, content: &Element, now: Instant) {
+        let leg = match Transport::read(content)
+            .filter(|_| !self.asks_enough() && self.renewals < RENEWALS)
+        {
+            Some(Transport::Ibb { namespace, sid: Some(sid), block_size }) if self.options.ibb => {
+                let block_size = block_size.min(self.options.block_size);
+                LegState::ibb(&namespace, Some(sid), block_size)
+            }
+            Some(Transport::S5b { sid, candidates }) if self.options.socks5 => {
+                let ours = self.options.jid.as_str();
+                let own =
+                    candidates.into_iter().find(|(_, kind, jid)| kind == "proxy" && jid == ours);
+                LegState::s5b(sid, (self.ids)(), own.map(|(cid, ..)| cid))
+            }
+            _ => {
+                let rejection = self.replace_rejection(Side::Initiator, content);
+                return self.tell(Side::Initiator, rejection);
+            }
+        };
+        self.actions.push_back(SessionAction::Part);
+        self.renewals += 1;
+        self.phase = SessionPhase::Negotiating;
+        self.timers.set(Timer::Phase, now + self.options.activation_timeout);
+        self.legs.initiator = leg;
+        self.expect(Side::Initiator);
+        let transport = self.accept_leg();
+        self.tell_transport(Side::Initiator, jingle::Action::TransportAccept, transport);
+        self.nominate(Side::Initiator);
+        self.timers.stop(Timer::FallBack(Side::Initiator));
+        self.expect_choice(Side::Initiator, now);
+        self.offer_again();
+    }
+
+    /// Offers the responder a new transport of the kind that it had.
+    fn offer_again(&mut self) {
+        let sid = (self.ids)();
+        let block_size = self.options.block_size;
+        let (leg, transport) = match &self.legs.responder.plan {
+            Plan::S5b { .. } => (LegState::s5b(sid, (self.ids)(), None), None),
+            Plan::Ibb { namespace, .. } => {
+                let leg = LegState::ibb(namespace, Some(sid.clone()), block_size);
+                (leg, Some(transport::ibb(namespace, &sid, block_size)))
+            }
+        };
+        self.timers.stop(Timer::FallBack(Side::Responder));
+        self.legs.responder = LegState { is_offered: true, ..leg };
+        self.expect(Side::Responder);
+        let transport = transport.unwrap_or_else(|| self.s5b_transport(Side::Responder));
+        let replace = jingle::Action::TransportReplace;
+        let name = self.content.name.clone();
+        let jingle = self.transport_jingle(Side::Responder, replace, &name, transport);
+        self.ask(Side::Responder, jingle, Question::Renew);
+    }
+
+    /// Expects the connection or the bytestream of a new leg.
+    fn expect(&mut self, side: Side) {
+        self.actions.push_back(match &self.legs[side].plan {
+            Plan::S5b { sid, .. } => SessionAction::Connect(side, sid.clone()),
+            Plan::Ibb { sid, .. } => SessionAction::ExpectOpen(side, sid.clone()),
+        });
+    }
+
+    /// Handles the responder's consent to its new transport.
+    pub(super) fn renewed(&mut self, answer: Option<Transport>, now: Instant) {
+        let side = Side::Responder;
+        let sid = match &answer {
+            Some(Transport::S5b { sid, .. }) => Some(sid),
+            Some(Transport::Ibb { sid, .. }) => sid.as_ref(),
+            None => None,
+        };
+        if sid != Some(&self.stream_sid(side)) {
+            // It answers an offer before the last one.
+            return;
+        }
+        let leg = &mut self.legs[side];
+        leg.is_offered = false;
+        leg.accept(answer);
+        self.nominate(side);
+        self.expect_choice(side, now);
+        self.open(side);
+    }
+
+    /// Handles an error in place of the responder's consent. A server may lose its way to a user for a moment: then the
+    /// initiator tries again.
+    pub(super) fn renewal_failed(&mut self, error: &Element) {
+        let is_unknown = error.has_child("unknown-session", ns::JINGLE_ERRORS);
+        if self.legs.responder.is_offered
+            && (is_unknown || Condition::of(error) == Some(Condition::FeatureNotImplemented))
+        {
+            self.end_both(Reason::FailedTransport, "The other user does not go on with the stream");
+        }
+    }
+}
