@@ -97,6 +97,19 @@ impl World {
         run("ip", &["netns", "exec", self.network.name(), "nft", &rules]);
     }
 
+    /// Resets all connections of the relay, and refuses new ones, until `mended` returns.
+    fn reset_relay(&self, mended: impl FnOnce()) {
+        let port = self.component.socks5;
+        let rules = format!(
+            "add table ip relay; add chain ip relay in {{ type filter hook input priority 0; }}; \
+             add rule ip relay in tcp sport {port} tcp flags & rst == 0 reject with tcp reset"
+        );
+        let in_network = ["netns", "exec", self.network.name(), "nft"];
+        run("ip", &[&in_network[..], &[&rules]].concat());
+        mended();
+        run("ip", &[&in_network[..], &["delete", "table", "ip", "relay"]].concat());
+    }
+
     fn mend(&self) {
         run("ip", &["netns", "exec", self.network.name(), "nft", "delete", "table", "ip", "cut"]);
     }
@@ -135,6 +148,33 @@ fn a_running_transfer_moves_to_a_direct_path_and_goes_on_over_the_relay_when_tha
         world.arrived(sender, listener, verdict);
         world.mend();
     }
+}
+
+/// The relay is reset, and no direct connection is possible: the transfer goes on over a new leg of the relay.
+#[test]
+fn a_transfer_goes_on_over_a_new_leg_when_the_relay_is_reset() {
+    let world = World::start();
+    world.cut("drop");
+    let device = world.network.name().to_owned();
+    let slow = ["tbf", "rate", PACE, "burst", "64kb", "latency", "50ms"];
+    run("tc", &[&["qdisc", "add", "dev", &device, "root"][..], &slow].concat());
+    let (sender, listener) = world.send(["always", "always"]);
+    let logs = || world.logs(&sender, &listener);
+    let joined = || world.component.log().matches("both legs up").count();
+    for times in 1..3 {
+        let up = || joined() == times;
+        wait_for("both legs", PATIENCE, logs, up);
+        let size =
+            || listener.parts().iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
+        let before: u64 = size();
+        let moved = || size() > before + (1 << 20);
+        wait_for("some bytes", PATIENCE, logs, moved);
+        let ended = || world.component.log().matches("stream ended").count() == times;
+        world.reset_relay(|| wait_for("the end of the legs", PATIENCE, logs, ended));
+    }
+    wait_for("new legs", PATIENCE, logs, || joined() == 3);
+    run("tc", &["qdisc", "del", "dev", &device, "root"]);
+    world.arrived(sender, listener, "a broken relay");
 }
 
 #[test]

@@ -55,6 +55,8 @@ struct HubState {
 #[derive(Debug)]
 struct OpenSession {
     inbox: mpsc::Sender<Stanza>,
+    /// Where what concerns its transport goes, if that is elsewhere.
+    aside: Option<mpsc::Sender<Stanza>>,
     /// Whether it has a stream of its own, which does not need the connection to the server.
     is_secured: bool,
 }
@@ -241,8 +243,11 @@ impl Hub {
             && [ns::JINGLE, ns::JINGLE_0].iter().any(|n| payload.has_ns(*n))
         {
             let key = (stanza.from.clone(), payload.attr("sid").unwrap_or_default().to_owned());
-            let session = self.lock().sessions.get(&key).map(|open| open.inbox.clone());
             let action = jingle::action(payload);
+            let session = self.lock().sessions.get(&key).map(|open| {
+                let aside = open.aside.as_ref().filter(|_| is_of_transport(payload));
+                aside.unwrap_or(&open.inbox).clone()
+            });
             let answer = match session {
                 // Acknowledged on arrival: two sides that wait for each other's answer must not block.
                 Some(inbox) => match inbox.try_send(stanza.clone()) {
@@ -334,8 +339,10 @@ impl Hub {
     pub(crate) fn session(&self, peer: &Jid, sid: &str) -> Inbox {
         let (sender, receiver) = mpsc::channel(32);
         let key = (peer.clone(), sid.to_owned());
-        self.lock().sessions.insert(key.clone(), OpenSession { inbox: sender, is_secured: false });
-        Inbox { hub: self.clone(), key, receiver }
+        self.lock()
+            .sessions
+            .insert(key.clone(), OpenSession { inbox: sender, aside: None, is_secured: false });
+        Inbox { hub: self.clone(), key, receiver, is_aside: false }
     }
 
     /// Returns a channel for the `<open/>` that a peer is expected to send.
@@ -383,6 +390,20 @@ impl Hub {
     }
 }
 
+/// Returns whether an action of a session is about its transport.
+fn is_of_transport(jingle: &Element) -> bool {
+    match jingle::action(jingle).known() {
+        Some(
+            Action::TransportAccept
+            | Action::TransportInfo
+            | Action::TransportReject
+            | Action::TransportReplace,
+        ) => true,
+        Some(Action::SessionInfo) => jingle.has_child("lost", ns::PATHS),
+        _ => false,
+    }
+}
+
 fn unknown_session() -> Refusal {
     Refusal::unknown_session("There is no such session")
 }
@@ -393,9 +414,18 @@ pub(crate) struct Inbox {
     hub: Hub,
     key: (Jid, String),
     receiver: mpsc::Receiver<Stanza>,
+    /// Whether another inbox has the rest of the session.
+    is_aside: bool,
 }
 
 impl Inbox {
+    /// Returns an inbox for what concerns the session's transport from now on. It ends with this one.
+    pub(crate) fn aside(&self) -> Option<Self> {
+        let (sender, receiver) = mpsc::channel(32);
+        self.hub.lock().sessions.get_mut(&self.key)?.aside = Some(sender);
+        Some(Self { hub: self.hub.clone(), key: self.key.clone(), receiver, is_aside: true })
+    }
+
     /// Returns the next Jingle request of this session; `None` if the connection is gone.
     pub(crate) async fn next(&mut self) -> Option<Stanza> {
         self.receiver.recv().await
@@ -411,6 +441,9 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
+        if self.is_aside {
+            return;
+        }
         self.hub.lock().sessions.remove(&self.key);
     }
 }

@@ -66,11 +66,13 @@ pub struct Session {
     pub(super) place: Option<SessionPlace>,
     /// The id of the bytestream that was offered.
     pub(super) bytestream: Option<String>,
+    /// Whether this is the part that negotiates the transport again: see [`aside`](Self::aside).
+    is_aside: bool,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.over {
+        if self.over || self.is_aside {
             return;
         }
         let mut iq = xml::element(
@@ -102,7 +104,32 @@ impl Session {
             in_band: false,
             place: None,
             bytestream: None,
+            is_aside: false,
         }
+    }
+
+    /// Returns a part of this session that negotiates its transport while the rest is elsewhere. It gets nothing else of the
+    /// peer, and it ends with the session. `None` if that is over.
+    pub(super) fn aside(&self) -> Option<Self> {
+        Some(Self {
+            endpoint: self.endpoint.clone(),
+            inbox: self.inbox.aside()?,
+            address: self.address.clone(),
+            peer: self.peer.clone(),
+            sid: self.sid.clone(),
+            namespace: self.namespace.clone(),
+            content: self.content.clone(),
+            initiator: self.initiator,
+            over: false,
+            held: VecDeque::new(),
+            answer: None,
+            progress: Arc::clone(&self.progress),
+            is_secured: true,
+            in_band: self.in_band,
+            place: None,
+            bytestream: None,
+            is_aside: true,
+        })
     }
 
     /// Returns the user at the other end.
@@ -279,6 +306,9 @@ impl Session {
 
     /// Waits for the reason why the session is over: it may follow a stream that broke after a moment, and tells more.
     async fn reason(&mut self) -> Option<Error> {
+        if self.is_aside {
+            return None;
+        }
         timeout(REASON, self.terminated()).await.ok()?.err()
     }
 
@@ -302,7 +332,7 @@ impl Session {
     }
 
     /// Returns the next action. A session-terminate comes as one only if it says success, otherwise as an error.
-    async fn next(&mut self) -> Result<(Word<Action>, Element), Error> {
+    pub(super) async fn next(&mut self) -> Result<(Word<Action>, Element), Error> {
         if let Some(held) = self.held.pop_front() {
             return Ok(held);
         }
@@ -380,6 +410,10 @@ impl Session {
                 }
                 if action == Action::SessionTerminate {
                     return Err(Error::refused("the peer ended the session early"));
+                }
+                if self.is_aside && action == Action::TransportReplace {
+                    self.held.push_front((action, jingle));
+                    return Err(Error::failed("the peer offers another transport"));
                 }
             }
         };
@@ -462,6 +496,12 @@ impl Session {
         };
         match answer {
             Answer::Result(_) => Ok(()),
+            // Other errors may come from a server that lost its way for a moment.
+            Answer::Error(error)
+                if self.is_aside && error.has_child("unknown-session", ns::JINGLE_ERRORS) =>
+            {
+                Err(Error::refused("the session is gone"))
+            }
             Answer::Error(error) => Err(self.asked().error(&error)),
             Answer::Timeout if hub.is_lost() || hub.over() != over => Err(Error::Disconnected),
             Answer::Timeout => Err(self.asked().silence()),

@@ -41,6 +41,13 @@ pub(super) struct OfferedTransport {
     candidates: OwnCandidates,
 }
 
+impl OfferedTransport {
+    /// Returns the id of the bytestream.
+    pub(super) fn sid(&self) -> &str {
+        &self.sid
+    }
+}
+
 impl Session {
     /// Returns the transport to offer as initiator.
     pub(super) async fn offer_transport(&self, kind: TransportKind) -> (OfferedTransport, Element) {
@@ -159,6 +166,16 @@ impl Session {
     pub(super) async fn responder_leg(
         &mut self,
         content: &Element,
+        children: Vec<Element>,
+    ) -> Result<TcpLeg, Error> {
+        self.accepted_leg(Action::SessionAccept, content, children).await
+    }
+
+    /// Accepts the transport in a content by an action, and sets it up.
+    pub(super) async fn accepted_leg(
+        &mut self,
+        accept: Action,
+        content: &Element,
         mut children: Vec<Element>,
     ) -> Result<TcpLeg, Error> {
         let Some(transport) = content.children().find(|child| child.name() == "transport") else {
@@ -177,7 +194,7 @@ impl Session {
             };
             let dst = DstAddr::compute(&sid, &self.endpoint.jid(), &self.address).to_string();
             children.push(s5b::transport(&sid, &dst, &own.all));
-            self.tell(self.jingle(Action::SessionAccept, senders, children)).await?;
+            self.tell(self.jingle(accept, senders, children)).await?;
             let none = s5b::transport(&sid, &dst, &[]);
             let theirs = if is_wanted { transport } else { &none };
             if let Some(socket) = self.s5b(theirs, &sid, own).await? {
@@ -208,7 +225,7 @@ impl Session {
             &transport.ns(),
             &[("sid", &sid), ("block-size", &size)],
         ));
-        self.tell(self.jingle(Action::SessionAccept, senders, children)).await?;
+        self.tell(self.jingle(accept, senders, children)).await?;
         self.opened(&mut opens, &sid).await
     }
 

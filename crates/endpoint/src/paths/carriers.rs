@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     Path,
     leg::{Shared, now},
-    machine::{Event, RELAY},
+    machine::{Event, RELAY, is_direct},
 };
 use crate::transport::TcpLeg;
 
@@ -53,7 +53,7 @@ impl Carrier {
 
     /// Returns the index of its kind in [`Shared::carried`].
     fn kind(&self) -> usize {
-        usize::from(self.number != RELAY)
+        usize::from(is_direct(self.number))
     }
 }
 
@@ -113,18 +113,24 @@ impl Carriers {
     fn begin(&mut self, cx: &Context<'_>) {
         let mut state = self.shared.lock();
         state.driver = Some(cx.waker().clone());
-        for (number, stream, address) in state.added.drain(..) {
+        for (number, leg, address) in state.added.drain(..) {
             // A small record is a whole message of the application.
-            if let Err(error) = stream.set_nodelay(true) {
+            if let TcpLeg::Socket(stream) = &leg
+                && let Err(error) = stream.set_nodelay(true)
+            {
                 tracing::debug!(%error, "could not set TCP_NODELAY");
             }
-            self.carriers.push(Carrier::new(number, TcpLeg::Socket(stream), Some(address)));
+            self.carriers.push(Carrier::new(number, leg, address));
         }
         state.machine.handle_deadline(now());
         if mem::take(&mut state.is_looked_at) {
-            let relay = self.carriers.iter().find(|one| one.number == RELAY);
-            let vanished = relay.is_some_and(|relay| relay.leg.is_gone());
-            state.is_gone = vanished && self.carriers.len() == 1;
+            let relay = self.carriers.iter().find(|one| !is_direct(one.number));
+            let vanished = relay.filter(|relay| relay.leg.is_gone()).map(|relay| relay.number);
+            if let Some(number) = vanished.filter(|_| state.machine.renews()) {
+                state.machine.handle_loss(number, now());
+            } else {
+                state.is_gone = vanished.is_some() && self.carriers.len() == 1;
+            }
         }
     }
 
@@ -154,7 +160,7 @@ impl Carriers {
                     return true;
                 }
                 state.broken = ended.err().map(|error| (error.kind(), error.to_string()));
-                state.machine.handle_loss(carrier.number);
+                state.machine.handle_loss(carrier.number, now());
             }
         }
         true
@@ -204,8 +210,8 @@ impl Carriers {
         carrier.is_shut = true;
         state.unwritten -= carrier.unwritten();
         carrier.written = carrier.out.len();
-        if carrier.is_ended || carrier.number != RELAY {
-            state.machine.handle_loss(carrier.number);
+        if carrier.is_ended || is_direct(carrier.number) {
+            state.machine.handle_loss(carrier.number, now());
         }
         true
     }
@@ -231,7 +237,7 @@ impl Carriers {
                     let added = || state.added.iter().find(|(added, ..)| *added == number);
                     let address = match carrier {
                         Some(carrier) => carrier.address,
-                        None => added().map(|(_, _, address)| *address),
+                        None => added().and_then(|(_, _, address)| *address),
                     };
                     let path = address.map_or(Path::Relay, Path::Direct);
                     tracing::debug!(number, "the stream goes on over another path");
@@ -241,6 +247,8 @@ impl Carriers {
                 Event::Sealed(message) => drop(state.sealed.try_send(message)),
             }
         }
+        let need = state.machine.need();
+        self.shared.need.send_if_modified(|old| mem::replace(old, need) != need);
         state.wake();
     }
 
@@ -261,7 +269,7 @@ impl Carriers {
         }
         let is_sent = state.unwritten == 0 && machine.is_transmitted();
         // The relay may still have to carry what a direct connection loses.
-        let is_safe = is_done || !machine.was_parted() || !machine.is_finished();
+        let is_safe = is_done || !machine.may_repeat() || !machine.is_finished();
         drop(state);
         if is_sent && is_safe {
             for carrier in &mut self.carriers {

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Path,
     carriers::Carriers,
-    machine::{Machine, Role},
+    machine::{Machine, Need, Role, is_direct},
     records::{USE_LENGTH, read_use},
 };
 use crate::transport::TcpLeg;
@@ -54,12 +54,8 @@ impl PathLeg {
         let role = if chooses { Role::Chooses } else { Role::Follows };
         let (sender, sealed) = mpsc::channel(SEALED);
         let shared = Arc::new(Shared {
-            kind: leg.transport_kind(),
-            local: match &leg {
-                TcpLeg::Socket(socket) => socket.local_addr().ok(),
-                TcpLeg::Ibb(_) => None,
-            },
             state: Mutex::new(State {
+                relay: Relay::of(&leg, None),
                 machine: Machine::new(role, now()),
                 reader: None,
                 writer: None,
@@ -75,6 +71,7 @@ impl PathLeg {
                 unread: Some(sealed),
             }),
             path: watch::Sender::new(Path::Relay),
+            need: watch::Sender::new(Need::Nothing),
             over: CancellationToken::new(),
             carried: [AtomicU64::new(0), AtomicU64::new(0)],
         });
@@ -116,18 +113,17 @@ impl PathLeg {
     pub(crate) fn transport_kind(&self) -> TransportKind {
         match self {
             Self::Plain(leg) => leg.transport_kind(),
-            Self::Paths(stream) => stream.shared.kind,
+            Self::Paths(stream) => stream.shared.lock().relay.kind,
         }
     }
 }
 
 /// What the stream, the task of its connections and that which finds paths share.
 pub(super) struct Shared {
-    kind: TransportKind,
-    /// Our address on the relay's leg, if that is a connection.
-    local: Option<SocketAddr>,
     state: Mutex<State>,
     pub(super) path: watch::Sender<Path>,
+    /// What the stream lacks.
+    pub(super) need: watch::Sender<Need>,
     /// Cancelled when no path is left and none will come.
     pub(super) over: CancellationToken,
     /// How many bytes the relay and direct connections have carried, in both directions.
@@ -140,13 +136,34 @@ impl fmt::Debug for Shared {
     }
 }
 
+/// The newest leg of the relay.
+#[derive(Clone, Debug)]
+pub(super) struct Relay {
+    kind: TransportKind,
+    /// Our address on it, if it is a connection.
+    local: Option<SocketAddr>,
+    /// The id of its bytestream, if a broker knows it.
+    bytestream: Option<String>,
+}
+
+impl Relay {
+    fn of(leg: &TcpLeg, bytestream: Option<String>) -> Self {
+        let local = match leg {
+            TcpLeg::Socket(socket) => socket.local_addr().ok(),
+            TcpLeg::Ibb(_) => None,
+        };
+        Self { kind: leg.transport_kind(), local, bytestream }
+    }
+}
+
 pub(super) struct State {
+    relay: Relay,
     pub(super) machine: Machine,
     pub(super) reader: Option<Waker>,
     pub(super) writer: Option<(Waker, Wait)>,
     pub(super) driver: Option<Waker>,
-    /// Direct connections that the machine uses already and the task has not taken yet.
-    pub(super) added: Vec<(u32, TcpStream, SocketAddr)>,
+    /// Connections that the machine uses already and the task has not taken yet.
+    pub(super) added: Vec<(u32, TcpLeg, Option<SocketAddr>)>,
     /// How many bytes were transmitted by the machine and not yet taken by the kernel.
     pub(super) unwritten: usize,
     /// Why the last path broke, unless it ended in order.
@@ -188,8 +205,8 @@ impl State {
 
     /// Returns what a shutdown waits for. What the relay might have to carry again is not known before the peer has it;
     /// and an in-band bytestream holds what its peer has not acknowledged.
-    fn last_wait(&self, kind: TransportKind) -> Wait {
-        if self.machine.was_parted() || kind == TransportKind::Ibb {
+    fn last_wait(&self) -> Wait {
+        if self.machine.may_repeat() || self.relay.kind == TransportKind::Ibb {
             Wait::Delivery
         } else {
             Wait::Flush
@@ -321,14 +338,14 @@ impl AsyncWrite for PathStream {
         Poll::Pending
     }
 
-    /// Ends our direction. If a direct connection was ever used, this waits until the peer has all of it.
+    /// Ends our direction. If some of it may have to be sent again, this waits until the peer has all of it.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.shared.lock();
         if !state.machine.is_finished() {
             state.machine.finish();
             state.wake_driver();
         }
-        let wait = state.last_wait(self.shared.kind);
+        let wait = state.last_wait();
         let is_flushed = matches!(wait, Wait::Flush) && state.is_flushed();
         if is_flushed || state.machine.is_delivered() {
             return Poll::Ready(Ok(()));
@@ -355,9 +372,74 @@ impl Paths {
         self.shared.path.subscribe()
     }
 
-    /// Returns our own address on the relay's leg; `None` if that is in-band.
-    pub(crate) fn local(&self) -> Option<SocketAddr> {
-        self.shared.local
+    /// Returns our own address on the relay's newest leg, and the id of its bytestream. The address is `None` if the leg is
+    /// in-band.
+    pub(crate) fn relay(&self) -> (Option<SocketAddr>, Option<String>) {
+        let state = self.shared.lock();
+        (state.relay.local, state.relay.bytestream.clone())
+    }
+
+    /// Notes the id of the relay's bytestream.
+    pub(crate) fn name_bytestream(&self, sid: Option<String>) {
+        self.shared.lock().relay.bytestream = sid;
+    }
+
+    /// Returns the kind of the relay's newest leg.
+    pub(crate) fn relay_kind(&self) -> TransportKind {
+        self.shared.lock().relay.kind
+    }
+
+    /// Returns a channel that tells what the stream lacks.
+    pub(crate) fn need(&self) -> watch::Receiver<Need> {
+        self.shared.need.subscribe()
+    }
+
+    /// Returns the number of the relay's newest leg.
+    pub(crate) fn leg(&self) -> u32 {
+        self.shared.lock().machine.leg()
+    }
+
+    /// Calls the machine, and lets its task do what follows from that.
+    fn with_machine(&self, call: impl FnOnce(&mut Machine)) {
+        let mut state = self.shared.lock();
+        call(&mut state.machine);
+        state.wake_driver();
+    }
+
+    /// Notes that somebody negotiates new legs of the relay from now on.
+    pub(crate) fn renew(&self) {
+        self.with_machine(Machine::renew);
+    }
+
+    /// Notes that the relay gets no new leg any more. A stream without a path is cut.
+    pub(crate) fn give_up(&self) {
+        self.with_machine(Machine::give_up);
+    }
+
+    /// Notes that the peer has lost the relay's leg with this number.
+    pub(crate) fn told_lost(&self, number: u32) {
+        self.with_machine(|machine| machine.handle_told_loss(number, now()));
+    }
+
+    /// Takes a new leg of the relay: the TLS client's part. Returns `false` if the stream is over.
+    pub(crate) fn replace(&self, leg: TcpLeg, bytestream: Option<String>) -> bool {
+        let number = self.shared.lock().machine.next_leg();
+        number.is_some_and(|number| self.follow_leg(number, leg, bytestream))
+    }
+
+    /// Takes the new leg of the relay with this number, which the TLS client has given it. Returns `false` if it has given up
+    /// that leg since.
+    pub(crate) fn follow_leg(&self, number: u32, leg: TcpLeg, bytestream: Option<String>) -> bool {
+        let mut state = self.shared.lock();
+        let relay = Relay::of(&leg, bytestream);
+        let is_taken = !is_direct(number) && add(&mut state, number, leg, None);
+        if is_taken {
+            state.relay = relay;
+            // What negotiates the next one looks before the task does.
+            let need = state.machine.need();
+            self.shared.need.send_if_modified(|old| std::mem::replace(old, need) != need);
+        }
+        is_taken
     }
 
     /// Returns what is cancelled when no path is left.
@@ -394,7 +476,8 @@ impl Paths {
     pub(crate) fn choose(&self, stream: TcpStream, address: SocketAddr) -> bool {
         let mut state = self.shared.lock();
         let number = state.machine.next_number();
-        number.is_some_and(|number| add(&mut state, number, stream, address))
+        let leg = TcpLeg::Socket(stream);
+        number.is_some_and(|number| add(&mut state, number, leg, Some(address)))
     }
 
     /// Gives a direct connection up, as if it were lost.
@@ -402,32 +485,33 @@ impl Paths {
     pub(super) fn give_up_direct(&self) {
         let mut state = self.shared.lock();
         let current = state.machine.current();
-        state.machine.handle_loss(current);
+        state.machine.handle_loss(current, now());
         state.wake_driver();
     }
 
     /// Moves the stream to a direct connection that the TLS client has chosen. Returns `false` if it has given up that
     /// connection since.
     pub(crate) fn follow(&self, number: u32, stream: TcpStream, address: SocketAddr) -> bool {
-        add(&mut self.shared.lock(), number, stream, address)
+        let leg = TcpLeg::Socket(stream);
+        is_direct(number) && add(&mut self.shared.lock(), number, leg, Some(address))
     }
 }
 
-/// Waits on a connection that has greeted until the TLS client takes it; returns its number, `None` if another record
-/// comes.
+/// Waits on a connection that has greeted, or a new leg of the relay, until the TLS client takes it; returns its number,
+/// `None` if another record comes.
 ///
 /// # Errors
 /// Those of reading, which the end of the connection is too.
-pub(crate) async fn taken(stream: &mut TcpStream) -> io::Result<Option<u32>> {
+pub(crate) async fn taken(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<u32>> {
     let mut record = [0; USE_LENGTH];
     stream.read_exact(&mut record).await?;
     Ok(read_use(&record))
 }
 
-fn add(state: &mut State, number: u32, stream: TcpStream, address: SocketAddr) -> bool {
+fn add(state: &mut State, number: u32, leg: TcpLeg, address: Option<SocketAddr>) -> bool {
     let is_taken = !state.is_dropped && state.machine.install(number, now());
     if is_taken {
-        state.added.push((number, stream, address));
+        state.added.push((number, leg, address));
     }
     state.wake_driver();
     is_taken

@@ -2,7 +2,8 @@
 //!
 //! The bytes of each direction have numbers. A path says from which byte on it carries the stream, the receiver puts
 //! together what comes, and the sender keeps what is not acknowledged. When a path is lost, the sender goes on over the
-//! other one, from the last boundary of a record that the receiver had taken. The rules are in docs/PROTOCOL.md.
+//! other one, from the last boundary of a record that the receiver had taken. If there is no other one, it waits for a
+//! new leg of the relay. The rules are in docs/PROTOCOL.md.
 
 use std::{
     collections::VecDeque,
@@ -18,8 +19,12 @@ use super::{
 
 /// The most bytes of one direction that are sent and not acknowledged.
 pub(super) const WINDOW: u64 = 4 << 20;
-/// The number of the relay's path; direct connections have numbers from 1 on.
+/// The number of the relay's first leg; direct connections have numbers from 1 on.
 pub(super) const RELAY: u32 = 0;
+/// Later legs of the relay have numbers from this one on.
+pub(super) const LATER: u32 = 1 << 31;
+/// How long a stream without a path waits for a new leg of the relay.
+pub(super) const RENEWAL: Duration = Duration::from_secs(20);
 /// How long a direct path stays silent until it is asked for a sign of life, and after how long one is given.
 const PING_AFTER: Duration = Duration::from_millis(500);
 /// How long a direct path that owes an answer may be silent. It is longer if round trips take long.
@@ -32,6 +37,11 @@ const IDLE_DIRECT: Duration = Duration::from_secs(15);
 const IDLE_RELAY: Duration = Duration::from_secs(60);
 /// The most sealed messages that wait for their reader.
 const SEALED: usize = 4;
+
+/// Returns whether a number is that of a direct connection, and not of a leg of the relay.
+pub(super) fn is_direct(number: u32) -> bool {
+    (RELAY + 1..LATER).contains(&number)
+}
 
 /// What the other end did wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +99,17 @@ pub(super) enum Event {
     Sealed(Vec<u8>),
 }
 
+/// What a stream lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Nothing.
+    Nothing,
+    /// A leg of the relay, beside the direct connection that it is on.
+    Relay,
+    /// Any path: it stands still.
+    Path,
+}
+
 /// Which side chooses among direct connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -114,6 +135,12 @@ pub(super) struct Machine {
     current: u32,
     /// The highest number of a direct connection that either side has used or given up.
     newest: u32,
+    /// The same of the relay's legs.
+    leg: u32,
+    /// Whether a lost leg of the relay may be replaced.
+    renews: bool,
+    /// Until when the stream, which has no path, waits for one.
+    until: Option<Instant>,
     /// Sealed messages that wait for the path.
     sealed: VecDeque<Vec<u8>>,
     events: VecDeque<Event>,
@@ -180,7 +207,7 @@ impl Path {
     }
 
     fn is_direct(&self) -> bool {
-        self.number != RELAY
+        is_direct(self.number)
     }
 
     /// Returns how long the path may owe an answer.
@@ -229,6 +256,9 @@ impl Machine {
             paths: vec![relay],
             current: RELAY,
             newest: RELAY,
+            leg: RELAY,
+            renews: false,
+            until: None,
             sealed: VecDeque::new(),
             events: VecDeque::new(),
             next_ping: 0,
@@ -247,12 +277,59 @@ impl Machine {
 
     /// Returns the number for the next direct connection that this side chooses.
     pub(super) fn next_number(&self) -> Option<u32> {
-        self.newest.checked_add(1).filter(|_| self.role == Role::Chooses && !self.is_over())
+        let next = Some(self.newest + 1).filter(|next| is_direct(*next));
+        next.filter(|_| self.role == Role::Chooses && !self.is_over())
     }
 
-    /// Returns whether no path is left.
+    /// Returns the number for the next leg of the relay that this side negotiates.
+    pub(super) fn next_leg(&self) -> Option<u32> {
+        let next = self.leg.checked_add(1).map(|next| next.max(LATER));
+        next.filter(|_| self.role == Role::Chooses && self.renews && !self.is_over())
+    }
+
+    /// Returns the number of the relay's newest leg.
+    pub(super) fn leg(&self) -> u32 {
+        self.leg
+    }
+
+    /// Returns whether the relay has a leg.
+    pub(super) fn has_relay(&self) -> bool {
+        self.paths.iter().any(|path| !path.is_direct())
+    }
+
+    /// Returns whether no path is left, and none is waited for.
     pub(super) fn is_over(&self) -> bool {
-        self.paths.is_empty()
+        self.paths.is_empty() && self.until.is_none()
+    }
+
+    /// Returns what the stream lacks.
+    pub(super) fn need(&self) -> Need {
+        match self.has_relay() {
+            true => Need::Nothing,
+            false if self.paths.is_empty() => Need::Path,
+            false => Need::Relay,
+        }
+    }
+
+    /// Returns whether the stream stands still until the relay has a new leg.
+    #[cfg(test)]
+    pub(super) fn is_stranded(&self) -> bool {
+        self.paths.is_empty() && self.until.is_some()
+    }
+
+    /// Notes that somebody negotiates new legs of the relay from now on.
+    pub(super) fn renew(&mut self) {
+        self.renews = !self.is_over();
+    }
+
+    /// Returns whether a lost leg of the relay may be replaced.
+    pub(super) fn renews(&self) -> bool {
+        self.renews
+    }
+
+    /// Notes that the relay gets no new leg any more.
+    pub(super) fn give_up(&mut self) {
+        (self.renews, self.until) = (false, None);
     }
 
     /// Returns what the other end did wrong, if that has ended the stream.
@@ -265,31 +342,54 @@ impl Machine {
         self.outgoing.is_delivered() && self.incoming.is_told()
     }
 
-    /// Moves our stream to a direct connection. The other end's follows by itself.
+    /// Adds a path. Our stream moves to a direct connection, and to a new leg of the relay if it was on the old one or
+    /// on none. The other end's stream follows by itself.
     ///
-    /// Returns `false`, and takes no path, if the number is not higher than all before or the stream is over.
+    /// Returns `false`, and takes no path, if the number is not higher than all before of its kind, or the stream is over.
     pub(super) fn install(&mut self, number: u32, now: Instant) -> bool {
-        if number <= self.newest || self.is_over() {
+        let newest = if is_direct(number) { self.newest } else { self.leg };
+        if number <= newest || self.is_over() {
             return false;
         }
-        // The other end has given the older one up.
-        if let Some(older) = self.paths.iter().map(|path| path.number).find(|n| *n != RELAY) {
-            self.lose(older, false);
-            if self.is_over() {
-                return false;
-            }
-        }
-        self.newest = number;
         // What the other path still holds, at its own pace, would fill the window, and nothing new could go out before it has
         // come. So the stream goes on from what has come for sure.
         let position = self.outgoing.kept();
         let shared = self.paths.iter().map(|path| path.sent).max().unwrap_or_default();
-        let ping = Some(self.fresh_ping());
         let claims = self.role == Role::Chooses;
-        self.paths.push(Path { position, shared, ping, claims, ..Path::new(number, now) });
+        let mut path = Path { position, shared, claims, ..Path::new(number, now) };
+        // The other end has given the older one of this kind up.
+        let same = |path: &&Path| path.is_direct() == is_direct(number);
+        let older = self.paths.iter().find(same).map(|path| path.number);
+        if is_direct(number) {
+            if let Some(older) = older {
+                self.lose(older, false, now);
+                if self.is_over() {
+                    return false;
+                }
+            }
+            self.newest = number;
+            path.ping = Some(self.fresh_ping());
+            self.paths.push(path);
+            self.until = None;
+            self.go_on(number);
+            return true;
+        }
+        self.leg = number;
+        self.paths.push(path);
+        match older {
+            Some(older) => self.lose(older, false, now),
+            // Without a path, an acknowledgement may have been lost with the last one.
+            None if self.paths.len() == 1 => self.go_on(number),
+            None => {}
+        }
+        self.until = None;
+        true
+    }
+
+    /// Moves our stream to a path.
+    fn go_on(&mut self, number: u32) {
         self.current = number;
         self.events.push_back(Event::Moved(number));
-        true
     }
 
     fn fresh_ping(&mut self) -> u32 {
@@ -325,9 +425,14 @@ impl Machine {
         self.outgoing.is_delivered()
     }
 
-    /// Returns whether a path other than the relay's was ever used.
-    pub(super) fn was_parted(&self) -> bool {
+    /// Returns whether a direct connection was ever used.
+    fn was_parted(&self) -> bool {
         self.newest != RELAY
+    }
+
+    /// Returns whether what was sent may have to be sent again.
+    pub(super) fn may_repeat(&self) -> bool {
+        self.renews || self.was_parted() || self.leg != RELAY
     }
 
     /// Returns how many bytes of our stream the other end's TLS has taken.
@@ -481,15 +586,24 @@ impl Machine {
             }
             // What a path says of itself is no loss of it.
             Control::Lost(lost) if lost == number => {}
-            Control::Lost(RELAY) => self.lose(RELAY, false),
+            Control::Lost(lost) if !is_direct(lost) => {
+                if self.role == Role::Follows {
+                    self.leg = self.leg.max(lost);
+                }
+                let legs = self.paths.iter().filter(|path| !path.is_direct());
+                let known = legs.map(|path| path.number).find(|n| *n <= lost && *n != number);
+                if let Some(leg) = known {
+                    self.lose(leg, false, now);
+                }
+            }
             Control::Lost(lost) => {
                 // A connection that the other end has given up before we knew of it is not used any more.
                 if self.role == Role::Follows {
                     self.newest = self.newest.max(lost);
                 }
-                let known = self.paths.iter().map(|path| path.number);
-                if let Some(direct) = known.clone().find(|n| *n != RELAY && *n <= lost) {
-                    self.lose(direct, false);
+                let mut known = self.paths.iter().map(|path| path.number);
+                if let Some(direct) = known.find(|n| is_direct(*n) && *n <= lost) {
+                    self.lose(direct, false, now);
                 }
             }
             Control::Use(_) => {}
@@ -498,12 +612,20 @@ impl Machine {
     }
 
     /// Notes that the connection of a path has ended or broken.
-    pub(super) fn handle_loss(&mut self, number: u32) {
-        self.lose(number, true);
+    pub(super) fn handle_loss(&mut self, number: u32, now: Instant) {
+        self.lose(number, true, now);
+    }
+
+    /// Notes that the relay's leg with this number, or a newer one, is lost at the other end, which had no path to say so.
+    pub(super) fn handle_told_loss(&mut self, number: u32, now: Instant) {
+        if let Some(leg) = self.paths.iter().find(|path| !path.is_direct() && path.number == number)
+        {
+            self.lose(leg.number, false, now);
+        }
     }
 
     /// Gives a path up; `tells` says whether the other end has to hear of it.
-    fn lose(&mut self, number: u32, tells: bool) {
+    fn lose(&mut self, number: u32, tells: bool, now: Instant) {
         let Some(index) = self.paths.iter().position(|path| path.number == number) else { return };
         let gone = self.paths.remove(index);
         self.incoming.forget(number);
@@ -511,7 +633,12 @@ impl Machine {
         self.incoming.repeat();
         self.events.push_back(Event::Closed(number));
         let (kept, acknowledged) = (self.outgoing.kept(), self.outgoing.acknowledged());
-        let Some(other) = self.paths.first_mut() else { return };
+        let Some(other) = self.paths.first_mut() else {
+            if self.renews && !self.is_done() {
+                self.until = Some(now + RENEWAL);
+            }
+            return;
+        };
         if tells {
             other.lost = Some(number);
         }
@@ -519,13 +646,14 @@ impl Machine {
             (other.position, other.announces, other.ended) = (kept, true, false);
         }
         if self.current == number {
-            self.current = other.number;
-            self.events.push_back(Event::Moved(other.number));
+            let other = other.number;
+            self.go_on(other);
         }
     }
 
     /// Gives all paths up.
     pub(super) fn end_all(&mut self) {
+        self.give_up();
         for path in self.paths.drain(..) {
             self.events.push_back(Event::Closed(path.number));
         }
@@ -593,16 +721,18 @@ impl Machine {
             .iter()
             .flat_map(|path| [path.ping_at(is_parted), path.lost_at(), path.echo_at()])
             .flatten();
-        of_paths.chain(self.incoming.due()).min()
+        of_paths.chain(self.incoming.due()).chain(self.until).min()
     }
 
     /// Does what is due.
     pub(super) fn handle_deadline(&mut self, now: Instant) {
         self.incoming.handle_deadline(now);
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let lost = self.paths.iter().find(|path| is_due(path.lost_at())).map(|path| path.number);
-        if let Some(lost) = lost {
-            self.lose(lost, true);
+        while let Some(lost) = self.paths.iter().find(|path| is_due(path.lost_at())) {
+            self.lose(lost.number, true, now);
+        }
+        if is_due(self.until) {
+            self.give_up();
         }
         let is_parted = self.is_parted();
         let ping = self.next_ping.wrapping_add(1);

@@ -16,6 +16,7 @@ mod leg;
 mod machine;
 mod outgoing;
 mod records;
+mod renewal;
 mod task;
 
 pub(crate) use self::{keys::Keys, leg::PathLeg};

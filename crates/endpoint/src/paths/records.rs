@@ -311,6 +311,7 @@ impl Splitter {
 
 #[cfg(test)]
 mod tests {
+    use fingerpost_wire::{client_hello::Guard, path_use::check_path_use};
     use proptest::prelude::*;
 
     use super::*;
@@ -326,6 +327,14 @@ mod tests {
             any::<u32>().prop_map(Control::Lost),
             any::<u32>().prop_map(Control::Use),
         ]
+    }
+
+    /// A component lets nothing else begin a later leg of the relay.
+    #[test]
+    fn a_use_record_begins_as_a_component_expects() {
+        let mut record = Vec::new();
+        Control::Use(1 << 31).put(&mut record);
+        assert_eq!(check_path_use(&record), Guard::Pass);
     }
 
     #[derive(Clone, Debug)]

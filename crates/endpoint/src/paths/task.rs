@@ -67,8 +67,10 @@ impl Session {
         let hub = self.endpoint.hub();
         let address = || self.address.clone();
         // A proxy that is no broker cannot tell whose connection is whose.
-        let sid = self.bytestream.clone().filter(|_| self.is_brokered() && paths.local().is_some());
-        let observer = sid.map(|sid| Observer { hub: hub.clone(), address: address(), sid });
+        let observer =
+            self.is_brokered().then(|| Observer { hub: hub.clone(), address: address() });
+        paths.name_bytestream(self.bytestream.clone());
+        self.renew_relay(paths.clone());
         let is_counted = self.is_brokered() && self.initiator;
         if is_counted && consent != Some(false) {
             let reporter = Reporter { hub: hub.clone(), address: address(), info: self.info() };
@@ -105,13 +107,12 @@ struct Observer {
     hub: Hub,
     /// The address that stands for the peer at the component.
     address: Jid,
-    /// The id of the SOCKS5 bytestream.
-    sid: String,
 }
 
 impl Observer {
-    async fn observed(&self) -> Option<SocketAddr> {
-        let query = xml::element("observed", ns::PATHS, &[("sid", &self.sid)]);
+    /// `sid` is the id of the SOCKS5 bytestream.
+    async fn observed(&self, sid: &str) -> Option<SocketAddr> {
+        let query = xml::element("observed", ns::PATHS, &[("sid", sid)]);
         let asked = self.hub.request(RequestKind::Get, &self.address, query);
         let Answer::Result(Some(answer)) = timeout(OBSERVED, asked).await.ok()? else {
             return None;
@@ -161,15 +162,15 @@ impl Finder {
 
     /// Listens on new ports, for the first attempt on the one of the connection to the relay.
     async fn listen(&self, is_first: bool) -> io::Result<Listening> {
-        let local = self.paths.local();
+        let (local, sid) = self.paths.relay();
         let also = local.filter(|_| is_first);
         let mut listening = match self.scope {
             Scope::Network => Listening::open(also)?,
             #[cfg(test)]
             Scope::Loopback => Listening::open_in(Scope::Loopback, also)?,
         };
-        if let (Some(local), Some(observer)) = (local, &self.observer)
-            && let Some(observed) = observer.observed().await
+        if let (Some(local), Some(sid), Some(observer)) = (local, sid, &self.observer)
+            && let Some(observed) = observer.observed(&sid).await
         {
             listening.observed(local, observed);
         }

@@ -42,6 +42,7 @@ impl World {
         let ends = [Role::Chooses, Role::Follows].map(|role| {
             let mut end = Machine::new(role, now);
             end.open(now);
+            end.renew();
             end
         });
         Self {
@@ -130,7 +131,8 @@ impl World {
         let pipe = &mut one.pipes[1 - end];
         if !one.holds[end] {
             // A new connection is taken with its first record.
-            if end == 0 || pipe.bytes.len() < USE_LENGTH || number <= self.ends[1].newest {
+            let newest = if is_direct(number) { self.ends[1].newest } else { self.ends[1].leg() };
+            if end == 0 || pipe.bytes.len() < USE_LENGTH || number <= newest {
                 return false;
             }
             let first: Vec<u8> = pipe.bytes.drain(..USE_LENGTH).collect();
@@ -138,6 +140,7 @@ impl World {
             one.holds[1] = self.ends[1].install(number, self.now);
             if !one.holds[1] {
                 (one.pipes[1].is_closed, one.pipes[0].is_dead) = (true, true);
+                one.pipes[0].bytes.clear();
             }
             self.check(end);
             return true;
@@ -148,7 +151,7 @@ impl World {
             self.ends[end].receive(number, &bytes, self.now).unwrap();
         } else if pipe.is_closed {
             one.holds[end] = false;
-            self.ends[end].handle_loss(number);
+            self.ends[end].handle_loss(number, self.now);
         } else {
             return false;
         }
@@ -182,13 +185,44 @@ impl World {
         }
     }
 
-    /// Breaks the direct connection: of the bytes on their way only some arrive.
-    fn cut(&mut self, kept: [usize; 2], is_silent: bool) {
-        if let Some(one) = self.connections.last_mut().filter(|one| one.number != RELAY) {
+    /// Negotiates a new leg of the relay, if the TLS client has none. An end that is done does not know whether the other one is,
+    /// and negotiates no more.
+    fn renew(&mut self) {
+        for end in [0, 1] {
+            if self.ends[end].is_stranded() && self.ends[1 - end].is_over() {
+                assert!(self.ends[1 - end].is_done() && self.ends[end].is_whole());
+                self.ends[end].give_up();
+            }
+        }
+        if self.ends[1].is_stranded() {
+            let lost = self.ends[1].leg();
+            self.ends[0].handle_told_loss(lost, self.now);
+            self.check(0);
+        }
+        if self.ends[0].has_relay() {
+            return;
+        }
+        if let Some(number) = self.ends[0].next_leg() {
+            assert!(self.ends[0].install(number, self.now));
+            let holds = [true, false];
+            self.connections.push(Connection { number, holds, ..Connection::default() });
+            self.check(0);
+        }
+    }
+
+    /// Returns the newest direct connection, or the newest leg of the relay.
+    fn newest(&self, direct: bool) -> Option<u32> {
+        self.numbers().into_iter().rfind(|number| is_direct(*number) == direct)
+    }
+
+    /// Breaks a connection: of the bytes on their way only some arrive. The relay is not lost by silence.
+    fn cut(&mut self, direct: bool, kept: [usize; 2], is_silent: bool) {
+        let Some(number) = self.newest(direct) else { return };
+        for one in self.connections.iter_mut().filter(|one| one.number == number) {
             for (pipe, kept) in one.pipes.iter_mut().zip(kept) {
                 pipe.bytes.truncate(pipe.bytes.len() * kept / 100);
                 pipe.is_dead = true;
-                pipe.is_closed |= !is_silent;
+                pipe.is_closed |= !is_silent || !direct;
             }
         }
     }
@@ -224,15 +258,19 @@ impl World {
     /// Lets both ends write everything, end, and read to the end.
     fn settle(&mut self, read: usize) {
         let begin = self.now;
+        let mut rounds = 0;
         loop {
+            rounds += 1;
+            assert!(rounds < 1_000, "it runs in circles");
             while self.step(read) {}
             for end in [0, 1] {
                 self.finish(end);
             }
+            self.renew();
             if self.step(read) {
                 continue;
             }
-            if self.ends.iter().all(Machine::is_done) {
+            if self.ends.iter().all(|end| end.is_done() || end.is_over()) {
                 break;
             }
             let next = self.ends.iter().filter_map(Machine::deadline).min();
@@ -256,7 +294,8 @@ enum Op {
     Tick(u64),
     Step,
     Connect,
-    Cut([usize; 2], bool),
+    Cut(bool, [usize; 2], bool),
+    Renew,
     Finish(usize),
 }
 
@@ -272,17 +311,16 @@ fn ops() -> impl Strategy<Value = Op> {
         2 => (1_u64..900).prop_map(Op::Tick),
         1 => Just(Op::Step),
         2 => Just(Op::Connect),
-        1 => ([0_usize..101, 0_usize..101], any::<bool>())
-            .prop_map(|(kept, silent)| Op::Cut(kept, silent)),
+        2 => (any::<bool>(), [0_usize..101, 0_usize..101], any::<bool>())
+            .prop_map(|(direct, kept, silent)| Op::Cut(direct, kept, silent)),
+        1 => Just(Op::Renew),
         1 => end.prop_map(Op::Finish),
     ]
 }
 
 impl World {
     fn run(&mut self, op: Op) {
-        let number = |direct: bool, world: &Self| {
-            if direct { world.connections.last().map_or(RELAY, |one| one.number) } else { RELAY }
-        };
+        let number = |direct: bool, world: &Self| world.newest(direct).unwrap_or(RELAY);
         match op {
             Op::Write(end, length) => self.write(end, length),
             Op::Transmit(end, direct) => {
@@ -299,7 +337,8 @@ impl World {
                 self.step(10_000);
             }
             Op::Connect => self.connect(),
-            Op::Cut(kept, silent) => self.cut(kept, silent),
+            Op::Cut(direct, kept, silent) => self.cut(direct, kept, silent),
+            Op::Renew => self.renew(),
             Op::Finish(end) => self.finish(end),
         }
     }
@@ -356,7 +395,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_byte_arrives_once_and_in_order_whatever_happens_to_the_direct_path(
+    fn every_byte_arrives_once_and_in_order_whatever_happens_to_the_paths(
         ops in prop::collection::vec(ops(), 0..200),
         read in prop_oneof![1_usize..500, Just(usize::MAX)],
     ) {
@@ -538,7 +577,7 @@ fn a_silent_path_is_given_up_within_two_seconds_and_an_idle_one_is_kept() {
     assert_eq!([world.ends[0].current(), world.ends[1].current()], [1, 1]);
     // 130 seconds: each is kept alive at its own pace, by whichever end is first.
     assert!((1..=2).contains(&pings[0]) && (4..=8).contains(&pings[1]), "{pings:?}");
-    world.cut([0, 0], true);
+    world.cut(true, [0, 0], true);
     world.write(0, 100);
     let before = world.now;
     while world.ends[0].current() == 1 || world.ends[1].current() == 1 {
@@ -571,9 +610,47 @@ fn a_path_that_is_told_lost_before_it_is_known_is_never_used() {
     assert_eq!(told(&mut machine, &[Control::Lost(3)], now), None);
     assert!(!machine.install(3, now) && machine.install(4, now));
     // The enemy on the relay can keep the stream there, and no more.
-    assert_eq!(told(&mut machine, &[Control::Lost(u32::MAX)], now), None);
+    assert_eq!(told(&mut machine, &[Control::Lost(LATER - 1)], now), None);
     assert_eq!(machine.current(), RELAY);
     assert!(!machine.install(5, now));
+    // The same holds for later legs of the relay, and it cannot take the leg that it is on.
+    assert_eq!(told(&mut machine, &[Control::Lost(LATER + 1)], now), None);
+    assert!(machine.has_relay());
+    machine.renew();
+    assert!(!machine.install(LATER + 1, now) && machine.install(LATER + 2, now));
+    assert_eq!(machine.current(), LATER + 2);
+}
+
+#[test]
+fn a_stream_without_a_path_waits_for_a_new_leg_of_the_relay_but_not_for_ever() {
+    let (mut machine, now) = sent();
+    machine.handle_loss(RELAY, now);
+    assert!(machine.is_over(), "nobody negotiates legs");
+    let (mut machine, now) = sent();
+    machine.renew();
+    machine.handle_loss(RELAY, now);
+    assert!(machine.is_stranded() && !machine.is_over());
+    assert_eq!(machine.deadline(), Some(now + RENEWAL));
+    machine.handle_deadline(now + RENEWAL);
+    assert!(machine.is_over() && !machine.install(LATER, now));
+
+    let (mut machine, now) = sent();
+    machine.renew();
+    machine.handle_loss(RELAY, now);
+    assert!(machine.install(LATER, now));
+    // Everything that was not acknowledged, from its first record on.
+    let (mut out, mut wanted) = (Vec::new(), Vec::new());
+    machine.transmit(LATER, now, &mut out);
+    Control::Ack(0).put(&mut wanted);
+    Control::From(0).put(&mut wanted);
+    wanted.extend([23, 3, 3, 0, 2, 7, 7]);
+    assert_eq!(out, wanted);
+    // What still comes on the old leg is of no stream.
+    machine.receive(RELAY, &[23, 3, 3, 0, 0], now).unwrap();
+    assert!(machine.chunk().is_empty());
+    machine.handle_loss(LATER, now);
+    machine.give_up();
+    assert!(machine.is_over());
 }
 
 #[test]

@@ -1,0 +1,199 @@
+//! Negotiates a new leg of the relay when the old one is lost, within the same Jingle session.
+//!
+//! The TLS client is the session's initiator. It sends a transport-replace (XEP-0260, XEP-0261), and both set the new
+//! transport up as they do the first one. The TLS server tells the client of a loss that the client may not see.
+
+use std::time::Duration;
+
+use fingerpost_wire::{jingle::Action, ns, transport_kind::TransportKind, xml};
+use minidom::Element;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::{
+    leg::{Paths, taken},
+    machine::Need,
+};
+use crate::{application::first_content, error::Error, session::Session, transport::TcpLeg};
+
+/// The pauses before attempts, in seconds. While a stream stands still, its age decides as well.
+const PAUSES: [u64; 7] = [0, 1, 2, 4, 8, 15, 30];
+/// How long an attempt may take, for the client and for the server.
+const ATTEMPT: Duration = Duration::from_secs(20);
+const ANSWER: Duration = Duration::from_secs(15);
+/// How often the server tells the client of a loss that has stopped the stream.
+const AGAIN: Duration = Duration::from_secs(5);
+
+impl Session {
+    /// Negotiates new legs of the relay for the stream of this session, whenever it lacks one.
+    pub(crate) fn renew_relay(&self, paths: Paths) {
+        let Some(session) = self.aside() else { return };
+        paths.renew();
+        tokio::spawn(async move {
+            let over = paths.over().clone();
+            let mut renewer = Renewer { session, paths };
+            let work = async {
+                if renewer.session.initiator {
+                    renewer.choose().await;
+                } else {
+                    renewer.follow().await;
+                }
+            };
+            tokio::select! {
+                () = over.cancelled() => {}
+                () = work => {}
+            }
+            renewer.paths.give_up();
+        });
+    }
+}
+
+/// What negotiates the legs of one stream.
+#[derive(Debug)]
+struct Renewer {
+    /// The part of the session that is about the transport.
+    session: Session,
+    paths: Paths,
+}
+
+impl Renewer {
+    /// The TLS client's part. Returns when the session is gone, or a stream that stands still gets no new leg.
+    async fn choose(&mut self) {
+        let mut need = self.paths.need();
+        loop {
+            tokio::select! {
+                lacks = need.wait_for(|need| *need != Need::Nothing) => if lacks.is_err() { return },
+                news = self.session.next() => {
+                    match news {
+                        Ok((_, jingle)) => self.heed(&jingle),
+                        Err(_) => return,
+                    }
+                    continue;
+                }
+            }
+            if self.renew().await {
+                continue;
+            }
+            if *need.borrow_and_update() == Need::Path {
+                return;
+            }
+            // A direct connection carries the stream. When that is lost too, it is worth another try.
+            if need.wait_for(|need| *need != Need::Relay).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes the peer's word for the loss of a leg.
+    fn heed(&self, jingle: &Element) {
+        let lost = jingle.get_child("lost", ns::PATHS).and_then(|lost| lost.attr("number"));
+        if let Some(number) = lost.and_then(|number| number.parse().ok()) {
+            self.paths.told_lost(number);
+        }
+    }
+
+    /// Tries a few times to get a new leg; returns whether the stream has one.
+    async fn renew(&mut self) -> bool {
+        for pause in PAUSES {
+            sleep(Duration::from_secs(pause)).await;
+            match timeout(ATTEMPT, self.offer()).await {
+                Ok(Ok((leg, sid))) => return self.paths.replace(leg, sid),
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "no new leg of the relay");
+                    if matches!(error, Error::Refused(_)) {
+                        return false;
+                    }
+                }
+                Err(_) => tracing::debug!("no new leg of the relay in time"),
+            }
+        }
+        false
+    }
+
+    /// Offers another transport; returns the leg, and the id of its bytestream if that is a SOCKS5 one.
+    async fn offer(&mut self) -> Result<(TcpLeg, Option<String>), Error> {
+        let session = &mut self.session;
+        let kind = session.endpoint.transport().unwrap_or_else(|| self.paths.relay_kind());
+        let (offered, transport) = session.offer_transport(kind).await;
+        let sid = offered.sid().to_owned();
+        session.ask(session.jingle(Action::TransportReplace, None, vec![transport])).await?;
+        let content = loop {
+            let wanted = [Action::TransportAccept, Action::TransportReject];
+            let (action, jingle) = session.expect(&wanted, ATTEMPT).await?;
+            if action == Action::TransportReject {
+                return Err(Error::refused("the peer takes no other transport"));
+            }
+            let content = first_content(&jingle)?;
+            // Another one answers an attempt that was given up.
+            if transport_of(&content).and_then(|one| one.attr("sid")) == Some(&sid) {
+                break content;
+            }
+        };
+        let leg = session.initiator_leg(&content, offered).await?;
+        session.check_demand(&leg)?;
+        let sid = Some(sid).filter(|_| leg.transport_kind() == TransportKind::S5b);
+        Ok((leg, sid))
+    }
+
+    /// The TLS server's part. Returns when the session is gone.
+    async fn follow(&mut self) {
+        let mut need = self.paths.need();
+        let mut tell = Instant::now();
+        loop {
+            let is_stranded = *need.borrow_and_update() == Need::Path;
+            tokio::select! {
+                news = self.session.next() => match news {
+                    Ok((action, jingle)) if action == Action::TransportReplace => {
+                        match timeout(ANSWER, self.answer(&jingle)).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => tracing::debug!(%error, "no new leg of the relay"),
+                            Err(_) => tracing::debug!("no new leg of the relay in time"),
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(_) => return,
+                },
+                changed = need.changed() => if changed.is_err() { return },
+                () = sleep_until(tell), if is_stranded => {
+                    tell = Instant::now() + AGAIN;
+                    let told = timeout(AGAIN, self.tell_lost()).await;
+                    if matches!(told, Ok(Err(Error::Refused(_)))) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the client that the relay's leg is lost. No path can.
+    async fn tell_lost(&mut self) -> Result<(), Error> {
+        let mut info = self.session.info();
+        let number = self.paths.leg().to_string();
+        info.append_child(xml::element("lost", ns::PATHS, &[("number", &number)]));
+        self.session.ask(info).await
+    }
+
+    /// Answers the client's offer of another transport, and waits until it takes the leg.
+    async fn answer(&mut self, jingle: &Element) -> Result<(), Error> {
+        let content = first_content(jingle)?;
+        let transport = transport_of(&content).ok_or_else(|| Error::failed("no transport"))?;
+        if ![ns::JINGLE_S5B, ns::JINGLE_IBB].iter().any(|known| transport.has_ns(*known)) {
+            return self.session.tell_transport(Action::TransportReject, transport.clone()).await;
+        }
+        let accept = Action::TransportAccept;
+        let mut leg = self.session.accepted_leg(accept, &content, Vec::new()).await?;
+        self.session.check_demand(&leg)?;
+        let number = taken(&mut leg).await.map_err(|error| Error::failed(error.to_string()))?;
+        let sid = transport
+            .attr("sid")
+            .filter(|_| leg.transport_kind() == TransportKind::S5b)
+            .map(str::to_owned);
+        if !number.is_some_and(|number| self.paths.follow_leg(number, leg, sid)) {
+            return Err(Error::failed("the leg was given up before it was used"));
+        }
+        Ok(())
+    }
+}
+
+fn transport_of(content: &Element) -> Option<&Element> {
+    content.children().find(|child| child.name() == "transport")
+}
