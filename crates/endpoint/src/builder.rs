@@ -40,7 +40,8 @@ pub struct Builder {
     pub(super) accept_direct: bool,
     pub(super) direct_path: DirectPath,
     pub(super) consent: Arc<dyn Consent>,
-    pub(super) reconnect: Option<keeper::Listener>,
+    /// How the connection is kept: who hears of it, and whether a new session may follow a lost one.
+    pub(super) reconnect: Option<(keeper::Listener, bool)>,
 }
 
 impl fmt::Debug for Builder {
@@ -149,6 +150,15 @@ impl Builder {
     ///
     /// It works with [`login`](Self::login), not with [`over`](Self::over).
     pub fn reconnect(self, listener: impl Fn(&Contact) + Send + Sync + 'static) -> Self {
-        Self { reconnect: Some(Arc::new(listener)), ..self }
+        Self { reconnect: Some((Arc::new(listener), true)), ..self }
+    }
+
+    /// Reconnects when the connection is lost, for up to 30 seconds, but only to resume the session with the server (XEP-0198).
+    /// If that is not possible, the endpoint ends.
+    ///
+    /// This is for a program that needs the endpoint for one session: with another address at the server, its peer could
+    /// not find it. It works with [`login`](Self::login), not with [`over`](Self::over).
+    pub fn resume(self, listener: impl Fn(&Contact) + Send + Sync + 'static) -> Self {
+        Self { reconnect: Some((Arc::new(listener), false)), ..self }
     }
 }

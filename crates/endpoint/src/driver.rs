@@ -1,6 +1,6 @@
 //! A logged-in stream: carries stanzas both ways until it is closed or lost.
 
-use std::{collections::VecDeque, io, time::Duration};
+use std::{collections::VecDeque, io, mem, net::IpAddr, time::Duration};
 
 use fingerpost_carry::{outbound::QueuedStanza, reader::StanzaReader, writer::forward};
 use fingerpost_wire::{
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     error::Error,
     managed::{HandledCountTooHigh, Management, is_counted},
+    network::Network,
 };
 
 /// How long one write may take.
@@ -28,6 +29,8 @@ const WRITE: Duration = Duration::from_secs(30);
 /// How long a requested acknowledgement may take. The stanzas before it may take long where the server slows its
 /// clients down.
 const ACKNOWLEDGE: Duration = Duration::from_secs(180);
+/// How long the server may be silent after this machine has left a network or joined one.
+pub(super) const NEW_NETWORK: Duration = Duration::from_secs(2);
 /// With this many bytes on their way, no more stanzas are taken.
 const FULL: usize = 256 << 10;
 /// How long the closing of the stream may take.
@@ -109,6 +112,8 @@ pub(super) struct Driver<'a, S> {
     state: &'a mut StreamState,
     /// The silence after which the server is asked for a sign of life; after as much again it counts as gone.
     silence: Duration,
+    /// The network, and our address on this connection, if known.
+    network: (Network, Option<IpAddr>),
     /// The bytes to write.
     pending: Vec<u8>,
     is_unflushed: bool,
@@ -130,11 +135,18 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
             writer,
             state,
             silence,
+            network: (Network::fixed(), None),
             pending: Vec::new(),
             is_unflushed: false,
             waiting: None,
             over: None,
         }
+    }
+
+    /// Gives the connection up when its address is no longer this machine's, if another one can continue the session.
+    pub(super) fn leaves_with(mut self, network: Network, local: Option<IpAddr>) -> Self {
+        self.network = (network, local);
+        self
     }
 
     /// Takes stanzas that came before the stream was ready.
@@ -189,6 +201,8 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
         inbound: &mpsc::Sender<Stanza>,
     ) -> Result<(), Loss> {
         let (mut heard, mut is_asked) = (Instant::now(), false);
+        // Until when the server must have answered, because this machine's addresses have changed.
+        let mut hurry: Option<Instant> = None;
         let (mut progress, mut was_idle) = (Instant::now(), true);
         loop {
             self.take_in()?;
@@ -207,6 +221,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
             let mut deadline = if is_idle { silent } else { silent.min(progress + WRITE) };
             if let Some(since) = self.waiting {
                 deadline = deadline.min(since + ACKNOWLEDGE);
+            }
+            if let Some(hurry) = hurry {
+                deadline = deadline.min(hurry);
             }
             let may_send = self.may_send();
             tokio::select! {
@@ -228,7 +245,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
                     && self.pending.len() < 2 * FULL =>
                 {
                     filled?;
-                    (heard, is_asked) = (Instant::now(), false);
+                    (heard, is_asked, hurry) = (Instant::now(), false, None);
                 }
                 stanza = queue.recv(), if may_send => {
                     let Some(stanza) = stanza else { return Ok(()) };
@@ -240,6 +257,18 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
                         self.send_queued(stanza);
                     }
                 }
+                () = self.network.0.changed(), if self.can_resume() => {
+                    let (network, local) = &self.network;
+                    if local.is_some_and(|local| !network.has(local)) {
+                        let why = "this machine has left the network".to_owned();
+                        return Err(Loss { why, remedy: Remedy::Resume });
+                    }
+                    // The way to the server may be another one now.
+                    if !mem::replace(&mut is_asked, true) {
+                        self.ask();
+                    }
+                    hurry = Some(Instant::now() + NEW_NETWORK);
+                }
                 () = sleep_until(deadline) => {
                     let now = Instant::now();
                     if !is_idle && now >= progress + WRITE {
@@ -247,12 +276,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
                     }
                     if !self.state.arrived.is_empty() {
                         // While stanzas wait to be taken nothing is read, so silence means nothing.
-                        heard = now;
+                        (heard, hurry) = (now, None);
                         self.waiting = self.waiting.map(|_| now);
                     } else if self.waiting.is_some_and(|since| now >= since + ACKNOWLEDGE) {
                         let why = "the server no longer acknowledges anything".to_owned();
                         return Err(Loss { why, remedy: Remedy::Anew });
-                    } else if now >= silent {
+                    } else if now >= silent || hurry.is_some_and(|hurry| now >= hurry) {
                         if is_asked {
                             return Err(Loss {
                                 why: "the server does not answer".to_owned(),
@@ -305,6 +334,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
             }
         }
         Ok(())
+    }
+
+    fn can_resume(&self) -> bool {
+        self.state.management.as_ref().is_some_and(|managed| managed.resumable().is_some())
     }
 
     fn count(&mut self) {

@@ -1,7 +1,8 @@
 //! Keeps a connection: it reconnects after each loss, and resumes the session (XEP-0198) where possible. Otherwise it
-//! starts a new session at the same address.
+//! starts a new session at the same address, or gives up if only the old one is of use.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -21,6 +22,7 @@ use super::{
     error::Error,
     login::{self, ARRIVED, Begun, Connection, Login, LoginFailure, QUEUE, Start},
     managed::Management,
+    network::Network,
     path::Watched,
     sasl2::Name,
 };
@@ -29,6 +31,8 @@ use super::{
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest pause before any attempt.
 const LONGEST: Duration = Duration::from_secs(60);
+/// How long a session that is only to be resumed is worth attempts.
+const ONLY_RESUMED: Duration = Duration::from_secs(30);
 /// After a connection that lived this long, the pauses start with [`FIRST`] again.
 const LASTING: Duration = Duration::from_secs(60);
 
@@ -54,6 +58,15 @@ pub enum Contact {
 /// A callback for changes of the connection.
 pub(super) type Listener = Arc<dyn Fn(&Contact) + Send + Sync>;
 
+/// How a connection is kept.
+#[derive(Clone)]
+pub(super) struct Keeping {
+    pub(super) listener: Listener,
+    /// Whether a session with the server that cannot be resumed is followed by a new one.
+    pub(super) begins_anew: bool,
+    pub(super) network: Network,
+}
+
 /// The state of the connection for the other side of the queues.
 #[derive(Clone, Debug)]
 pub(super) struct Status {
@@ -71,6 +84,7 @@ pub(super) struct Keeper {
     pub(super) closing: CancellationToken,
     /// Cancelled when the connection has ended for good.
     pub(super) done: CancellationToken,
+    pub(super) network: Network,
     ended: Arc<Mutex<Option<Error>>>,
 }
 
@@ -113,7 +127,7 @@ impl Dialer for Login {
 pub(super) async fn keep<D: Dialer>(
     dialer: D,
     silence: Duration,
-    listener: Listener,
+    keeping: Keeping,
 ) -> Result<(Connection, Keeper), Error> {
     let tag = login::resource();
     let begun = dialer.begin(Name { tag: &tag, resource: &tag }, None).await?;
@@ -128,12 +142,13 @@ pub(super) async fn keep<D: Dialer>(
         status: seen,
         closing: CancellationToken::new(),
         done: CancellationToken::new(),
+        network: keeping.network.clone(),
         ended: Arc::default(),
     };
     let mut kept = KeptConnection {
         dialer,
         silence,
-        listener,
+        keeping,
         tag,
         is_told: false,
         state: StreamState::new(jid.clone(), None),
@@ -157,7 +172,7 @@ pub(super) async fn keep<D: Dialer>(
 struct KeptConnection<D> {
     dialer: D,
     silence: Duration,
-    listener: Listener,
+    keeping: Keeping,
     /// See [`Name`].
     tag: String,
     /// Whether the loss of the connection was reported, and not yet its return.
@@ -170,12 +185,12 @@ struct KeptConnection<D> {
 }
 
 impl<D: Dialer> KeptConnection<D> {
-    /// Runs until no part of the program needs the connection, which is a success.
+    /// Runs until no part of the program needs the connection, or no other session is of use; both are a success.
     async fn run(&mut self, begun: Begun<D::Io>) -> Result<(), Error> {
         let mut pauses = Pauses::default();
         let mut begun = Some(begun);
         loop {
-            let Begun { stream, start } = match begun.take() {
+            let Begun { stream, start, local } = match begun.take() {
                 Some(begun) => begun,
                 None => match self.again(&mut pauses).await? {
                     Some(begun) => begun,
@@ -183,7 +198,7 @@ impl<D: Dialer> KeptConnection<D> {
                 },
             };
             let since = Instant::now();
-            let loss = match self.carry(stream, start).await {
+            let loss = match self.carry(stream, start, local).await {
                 StreamEnd::Done => return Ok(()),
                 StreamEnd::Lost(loss) => loss,
             };
@@ -197,8 +212,11 @@ impl<D: Dialer> KeptConnection<D> {
                 Remedy::Resume if !self.can_resume() => self.sever(),
                 Remedy::Resume => {}
             }
+            if !self.is_worthwhile() {
+                return Ok(());
+            }
             if !std::mem::replace(&mut self.is_told, true) {
-                (self.listener)(&Contact::Lost { reason: loss.why });
+                (self.keeping.listener)(&Contact::Lost { reason: loss.why });
             }
         }
     }
@@ -208,9 +226,19 @@ impl<D: Dialer> KeptConnection<D> {
     }
 
     /// Carries stanzas over a stream until it is lost.
-    async fn carry(&mut self, stream: login::Stream<D::Io>, start: Start) -> StreamEnd {
+    async fn carry(
+        &mut self,
+        stream: login::Stream<D::Io>,
+        start: Start,
+        local: Option<IpAddr>,
+    ) -> StreamEnd {
         let (resumed, early) = match start {
             Start::Resumed(resumed) => (Some(resumed), Vec::new()),
+            // The lost session was the only one of use.
+            Start::Bound { .. } if self.state.management.is_some() && !self.keeping.begins_anew => {
+                self.sever();
+                return StreamEnd::Done;
+            }
             Start::Bound { jid, management, early } => {
                 // The session to resume.
                 if self.state.management.is_some() {
@@ -221,7 +249,8 @@ impl<D: Dialer> KeptConnection<D> {
             }
         };
         let own = self.state.own.clone();
-        let mut driver = Driver::new(stream.reader, stream.writer, &mut self.state, self.silence);
+        let mut driver = Driver::new(stream.reader, stream.writer, &mut self.state, self.silence)
+            .leaves_with(self.keeping.network.clone(), local);
         match &resumed {
             Some(resumed) => {
                 if let Err(error) = driver.resume(resumed) {
@@ -236,9 +265,14 @@ impl<D: Dialer> KeptConnection<D> {
             is_new
         });
         if std::mem::take(&mut self.is_told) {
-            (self.listener)(&Contact::Back { jid: own, resumed: resumed.is_some() });
+            (self.keeping.listener)(&Contact::Back { jid: own, resumed: resumed.is_some() });
         }
         driver.run(&mut self.queue, &self.inbound, &self.closing).await
+    }
+
+    /// Returns whether another connection is of use.
+    fn is_worthwhile(&self) -> bool {
+        self.keeping.begins_anew || self.state.management.is_some()
     }
 
     /// Gives the session up: its requests will not be answered.
@@ -258,10 +292,15 @@ impl<D: Dialer> KeptConnection<D> {
     /// Reconnects; `None` if no part of the program needs the connection.
     async fn again(&mut self, pauses: &mut Pauses) -> Result<Option<Begun<D::Io>>, Error> {
         let since = Instant::now();
+        let mut network = self.keeping.network.clone();
         loop {
             let over = self.state.management.as_ref().and_then(Management::resumable);
-            if over.is_none_or(|max| since.elapsed() > max) {
+            let longest = if self.keeping.begins_anew { Duration::MAX } else { ONLY_RESUMED };
+            if over.is_none_or(|max| since.elapsed() > max.min(longest)) {
                 self.sever();
+            }
+            if !self.is_worthwhile() {
+                return Ok(None);
             }
             let pause = pauses.next(rand::random());
             tracing::debug!(?pause, "connecting again");
@@ -276,6 +315,11 @@ impl<D: Dialer> KeptConnection<D> {
                     Ok(begun) => return Ok(Some(begun)),
                     Err(failure) => failure,
                 },
+                () = network.changed() => {
+                    // What has failed before may work there.
+                    *pauses = Pauses::default();
+                    continue;
+                }
                 () = self.closing.cancelled() => return Ok(None),
                 () = self.inbound.closed() => return Ok(None),
             };

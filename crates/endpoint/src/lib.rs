@@ -79,6 +79,7 @@ mod managed;
 mod method;
 mod nat64;
 mod negotiate;
+mod network;
 mod path;
 mod paths;
 mod places;

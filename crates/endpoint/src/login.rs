@@ -3,7 +3,7 @@
 //! Its bytes are read in the same way as those of the component's link (see [`xml`](fingerpost_wire::xml)): a
 //! stranger can make the server write unusual XML here too, which must not end the connection.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use fingerpost_carry::{iq::random_id, outbound::Outbound, reader::StanzaReader};
@@ -147,7 +147,7 @@ pub struct Connection {
 pub async fn login(login: &Login) -> Result<Connection, Error> {
     let name = resource();
     let name = Name { tag: &name, resource: &name };
-    let Begun { stream, start } = begin(login, name, None, false).await?;
+    let Begun { stream, start, .. } = begin(login, name, None, false).await?;
     let Start::Bound { jid, early, .. } = start else {
         return Err(Error::login("the XMPP server resumed a session that was not asked for"));
     };
@@ -192,6 +192,8 @@ impl From<LoginFailure> for Error {
 pub(super) struct Begun<S> {
     pub(super) stream: Stream<S>,
     pub(super) start: Start,
+    /// Our own address on the connection, if known.
+    pub(super) local: Option<IpAddr>,
 }
 
 /// How a session began.
@@ -329,7 +331,8 @@ async fn negotiate(
     let ascii = idna::domain_to_ascii(&domain)
         .map_err(|_| Error::login(format!("{domain} is not a valid domain name")))?;
     let tls = secure(login, &domain, &ascii).await?;
-    let connection = tls.get_ref().1;
+    let (socket, connection) = tls.get_ref();
+    let local = socket.local();
     tracing::debug!(version = ?connection.protocol_version(), "TLS with the server established");
     let channel = Channel::of(connection);
     let (mut stream, features) = Stream::open(tls, &domain, Some(&login.jid)).await?;
@@ -340,12 +343,12 @@ async fn negotiate(
             authenticate_at_once(&mut stream, login, (&inline, offer), &channel, wish, token)
                 .await?;
         let start = start_at_once(&mut stream, success, wish, !path::loses_large_packets()).await?;
-        return Ok(Begun { stream, start });
+        return Ok(Begun { stream, start, local });
     }
     authenticate(&mut stream, login, offer, &channel).await?;
     let (mut stream, features) = Stream::open(stream.into_io()?, &domain, Some(&login.jid)).await?;
     let start = start(&mut stream, &features, wish, !path::loses_large_packets()).await?;
-    Ok(Begun { stream, start })
+    Ok(Begun { stream, start, local })
 }
 
 /// Runs SASL2 up to the server's success (XEP-0388).

@@ -145,6 +145,11 @@ impl Watched {
         Self { stream, judge: Judge::default(), look: Box::pin(tokio::time::sleep(LOOK)) }
     }
 
+    /// Returns our own address.
+    pub(super) fn local(&self) -> Option<IpAddr> {
+        self.stream.local_addr().ok().map(|local| local.ip())
+    }
+
     /// Called while all received bytes are read: gives up if the path is to blame. A connection with small segments has
     /// no better way.
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {

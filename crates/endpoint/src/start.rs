@@ -11,9 +11,10 @@ use super::{
     error::Error,
     guesses::Guesses,
     hub::{Admission, Hub},
-    keeper::{self, Keeper},
+    keeper::{self, Keeper, Keeping},
     login::{Connection, Login},
     negotiate::Incoming,
+    network::Network,
     places::Places,
 };
 
@@ -23,11 +24,15 @@ impl Builder {
     /// # Errors
     /// [`Error::Login`].
     pub async fn login(self, login: &Login) -> Result<(Endpoint, Incoming), Error> {
-        let Some(listener) = &self.reconnect else {
+        let Some((listener, begins_anew)) = &self.reconnect else {
             return Ok(self.over(super::login::login(login).await?));
         };
-        let listener = Arc::clone(listener);
-        let (connection, keeper) = keeper::keep(login.clone(), login.keepalive, listener).await?;
+        let keeping = Keeping {
+            listener: Arc::clone(listener),
+            begins_anew: *begins_anew,
+            network: Network::watch(),
+        };
+        let (connection, keeper) = keeper::keep(login.clone(), login.keepalive, keeping).await?;
         Ok(self.start(connection, Some(keeper)))
     }
 

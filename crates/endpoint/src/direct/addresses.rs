@@ -1,6 +1,7 @@
 //! Which of this machine's addresses are offered to a peer, and which of the peer's are dialled.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::{IpAddr, Ipv6Addr, SocketAddr},
 };
@@ -64,6 +65,12 @@ struct Own {
 /// Returns all addresses of this machine.
 pub(crate) fn own() -> Vec<IpAddr> {
     if_addrs::get_if_addrs().unwrap_or_default().iter().map(Interface::ip).collect()
+}
+
+/// Returns the addresses of interfaces that are up; `None` if the system does not list them.
+pub(crate) fn up() -> Option<BTreeSet<IpAddr>> {
+    let interfaces = if_addrs::get_if_addrs().ok()?;
+    Some(interfaces.iter().filter(|of| of.is_oper_up()).map(Interface::ip).collect())
 }
 
 /// Returns the addresses of this machine that a peer may be told, IPv6 first.

@@ -1,6 +1,9 @@
 //! A kept connection against a server that the test plays, with a clock that the test controls.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    net::Ipv4Addr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use fingerpost_carry::reader::StanzaReader;
 use fingerpost_wire::{
@@ -11,11 +14,16 @@ use minidom::Element;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
 
 use super::*;
-use crate::{login::Stream, sasl2::Wish};
+use crate::{login::Stream, network::OwnAddresses, sasl2::Wish};
 
 const HEADER: &str = "<stream:stream xmlns='jabber:client' \
     xmlns:stream='http://etherx.jabber.org/streams' id='1' version='1.0'>";
 const OWN: &str = "bob@example.test/xtls-1";
+/// How long a server may be silent after a change of the network.
+const NEW: Duration = crate::driver::NEW_NETWORK;
+/// Our address on all connections, and another one.
+const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
 /// The features of a server with stream management.
 const MANAGED: &str = "<stream:features><sm xmlns='urn:xmpp:sm:3'/></stream:features>";
 const ENABLED: &str = "<enabled xmlns='urn:xmpp:sm:3' id='s1' resume='true' max='300'/>";
@@ -47,7 +55,7 @@ impl Dialer for Script {
         let (agent, by_token, token_for) = (None, false, None);
         let wish = Wish { name, resumed, managed: true, agent, by_token, token_for };
         let start = login::start(&mut stream, &features, &wish, false).await?;
-        Ok(Begun { stream, start })
+        Ok(Begun { stream, start, local: Some(LOCAL) })
     }
 }
 
@@ -76,6 +84,12 @@ impl Server {
         }
     }
 
+    /// Waits until the client closes.
+    async fn closed(&mut self) {
+        let mut buffer = [0; 4096];
+        while self.io.read(&mut buffer).await.unwrap() > 0 {}
+    }
+
     /// Answers the request to bind.
     async fn bind(&mut self, jid: &str) {
         let asked = self.until("</iq>").await;
@@ -91,11 +105,19 @@ struct World {
     attempts: mpsc::Sender<Result<DuplexStream, LoginFailure>>,
     refused: Arc<AtomicUsize>,
     heard: Arc<Mutex<Vec<Contact>>>,
+    /// This machine's addresses.
+    addresses: watch::Sender<OwnAddresses>,
 }
 
 impl World {
     /// Begins to keep a connection; the test must play the server meanwhile.
     fn new() -> (Self, impl Future<Output = Result<(Connection, Keeper), Error>>) {
+        Self::keeping(true)
+    }
+
+    fn keeping(
+        begins_anew: bool,
+    ) -> (Self, impl Future<Output = Result<(Connection, Keeper), Error>>) {
         let (attempts, receiver) = mpsc::channel(64);
         let refused = Arc::<AtomicUsize>::default();
         let script = Script { attempts: Mutex::new(receiver), refused: Arc::clone(&refused) };
@@ -103,7 +125,12 @@ impl World {
         let hears = Arc::clone(&heard);
         let listener: Listener =
             Arc::new(move |contact| hears.lock().unwrap().push(contact.clone()));
-        (Self { attempts, refused, heard }, keep(script, Duration::from_secs(30), listener))
+        let (addresses, network) = watch::channel([LOCAL].into());
+        let keeping = Keeping { listener, begins_anew, network: Network::of(network) };
+        (
+            Self { attempts, refused, heard, addresses },
+            keep(script, Duration::from_secs(30), keeping),
+        )
     }
 
     /// Lets one attempt through to a server with these features.
@@ -123,7 +150,11 @@ impl World {
 
     /// Logs in at a server with stream management.
     async fn managed() -> (Self, Server, Connection, Keeper) {
-        let (world, keeping) = Self::new();
+        Self::managed_for(true).await
+    }
+
+    async fn managed_for(begins_anew: bool) -> (Self, Server, Connection, Keeper) {
+        let (world, keeping) = Self::keeping(begins_anew);
         let server = async {
             let mut server = world.accept(MANAGED).await;
             server.bind(OWN).await;
@@ -366,4 +397,98 @@ async fn the_stream_is_closed_at_the_end_and_a_wait_for_the_next_attempt_is_cut_
     keeper.closing.cancel();
     keeper.done.cancelled().await;
     assert_eq!(keeper.why_ended(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_resumed_at_once_when_its_address_is_gone() {
+    let (world, mut server, mut connection, keeper) = World::managed().await;
+    let begin = Instant::now();
+    world.addresses.send_replace(OwnAddresses::new());
+    server.closed().await;
+    // No way leads to the server until there is another address.
+    for _ in 0..6 {
+        world.refuse(false).await;
+    }
+    while world.refused.load(Ordering::SeqCst) < 6 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let before = begin.elapsed();
+    world.addresses.send_replace([OTHER].into());
+    let mut server = world.accept(MANAGED).await;
+    server.until("previd='s1'/>").await;
+    assert!(begin.elapsed() <= before + FIRST, "{:?}", begin.elapsed());
+    server.say("<resumed xmlns='urn:xmpp:sm:3' previd='s1' h='0'/>").await;
+    server.say(&from_server("in")).await;
+    assert_eq!(connection.inbound.recv().await.unwrap().id, "in");
+    assert_eq!(keeper.status.borrow().over, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_must_answer_soon_after_a_change_of_the_network() {
+    let (world, mut server, _connection, _keeper) = World::managed().await;
+    // It answers, so nothing happens.
+    world.addresses.send_replace([LOCAL, OTHER].into());
+    server.until("<r xmlns='urn:xmpp:sm:3'/>").await;
+    server.say("<a xmlns='urn:xmpp:sm:3' h='0'/>").await;
+    sleep(NEW * 2).await;
+    assert_eq!(world.heard(), []);
+    // It does not.
+    world.addresses.send_replace([LOCAL].into());
+    let begin = Instant::now();
+    server.until("<r xmlns='urn:xmpp:sm:3'/>").await;
+    server.closed().await;
+    assert!(begin.elapsed() <= NEW, "{:?}", begin.elapsed());
+    let mut server = world.accept(MANAGED).await;
+    server.until("previd='s1'/>").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_cannot_be_resumed_waits_for_its_address_to_come_back() {
+    let (world, keeping) = World::new();
+    let server = async {
+        let mut server = world.accept("<stream:features/>").await;
+        server.bind(OWN).await;
+        server
+    };
+    let (mut server, kept) = tokio::join!(server, keeping);
+    let (mut connection, _keeper) = kept.unwrap();
+    world.addresses.send_replace(OwnAddresses::new());
+    sleep(NEW * 2).await;
+    server.say(&from_server("in")).await;
+    assert_eq!(connection.inbound.recv().await.unwrap().id, "in");
+    assert_eq!(world.heard(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_only_to_be_resumed_ends_if_it_cannot_be() {
+    // The server has closed it.
+    let (world, mut server, mut connection, keeper) = World::managed_for(false).await;
+    server.say("</stream:stream>").await;
+    assert!(connection.inbound.recv().await.is_none());
+    assert_eq!((keeper.why_ended(), world.heard()), (None, vec![]));
+
+    // The server has forgotten it.
+    let (world, server, mut connection, _keeper) = World::managed_for(false).await;
+    drop(server);
+    let mut server = world.accept(MANAGED).await;
+    server.until("previd='s1'/>").await;
+    server.say("<failed xmlns='urn:xmpp:sm:3'/>").await;
+    server.bind(OWN).await;
+    server.until("<enable ").await;
+    server.say(ENABLED).await;
+    assert!(connection.inbound.recv().await.is_none());
+    assert!(matches!(&world.heard()[..], [Contact::Lost { .. }]));
+
+    // No way leads to the server.
+    let (world, server, mut connection, _keeper) = World::managed_for(false).await;
+    let begin = Instant::now();
+    drop(server);
+    let ended = tokio::spawn(async move { connection.inbound.recv().await.is_none() });
+    while !ended.is_finished() {
+        world.refuse(false).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!(ended.await.unwrap());
+    let most = ONLY_RESUMED + 2 * LONGEST;
+    assert!(begin.elapsed() >= ONLY_RESUMED && begin.elapsed() < most, "{:?}", begin.elapsed());
 }
