@@ -29,6 +29,7 @@ use super::{
     error::{Error, condition},
     keeper::{Keeper, Status},
     login::Connection,
+    network::Network,
     places::{self, Places, SessionPlace},
     policy::Policy,
 };
@@ -203,6 +204,11 @@ impl Hub {
         let is_between =
             self.keeper.as_ref().is_some_and(|keeper| keeper.status.borrow().bound.is_none());
         is_between || self.lock().lost
+    }
+
+    /// Returns this machine's network, as the connection to the server follows it.
+    pub(crate) fn network(&self) -> Network {
+        self.keeper.as_ref().map_or_else(Network::fixed, |keeper| keeper.network.clone())
     }
 
     /// Returns the number of lost sessions with the server.

@@ -51,6 +51,14 @@ impl Carrier {
         self.out.len() - self.written
     }
 
+    /// Returns our own address on it; `None` in-band.
+    fn local(&self) -> Option<SocketAddr> {
+        match &self.leg {
+            TcpLeg::Socket(socket) => socket.local_addr().ok(),
+            TcpLeg::Ibb(_) => None,
+        }
+    }
+
     /// Returns the index of its kind in [`Shared::carried`].
     fn kind(&self) -> usize {
         usize::from(is_direct(self.number))
@@ -123,6 +131,11 @@ impl Carriers {
             self.carriers.push(Carrier::new(number, leg, address));
         }
         state.machine.handle_deadline(now());
+        if let Some(network) = state.network.take() {
+            let left = |one: &&Carrier| one.local().is_some_and(|local| !network.has(local.ip()));
+            let lost: Vec<u32> = self.carriers.iter().filter(left).map(|one| one.number).collect();
+            state.machine.handle_network(&lost, now());
+        }
         if mem::take(&mut state.is_looked_at) {
             let relay = self.carriers.iter().find(|one| !is_direct(one.number));
             let vanished = relay.filter(|relay| relay.leg.is_gone()).map(|relay| relay.number);

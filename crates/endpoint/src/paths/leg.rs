@@ -29,7 +29,7 @@ use super::{
     machine::{Machine, Need, Role, is_direct},
     records::{USE_LENGTH, read_use},
 };
-use crate::transport::TcpLeg;
+use crate::{network::Network, transport::TcpLeg};
 
 /// The most sealed messages of the peer that wait to be read.
 const SEALED: usize = 4;
@@ -61,6 +61,7 @@ impl PathLeg {
                 writer: None,
                 driver: None,
                 added: Vec::new(),
+                network: None,
                 unwritten: 0,
                 broken: None,
                 is_gone: false,
@@ -164,6 +165,8 @@ pub(super) struct State {
     pub(super) driver: Option<Waker>,
     /// Connections that the machine uses already and the task has not taken yet.
     pub(super) added: Vec<(u32, TcpLeg, Option<SocketAddr>)>,
+    /// This machine's network, after a change.
+    pub(super) network: Option<Network>,
     /// How many bytes were transmitted by the machine and not yet taken by the kernel.
     pub(super) unwritten: usize,
     /// Why the last path broke, unless it ended in order.
@@ -414,6 +417,13 @@ impl Paths {
     /// Notes that the relay gets no new leg any more. A stream without a path is cut.
     pub(crate) fn give_up(&self) {
         self.with_machine(Machine::give_up);
+    }
+
+    /// Notes that this machine has left a network, or joined one.
+    pub(crate) fn heed(&self, network: &Network) {
+        let mut state = self.shared.lock();
+        state.network = Some(network.clone());
+        state.wake_driver();
     }
 
     /// Notes that the peer has lost the relay's leg with this number.

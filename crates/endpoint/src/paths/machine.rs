@@ -177,6 +177,8 @@ struct Path {
     silent_since: Option<Instant>,
     /// When the first bytes came since we have last sent something here.
     heard: Option<Instant>,
+    /// Until when something must have come, because this machine's addresses have changed.
+    doubted: Option<Instant>,
     /// When something was last sent here.
     quiet_since: Instant,
     round_trip: Option<Duration>,
@@ -201,6 +203,7 @@ impl Path {
             asked: None,
             silent_since: None,
             heard: None,
+            doubted: None,
             quiet_since: now,
             round_trip: None,
         }
@@ -219,6 +222,7 @@ impl Path {
     /// Notes a sign of life; `owes` says whether bytes sent here are not acknowledged.
     fn lives(&mut self, owes: bool, now: Instant) {
         self.silent_since = owes.then_some(now);
+        self.doubted = None;
     }
 
     /// Returns when to ask for a sign of life.
@@ -237,7 +241,8 @@ impl Path {
     }
 
     fn lost_at(&self) -> Option<Instant> {
-        self.silent_since.filter(|_| self.is_direct()).map(|since| since + self.patience())
+        let silent = self.silent_since.filter(|_| self.is_direct());
+        silent.map(|since| since + self.patience()).into_iter().chain(self.doubted).min()
     }
 
     fn echo_at(&self) -> Option<Instant> {
@@ -614,6 +619,22 @@ impl Machine {
     /// Notes that the connection of a path has ended or broken.
     pub(super) fn handle_loss(&mut self, number: u32, now: Instant) {
         self.lose(number, true, now);
+    }
+
+    /// Notes that this machine has left a network, or joined one. The paths with these numbers are lost. Each other one has
+    /// to show soon that it still leads to the other end, if the stream can go on without it.
+    pub(super) fn handle_network(&mut self, lost: &[u32], now: Instant) {
+        for number in lost {
+            self.lose(*number, true, now);
+        }
+        if !self.renews && self.paths.len() < 2 {
+            return;
+        }
+        let ping = self.fresh_ping();
+        for path in &mut self.paths {
+            path.ping = Some(ping);
+            path.doubted = Some(now + path.patience());
+        }
     }
 
     /// Notes that the relay's leg with this number, or a newer one, is lost at the other end, which had no path to say so.

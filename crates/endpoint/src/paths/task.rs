@@ -20,11 +20,13 @@ use super::{
     Path,
     keys::{Keys, Message},
     leg::{PathLeg, Paths, taken},
+    machine::Need,
 };
 use crate::{
     direct::{Listening, addresses::Scope},
     endpoint::Endpoint,
     hub::Hub,
+    network::Network,
     session::Session,
     transport::TcpLeg,
 };
@@ -70,6 +72,7 @@ impl Session {
         let observer =
             self.is_brokered().then(|| Observer { hub: hub.clone(), address: address() });
         paths.name_bytestream(self.bytestream.clone());
+        tokio::spawn(follow_network(paths.clone(), hub.network()));
         self.renew_relay(paths.clone());
         let is_counted = self.is_brokered() && self.initiator;
         if is_counted && consent != Some(false) {
@@ -85,7 +88,8 @@ impl Session {
             }
         };
         let (chooses, scope) = (self.initiator, Scope::Network);
-        let mut finder = Finder { paths, keys, chooses, scope, observer };
+        let network = hub.network();
+        let mut finder = Finder { paths, keys, chooses, scope, observer, network, listened: None };
         tokio::spawn(async move { finder.run(consenting).await });
     }
 }
@@ -99,6 +103,9 @@ struct Finder {
     scope: Scope,
     /// What knows at which address our connection to the relay is seen.
     observer: Option<Observer>,
+    network: Network,
+    /// The address of the connection to the relay on whose port an attempt has listened.
+    listened: Option<SocketAddr>,
 }
 
 /// Asks the component at which address it sees our SOCKS5 connection.
@@ -160,10 +167,11 @@ impl Finder {
         }
     }
 
-    /// Listens on new ports, for the first attempt on the one of the connection to the relay.
-    async fn listen(&self, is_first: bool) -> io::Result<Listening> {
+    /// Listens on new ports, for the first attempt beside a connection to the relay on the one of that.
+    async fn listen(&mut self) -> io::Result<Listening> {
         let (local, sid) = self.paths.relay();
-        let also = local.filter(|_| is_first);
+        let also = local.filter(|_| local != self.listened);
+        self.listened = local;
         let mut listening = match self.scope {
             Scope::Network => Listening::open(also)?,
             #[cfg(test)]
@@ -197,8 +205,29 @@ impl Finder {
                 Ok(None) => tracing::debug!(attempt, "no direct connection"),
                 Err(error) => tracing::debug!(attempt, %error, "no direct connection"),
             }
-            let Some(pause) = again.next() else { return };
-            sleep(*pause).await;
+            let pause = again.next().copied();
+            if self.another_chance(pause).await {
+                again = AGAIN.iter();
+            }
+        }
+    }
+
+    /// Waits until an attempt may do better than the last one. Returns whether the reason is another network of either side, and not
+    /// just a pause.
+    async fn another_chance(&mut self, pause: Option<Duration>) -> bool {
+        let mut need = self.paths.need();
+        let renewed = async {
+            // A leg that was lost and replaced is the sign that one side is elsewhere now.
+            let lost = need.wait_for(|need| *need != Need::Nothing).await.is_ok();
+            lost && need.wait_for(|need| *need == Need::Nothing).await.is_ok()
+        };
+        tokio::select! {
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => false,
+            true = renewed => true,
+            () = self.network.changed() => {
+                let _ = self.paths.need().wait_for(|need| *need == Need::Nothing).await;
+                true
+            }
         }
     }
 
@@ -207,7 +236,7 @@ impl Finder {
         attempt: u32,
         sealed: &mut mpsc::Receiver<Vec<u8>>,
     ) -> io::Result<Option<(TcpStream, SocketAddr)>> {
-        let listening = self.listen(attempt == 1).await?;
+        let listening = self.listen().await?;
         self.tell(&Message { attempt, candidates: listening.candidates() });
         let answer = async {
             loop {
@@ -232,7 +261,7 @@ impl Finder {
                 next = self.told(&mut sealed).await;
                 continue;
             }
-            let listening = match self.listen(last == 0).await {
+            let listening = match self.listen().await {
                 Ok(listening) => listening,
                 Err(error) => {
                     tracing::debug!(%error, "cannot listen for direct connections");
@@ -279,6 +308,17 @@ impl Finder {
 async fn used(mut stream: TcpStream, address: SocketAddr) -> Option<(u32, TcpStream, SocketAddr)> {
     let number = timeout(USED, taken(&mut stream)).await.ok()?.ok()??;
     Some((number, stream, address))
+}
+
+/// Tells a stream that this machine has left a network, or joined one.
+async fn follow_network(paths: Paths, mut network: Network) {
+    let over = paths.over().clone();
+    loop {
+        tokio::select! {
+            () = over.cancelled() => return,
+            () = network.changed() => paths.heed(&network),
+        }
+    }
 }
 
 /// Waits until the stream is back on the relay. `path` has seen the value from before the move.
@@ -348,6 +388,8 @@ mod tests {
             chooses: end == 0,
             scope: Scope::Loopback,
             observer: None,
+            network: Network::fixed(),
+            listened: None,
         });
         (streams, finders)
     }

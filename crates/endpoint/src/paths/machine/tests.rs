@@ -227,6 +227,15 @@ impl World {
         }
     }
 
+    /// Changes the network of an end. It loses its direct connection, its leg of the relay, both or neither.
+    fn change_network(&mut self, end: usize, [direct, relay]: [bool; 2]) {
+        let held = self.connections.iter().filter(|one| one.holds[end]).map(|one| one.number);
+        let lost: Vec<u32> =
+            held.filter(|one| if is_direct(*one) { direct } else { relay }).collect();
+        self.ends[end].handle_network(&lost, self.now);
+        self.check(end);
+    }
+
     fn numbers(&self) -> Vec<u32> {
         self.connections.iter().map(|one| one.number).collect()
     }
@@ -296,6 +305,7 @@ enum Op {
     Connect,
     Cut(bool, [usize; 2], bool),
     Renew,
+    Network(usize, [bool; 2]),
     Finish(usize),
 }
 
@@ -314,6 +324,7 @@ fn ops() -> impl Strategy<Value = Op> {
         2 => (any::<bool>(), [0_usize..101, 0_usize..101], any::<bool>())
             .prop_map(|(direct, kept, silent)| Op::Cut(direct, kept, silent)),
         1 => Just(Op::Renew),
+        1 => (end.clone(), any::<[bool; 2]>()).prop_map(|(end, lost)| Op::Network(end, lost)),
         1 => end.prop_map(Op::Finish),
     ]
 }
@@ -339,6 +350,7 @@ impl World {
             Op::Connect => self.connect(),
             Op::Cut(direct, kept, silent) => self.cut(direct, kept, silent),
             Op::Renew => self.renew(),
+            Op::Network(end, lost) => self.change_network(end, lost),
             Op::Finish(end) => self.finish(end),
         }
     }
@@ -676,4 +688,29 @@ fn an_acknowledgement_waits_for_more_but_not_for_long() {
     wanted.clear();
     Control::Ack(6).put(&mut wanted);
     assert_eq!(out, wanted);
+}
+
+#[test]
+fn a_relay_that_is_silent_after_a_change_of_the_network_is_lost() {
+    let (mut machine, now) = sent();
+    // Without another path, and without somebody who negotiates legs, it may as well stay.
+    machine.handle_network(&[], now);
+    assert_eq!(machine.deadline(), None);
+    machine.renew();
+    machine.handle_network(&[], now);
+    let mut out = Vec::new();
+    machine.transmit(RELAY, now, &mut out);
+    assert!(out.starts_with(&[26, 3, 3, 0, 5, 4]), "a ping: {out:?}");
+    assert_eq!(machine.deadline(), Some(now + SILENCE));
+    // Whatever comes is a sign of life.
+    machine.receive(RELAY, &[23, 3, 3, 0, 0], now).unwrap();
+    assert_ne!(machine.deadline(), Some(now + SILENCE));
+    machine.handle_network(&[], now);
+    machine.handle_deadline(now + SILENCE);
+    assert!(machine.is_stranded());
+    // What had that address is lost at once.
+    let (mut machine, now) = sent();
+    machine.renew();
+    machine.handle_network(&[RELAY], now);
+    assert!(machine.is_stranded());
 }
