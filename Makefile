@@ -41,7 +41,7 @@ direct-test: nextest ## Direct paths through every pair of NATs, and 50 cuts of 
 	@deploy/ci/install-peers.sh cc openssl prosody ejabberd postgresql relays
 	cargo build --locked --workspace --bins
 	FINGERPOST_WRITE_INTEROP=1 FINGERPOST_TEST_CUTS=$(CUTS) cargo nextest run --locked --test servers --test-threads 1 \
-		--success-output final -E 'test(/^(addresses|nats|outgoing|paths)::/)'
+		--success-output final -E 'test(/^(addresses|nats|outgoing|paths|roaming)::/)'
 
 direct-bench: nextest ## Measure a direct path against openssl in the same networks (as root): make direct-bench ROUNDS=3
 	@deploy/ci/install-peers.sh cc openssl prosody relays

@@ -32,5 +32,6 @@ mod outgoing;
 mod paths;
 mod pipe;
 mod resume;
+mod roaming;
 mod terminal;
 mod wire;

@@ -124,9 +124,11 @@ impl Client {
             .hint(format!("name the person, such as bob@{}", self.login.jid.domain())))
     }
 
-    /// Logs in.
+    /// Logs in for one session: resumes that with the server after a loss, and tells the user.
     pub(super) async fn connect(&self) -> Result<(Endpoint, Incoming), XtlsError> {
-        let connected = self.builder().login(&self.login).await?;
+        let output = self.output;
+        let builder = self.builder().resume(move |contact| tell(output, contact));
+        let connected = builder.login(&self.login).await?;
         self.warn_of_the_path();
         Ok(connected)
     }
