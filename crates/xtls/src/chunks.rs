@@ -6,8 +6,8 @@
 /// The length of a chunk's header: the number of bytes that follow, big endian, or one of [`END`] and [`KEEP`].
 pub(super) const HEADER: usize = 2;
 
-/// The most bytes in one chunk of ours: with its header it fills one TLS record.
-pub(super) const MOST: usize = (1 << 14) - HEADER;
+/// The most bytes in one chunk of ours: with its header it fills four TLS records.
+pub(super) const MOST: usize = (1 << 16) - HEADER;
 
 /// The end of a direction.
 pub(super) const END: [u8; HEADER] = [0; HEADER];
@@ -18,7 +18,7 @@ pub(super) const KEEP: [u8; HEADER] = [0xff; HEADER];
 /// Returns the header of a chunk with so many bytes, 1 to [`MOST`].
 pub(super) fn header(bytes: usize) -> [u8; HEADER] {
     debug_assert!((1..=MOST).contains(&bytes));
-    #[expect(clippy::cast_possible_truncation, reason = "a chunk is shorter than 16 KiB")]
+    #[expect(clippy::cast_possible_truncation, reason = "a chunk is shorter than 64 KiB")]
     (bytes as u16).to_be_bytes()
 }
 

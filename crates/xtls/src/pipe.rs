@@ -2,18 +2,21 @@
 
 mod command;
 mod local;
+mod standard;
 
 use std::{
-    future::ready,
+    future::{poll_fn, ready},
     io::{self, ErrorKind, IsTerminal},
+    pin::Pin,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    task::Poll,
     time::Duration,
 };
 
 use fingerpost_endpoint::{Reason, SecureStream, Session};
 use serde_json::json;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, split},
     sync::watch,
     time::{sleep, timeout},
 };
@@ -87,9 +90,9 @@ async fn run_standard(
     side: PipeSide,
 ) -> Result<(), XtlsError> {
     let local = Local {
-        input: tokio::io::stdin(),
+        input: standard::Input::open(),
         terminal: io::stdin().is_terminal(),
-        output: tokio::io::stdout(),
+        output: standard::Output::open(),
         is_command: false,
         ended: ready(Ok(())),
     };
@@ -193,14 +196,21 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
         |error: io::Error| XtlsError::failed(format!("the stream to {peer} broke: {error}"));
     let outgoing = async {
         let mut buffer = vec![0; chunks::HEADER + chunks::MOST];
-        let mut silent = true;
+        let (mut silent, mut flushed) = (true, true);
         loop {
+            // While there is more input, nothing waits until the network has taken what was written.
             let n = tokio::select! {
                 biased;
                 () = everything(&mut told), if terminal => Some(0),
-                n = input.read(&mut buffer[chunks::HEADER..]) => Some(n.map_err(|error| {
+                n = fill(&mut input, &mut buffer[chunks::HEADER..]) => Some(n.map_err(|error| {
                     XtlsError::failed(format!("standard input: cannot be read: {error}"))
                 })?),
+                done = write.flush(), if !flushed => {
+                    done.map_err(broke)?;
+                    flushed = true;
+                    confirmed.store(false, Ordering::Relaxed);
+                    continue;
+                }
                 () = sleep(KEEPALIVE), if chunked => None,
             };
             let n = match n {
@@ -217,6 +227,9 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
             buffer[..chunks::HEADER].copy_from_slice(&chunks::header(n));
             let from = if chunked { 0 } else { chunks::HEADER };
             write.write_all(&buffer[from..chunks::HEADER + n]).await.map_err(broke)?;
+            flushed = false;
+        }
+        if !flushed {
             write.flush().await.map_err(broke)?;
             confirmed.store(false, Ordering::Relaxed);
         }
@@ -264,11 +277,32 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
         done.await
     };
     let mut unread = false;
+    let mut seen = |written: io::Result<()>| {
+        unread = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::BrokenPipe);
+        if unread {
+            return Err(XtlsError::failed("standard output is closed"));
+        }
+        if is_command {
+            return Ok(written?);
+        }
+        Ok(fingerpost_terminal::checked(written, ())?)
+    };
     let incoming = async {
         let mut reader = chunked.then(chunks::ChunkReader::default);
         let mut buffer = vec![0; 16 * 1024];
+        let mut flushed = true;
         loop {
-            let n = read.read(&mut buffer).await?;
+            // While more comes, nothing waits until the reader of the output has it.
+            let filled = tokio::select! {
+                biased;
+                n = read.read(&mut buffer) => Some(n?),
+                done = output.flush(), if !flushed => {
+                    flushed = true;
+                    seen(done)?;
+                    None
+                }
+            };
+            let Some(n) = filled else { continue };
             let (mut rest, mut over, mut wrong) = (&buffer[..n], n == 0, false);
             let written = async {
                 while !rest.is_empty() && !wrong {
@@ -294,18 +328,10 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
                     received.fetch_add(data.len() as u64, Ordering::Relaxed);
                     output.write_all(data).await?;
                 }
-                output.flush().await
+                if over { output.flush().await } else { Ok(()) }
             };
-            let written = written.await;
-            unread = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::BrokenPipe);
-            if unread {
-                return Err(XtlsError::failed("standard output is closed"));
-            }
-            if is_command {
-                written?;
-            } else {
-                fingerpost_terminal::checked(written, ())?;
-            }
+            seen(written.await)?;
+            flushed = over;
             if wrong {
                 return Err(XtlsError::failed(format!(
                     "{peer} sent more after the end of its content"
@@ -339,8 +365,31 @@ async fn join<I: AsyncRead + Unpin, O: AsyncWrite + Unpin>(
             let confirmed = !said.into_inner() || confirmed.load(Ordering::Relaxed);
             Ok(Joined::Unread { confirmed })
         }
-        Err(error) => Err(error),
+        Err(error) => {
+            // What came before the stream broke is its reader's.
+            let _ = timeout(LAST_WORD, output.flush()).await;
+            Err(error)
+        }
     }
+}
+
+/// Reads until the buffer is full, or nothing more is there. Returns 0 at the end only. An error comes when everything before
+/// it has been returned.
+async fn fill(from: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> io::Result<usize> {
+    let mut buffer = ReadBuf::new(buffer);
+    poll_fn(|cx| {
+        while buffer.remaining() > 0 {
+            let before = buffer.filled().len();
+            match Pin::new(&mut *from).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if buffer.filled().len() > before => {}
+                Poll::Pending if before == 0 => return Poll::Pending,
+                Poll::Ready(read) if before == 0 => return Poll::Ready(read.map(|()| 0)),
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(buffer.filled().len()))
+    })
+    .await
 }
 
 /// Waits until the peer has sent everything.
