@@ -1,7 +1,7 @@
 //! The transport between one user and the next hop: a TCP connection, or an in-band bytestream.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -106,6 +106,21 @@ impl<S: LegEnd> AsyncWrite for Leg<S> {
             Self::Socket(leg) => Pin::new(leg).poll_write(cx, buf),
             Self::Ibb(leg) => Pin::new(leg).poll_write(cx, buf),
         }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Socket(leg) => Pin::new(leg).poll_write_vectored(cx, bufs),
+            Self::Ibb(leg) => Pin::new(leg).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        matches!(self, Self::Socket(leg) if leg.is_write_vectored())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

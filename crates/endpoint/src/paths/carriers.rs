@@ -1,4 +1,8 @@
 //! The task that owns the connections of a stream over several paths.
+//!
+//! Whoever reads or writes the stream does the work of the task at once, unless that is under way: waking the task costs a
+//! change of the thread for each record. The connections wake the task in any case, so they are also read while nobody uses
+//! the stream.
 
 use std::{
     future::poll_fn,
@@ -6,7 +10,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -67,59 +71,79 @@ impl Carrier {
 
 /// All connections of one stream.
 pub(super) struct Carriers {
-    shared: Arc<Shared>,
     carriers: Vec<Carrier>,
     piece: Box<[u8]>,
     timer: Pin<Box<Sleep>>,
     /// When the connections are closed at the latest.
     close: Option<Instant>,
+    /// Wakes the task.
+    task: Option<Waker>,
+}
+
+/// Moves bytes until the stream is over.
+pub(super) async fn run(shared: Arc<Shared>) {
+    poll_fn(|cx| {
+        let mut carriers = shared.carriers();
+        let Some(carriers) = &mut *carriers else { return Poll::Ready(()) };
+        if carriers.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
+            carriers.task = Some(cx.waker().clone());
+        }
+        carriers.poll(&shared, cx)
+    })
+    .await;
+    // Others hold what is shared for longer.
+    *shared.carriers() = None;
+    let mut state = shared.lock();
+    state.machine.end_all();
+    state.unwritten = 0;
+    state.wake();
+    drop(state);
+    shared.over.cancel();
 }
 
 impl Carriers {
-    pub(super) fn new(relay: TcpLeg, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(relay: TcpLeg) -> Self {
         Self {
-            shared,
             carriers: vec![Carrier::new(RELAY, relay, None)],
             piece: vec![0; PIECE].into_boxed_slice(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             close: None,
+            task: None,
         }
     }
 
-    /// Moves bytes until the stream is over.
-    pub(super) async fn run(mut self) {
-        poll_fn(|cx| self.poll(cx)).await;
-        let mut state = self.shared.lock();
-        state.machine.end_all();
-        state.unwritten = 0;
-        state.wake();
-        drop(state);
-        self.shared.over.cancel();
+    /// Does what the task would do next. Returns `false` if the task has not begun.
+    pub(super) fn poll_now(&mut self, shared: &Shared) -> bool {
+        let Some(task) = self.task.clone() else { return false };
+        if self.poll(shared, &mut Context::from_waker(&task)).is_ready() {
+            task.wake();
+        }
+        true
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            self.begin(cx);
+            self.begin(shared, cx);
             let mut moved = false;
             for index in 0..self.carriers.len() {
-                moved |= self.read(index, cx);
+                moved |= self.read(shared, index, cx);
             }
             for index in 0..self.carriers.len() {
-                moved |= self.write(index, cx);
+                moved |= self.write(shared, index, cx);
             }
-            self.tell();
-            if self.is_over(cx) {
+            self.tell(shared);
+            if self.is_over(shared, cx) {
                 return Poll::Ready(());
             }
-            if !moved && self.arm(cx).is_pending() {
+            if !moved && self.arm(shared, cx).is_pending() {
                 return Poll::Pending;
             }
         }
     }
 
     /// Takes new connections, and lets the machine do what is due.
-    fn begin(&mut self, cx: &Context<'_>) {
-        let mut state = self.shared.lock();
+    fn begin(&mut self, shared: &Shared, cx: &Context<'_>) {
+        let mut state = shared.lock();
         state.driver = Some(cx.waker().clone());
         for (number, leg, address) in state.added.drain(..) {
             // A small record is a whole message of the application.
@@ -148,8 +172,8 @@ impl Carriers {
     }
 
     /// Reads once from a connection.
-    fn read(&mut self, index: usize, cx: &mut Context<'_>) -> bool {
-        let Self { shared, carriers, piece, .. } = self;
+    fn read(&mut self, shared: &Shared, index: usize, cx: &mut Context<'_>) -> bool {
+        let Self { carriers, piece, .. } = self;
         let carrier = &mut carriers[index];
         if carrier.is_ended {
             return false;
@@ -180,9 +204,8 @@ impl Carriers {
     }
 
     /// Writes to a connection what the machine has for it, and it takes.
-    fn write(&mut self, index: usize, cx: &mut Context<'_>) -> bool {
-        let Self { shared, carriers, .. } = self;
-        let carrier = &mut carriers[index];
+    fn write(&mut self, shared: &Shared, index: usize, cx: &mut Context<'_>) -> bool {
+        let carrier = &mut self.carriers[index];
         if carrier.is_shut {
             return false;
         }
@@ -230,8 +253,8 @@ impl Carriers {
     }
 
     /// Handles what the machine says, and wakes those who wait for it.
-    fn tell(&mut self) {
-        let mut state = self.shared.lock();
+    fn tell(&mut self, shared: &Shared) {
+        let mut state = shared.lock();
         while let Some(event) = state.machine.poll_event() {
             match event {
                 Event::Closed(number) => {
@@ -254,20 +277,20 @@ impl Carriers {
                     };
                     let path = address.map_or(Path::Relay, Path::Direct);
                     tracing::debug!(number, "the stream goes on over another path");
-                    self.shared.path.send_if_modified(|old| mem::replace(old, path) != path);
+                    shared.path.send_if_modified(|old| mem::replace(old, path) != path);
                 }
                 // A message too many is dropped: its sender does not depend on it.
                 Event::Sealed(message) => drop(state.sealed.try_send(message)),
             }
         }
         let need = state.machine.need();
-        self.shared.need.send_if_modified(|old| mem::replace(old, need) != need);
+        shared.need.send_if_modified(|old| mem::replace(old, need) != need);
         state.wake();
     }
 
     /// Ends the connections when the stream is over; returns whether this task is done.
-    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
-        let state = self.shared.lock();
+    fn is_over(&mut self, shared: &Shared, cx: &mut Context<'_>) -> bool {
+        let state = shared.lock();
         let machine = &state.machine;
         if machine.is_over() {
             return true;
@@ -295,8 +318,8 @@ impl Carriers {
     }
 
     /// Sets the timer to what is next; ready if that is now.
-    fn arm(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.shared.lock();
+    fn arm(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = shared.lock();
         let deadline = state.machine.deadline().map(Instant::from_std);
         let Some(next) = deadline.into_iter().chain(self.close).min() else {
             state.armed = None;

@@ -4,14 +4,15 @@
 //! the application is busy, so a peer that is slow is never taken for a path that is lost.
 
 use std::{
-    fmt, io,
+    fmt,
+    io::{self, IoSlice},
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Instant,
 };
 
@@ -20,12 +21,13 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::{mpsc, watch},
+    task::coop,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Path,
-    carriers::Carriers,
+    carriers::{self, Carriers},
     machine::{Machine, Need, Role, is_direct},
     records::{USE_LENGTH, read_use},
 };
@@ -75,8 +77,9 @@ impl PathLeg {
             need: watch::Sender::new(Need::Nothing),
             over: CancellationToken::new(),
             carried: [AtomicU64::new(0), AtomicU64::new(0)],
+            carriers: Mutex::new(Some(Carriers::new(leg))),
         });
-        tokio::spawn(Carriers::new(leg, Arc::clone(&shared)).run());
+        tokio::spawn(carriers::run(Arc::clone(&shared)));
         Self::Paths(PathStream { shared })
     }
 
@@ -129,6 +132,8 @@ pub(super) struct Shared {
     pub(super) over: CancellationToken,
     /// How many bytes the relay and direct connections have carried, in both directions.
     pub(super) carried: [AtomicU64; 2],
+    /// The connections, until the stream is over. Locked before the state.
+    carriers: Mutex<Option<Carriers>>,
 }
 
 impl fmt::Debug for Shared {
@@ -253,6 +258,25 @@ impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    pub(super) fn carriers(&self) -> MutexGuard<'_, Option<Carriers>> {
+        self.carriers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves what can be moved now. Another thread that does it already does it once more.
+    fn drive(&self) {
+        let carriers = match self.carriers.try_lock() {
+            Ok(carriers) => Some(carriers),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        let is_done = carriers.is_some_and(|mut carriers| {
+            carriers.as_mut().is_some_and(|carriers| carriers.poll_now(self))
+        });
+        if !is_done {
+            self.lock().wake_driver();
+        }
+    }
 }
 
 /// A stream over several paths.
@@ -276,7 +300,14 @@ impl AsyncRead for PathStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // A reader that finds its bytes at once would keep all other tasks of its thread waiting.
+        let proceed = ready!(coop::poll_proceed(cx));
         let mut state = self.shared.lock();
+        if state.machine.chunk().is_empty() && buf.remaining() > 0 {
+            drop(state);
+            self.shared.drive();
+            state = self.shared.lock();
+        }
         let mut read = 0;
         while buf.remaining() > 0 {
             let chunk = state.machine.chunk();
@@ -289,6 +320,7 @@ impl AsyncRead for PathStream {
             read += length;
         }
         if read > 0 {
+            proceed.made_progress();
             if state.machine.owes_acknowledgement() {
                 state.wake_driver();
             }
@@ -314,18 +346,41 @@ impl AsyncWrite for PathStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    /// TLS writes several records at once.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let proceed = ready!(coop::poll_proceed(cx));
         let mut state = self.shared.lock();
         if state.machine.is_over() || state.machine.is_finished() {
             return Poll::Ready(Err(state.error()));
         }
-        let written = state.machine.write(buf);
-        let written = written.map_err(|error| io::Error::other(error.to_string()))?;
-        if written == 0 && !buf.is_empty() {
+        let mut written = 0;
+        for buf in bufs.iter().filter(|buf| !buf.is_empty()) {
+            let taken = state.machine.write(buf);
+            let taken = taken.map_err(|error| io::Error::other(error.to_string()))?;
+            written += taken;
+            if taken < buf.len() {
+                break;
+            }
+        }
+        if written == 0 && bufs.iter().any(|buf| !buf.is_empty()) {
             state.writer = Some((cx.waker().clone(), Wait::Room));
             return Poll::Pending;
         }
-        state.wake_driver();
+        proceed.made_progress();
+        drop(state);
+        self.shared.drive();
         Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     /// Waits until the kernel has taken everything.
@@ -549,6 +604,24 @@ impl AsyncWrite for PathLeg {
         match self.get_mut() {
             Self::Plain(leg) => Pin::new(leg).poll_write(cx, buf),
             Self::Paths(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(leg) => Pin::new(leg).poll_write_vectored(cx, bufs),
+            Self::Paths(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(leg) => leg.is_write_vectored(),
+            Self::Paths(stream) => stream.is_write_vectored(),
         }
     }
 

@@ -7,8 +7,8 @@ use super::{
     records::{RecordError, Splitter},
 };
 
-/// How many bytes of TLS records are put on a path at once; a control record waits for no more than this.
-const BATCH: u64 = 64 << 10;
+/// How many bytes of TLS records are put on a path at once: four full records. A control record waits for no more than this.
+const BATCH: u64 = 4 * ((16 << 10) + 64);
 /// How much memory an empty buffer keeps, in bytes.
 const KEPT_EMPTY: usize = 64 << 10;
 
