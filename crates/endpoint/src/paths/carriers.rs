@@ -1,8 +1,7 @@
 //! The task that owns the connections of a stream over several paths.
 //!
-//! Whoever reads or writes the stream does the work of the task at once, unless that is under way: waking the task costs a
-//! change of the thread for each record. The connections wake the task in any case, so they are also read while nobody uses
-//! the stream.
+//! The user of the stream does the work of the task at once, unless it is under way: waking the task costs a change of the
+//! thread for each record. The connections wake the task in any case, so they are also read while nobody uses the stream.
 
 use std::{
     future::poll_fn,
