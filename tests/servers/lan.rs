@@ -692,6 +692,31 @@ fn a_peer_with_link_local_addresses_only_is_reached_on_its_link() {
     assert_eq!(listener.interrupt(), 0);
 }
 
+/// The stream leaves the link's XML for a connection of its own, with the addresses of the link alone.
+#[test]
+fn a_file_has_a_connection_of_its_own() {
+    for with_ipv4 in [true, false] {
+        let cable = Cable::lay_many(1, with_ipv4);
+        // The file takes much longer than the connection, also on a busy machine.
+        let slow = "qdisc add dev cable root tbf rate 60mbit burst 64kb latency 50ms";
+        let tc = [&["-n", &cable.hosts[0]][..], &slow.split(' ').collect::<Vec<_>>()].concat();
+        assert!(Command::new("tc").args(tc).status().unwrap().success());
+        let (alice, bob) = (User::new(&cable, 0, "alice@ant"), User::new(&cable, 1, "bob@bee"));
+        let listener = bob.listen(&[]);
+        let file = alice.random_file("file.bin", 64 << 20);
+        let sent = alice.send("bob@bee", &file);
+        assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
+        assert_eq!(sha256(&bob.path("received/file.bin")), sha256(&file));
+        let (mine, theirs) = (event(&sent.stdout, "path").unwrap(), listener.events("path"));
+        for (event, host) in [(&mine, 1), (&theirs[0], 0)] {
+            assert_eq!(event["path"], "direct", "{event}");
+            let address = event["address"].as_str().unwrap();
+            assert!(cable.addresses(host, "cable").iter().any(|one| one == address), "{event}");
+        }
+        assert_eq!(listener.interrupt(), 0);
+    }
+}
+
 /// One after the other, with five seconds for each, these would take longer than a test may.
 #[test]
 fn addresses_that_nobody_has_do_not_hide_the_one_that_answers() {

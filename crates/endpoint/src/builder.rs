@@ -1,6 +1,10 @@
 //! The choices for an endpoint, before it has a connection.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use fingerpost_wire::{print::Print, transport_kind::TransportKind};
 use jid::BareJid;
@@ -39,6 +43,8 @@ pub struct Builder {
     pub(super) features: Vec<String>,
     pub(super) accept_direct: bool,
     pub(super) direct_path: DirectPath,
+    /// The addresses of both sides on their link.
+    pub(super) link: Option<[SocketAddr; 2]>,
     pub(super) consent: Arc<dyn Consent>,
     /// How the connection is kept: who hears of it, and whether a new session may follow a lost one.
     pub(super) reconnect: Option<(keeper::Listener, bool)>,
@@ -72,6 +78,7 @@ impl Builder {
             features: Vec::new(),
             accept_direct: false,
             direct_path: DirectPath::default(),
+            link: None,
             consent: Arc::new(NoConsent),
             reconnect: None,
         }
@@ -128,6 +135,16 @@ impl Builder {
     /// [`consent`](Self::consent) agrees.
     pub fn direct_path(self, direct_path: DirectPath) -> Self {
         Self { direct_path, ..self }
+    }
+
+    /// Says that both programs are connected already, with our address `own` and the peer's address `peer`, as on a local network
+    /// (XEP-0174). Streams move to a connection between these two addresses, without a question, and no other address is told.
+    pub fn on_link(self, own: SocketAddr, peer: SocketAddr) -> Self {
+        let link = [own, peer].map(|of| match of.ip().to_canonical() {
+            ip @ IpAddr::V4(_) => SocketAddr::new(ip, of.port()),
+            IpAddr::V6(_) => of,
+        });
+        Self { link: Some(link), direct_path: DirectPath::Always, ..self }
     }
 
     /// Decides for [`DirectPath::Auto`] which peers may learn this machine's addresses; by default none.

@@ -23,6 +23,7 @@ use super::{
     builder::Builder,
     cause::AskedPeer,
     credential::{Credential, OwnOffer},
+    direct::addresses::Scope,
     error::{Error, condition},
     guesses::Guesses,
     hub::{Hub, user_behind},
@@ -336,6 +337,11 @@ impl Endpoint {
     pub(super) fn may_learn_addresses(&self, peer: &BareJid) -> Option<bool> {
         let Builder { direct_path, consent, .. } = &self.inner.builder;
         direct_path.decide(&**consent, peer)
+    }
+
+    /// Returns which addresses direct paths may use.
+    pub(super) fn scope(&self) -> Scope {
+        self.inner.builder.link.map_or(Scope::Network, |[own, peer]| Scope::Link { own, peer })
     }
 
     /// Returns the first transport to offer.

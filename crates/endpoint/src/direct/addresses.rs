@@ -47,6 +47,8 @@ pub(crate) struct Candidate {
 pub(crate) enum Scope {
     /// Those that other machines can reach.
     Network,
+    /// Our own and the peer's on a link that both are connected by already.
+    Link { own: SocketAddr, peer: SocketAddr },
     /// Those of this machine only, for tests.
     #[cfg(test)]
     Loopback,
@@ -85,6 +87,7 @@ pub(crate) fn offered(scope: Scope) -> Vec<IpAddr> {
             let own: Vec<Own> = interfaces.iter().map(|of| own_address(of, &flags)).collect();
             choose(&own)
         }
+        Scope::Link { own, .. } => vec![own.ip()],
         #[cfg(test)]
         Scope::Loopback => vec![Ipv6Addr::LOCALHOST.into(), std::net::Ipv4Addr::LOCALHOST.into()],
     }
@@ -188,10 +191,18 @@ pub(super) fn dialled(theirs: &[Candidate], own: &[IpAddr], scope: Scope) -> Vec
         let port = candidate.address.port();
         let allowed = match scope {
             Scope::Network => is_usable(ip) && !own.contains(&ip),
+            Scope::Link { peer, .. } => ip == peer.ip(),
             #[cfg(test)]
             Scope::Loopback => ip.is_loopback(),
         };
-        let address = SocketAddr::new(ip, port);
+        let mut address = SocketAddr::new(ip, port);
+        if let Scope::Link { mut peer, .. } = scope
+            && allowed
+        {
+            // With the interface, without which a link-local address says nothing.
+            peer.set_port(port);
+            address = peer;
+        }
         if !allowed || port < FIRST_PORT || seen.contains(&address) {
             continue;
         }
@@ -226,6 +237,17 @@ mod tests {
 
     fn texts(addresses: &[impl ToString]) -> Vec<String> {
         addresses.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn on_a_link_only_its_addresses_are_told_and_dialled() {
+        let [own, peer] =
+            ["[fe80::1%3]:1024", "[fe80::2%3]:5298"].map(|text| text.parse().unwrap());
+        let scope = Scope::Link { own, peer };
+        assert_eq!(texts(&offered(scope)), ["fe80::1"]);
+        let theirs =
+            ["[fe80::2]:5000", "[fe80::3]:5000", "192.0.2.1:5000", "[fe80::2]:22"].map(host);
+        assert_eq!(texts(&dialled(&theirs, &[], scope)), ["[fe80::2%3]:5000"]);
     }
 
     #[test]

@@ -65,21 +65,16 @@ pub(crate) struct Listening {
 
 impl Listening {
     /// Listens on the port of `also`, the local address of the connection to the relay, if that connection was
-    /// [made to share it](path::Port::Shared); otherwise, and for `None`, on any. One family may be missing.
+    /// [made to share it](path::Port::Shared); otherwise, and for `None`, on any. One family may be missing. The peer is told and dialled
+    /// at the addresses of the scope.
     ///
     /// # Errors
     /// If this machine has neither family, or no ports or files are left.
-    pub(crate) fn open(also: Option<SocketAddr>) -> io::Result<Self> {
-        Self::open_in(Scope::Network, also)
-    }
-
-    /// Does the same with the addresses of a scope.
-    ///
-    /// # Errors
-    /// Those of [`open`](Self::open).
     pub(crate) fn open_in(scope: Scope, also: Option<SocketAddr>) -> io::Result<Self> {
         let [v4_any, v6_any] = match scope {
-            Scope::Network => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+            Scope::Network | Scope::Link { .. } => {
+                [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
+            }
             #[cfg(test)]
             Scope::Loopback => [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
         };
@@ -247,12 +242,10 @@ impl Attempt {
         let local = match (self.listening.port(target.ip()), &self.listening.scope) {
             // Targets have the family of a listener.
             (None, _) => return,
-            (Some(port), Scope::Network) if target.is_ipv4() => {
-                SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
-            }
-            (Some(port), Scope::Network) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
             #[cfg(test)]
             (Some(port), Scope::Loopback) => SocketAddr::new(target.ip(), port),
+            (Some(port), _) if target.is_ipv4() => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+            (Some(port), _) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
         };
         self.dials.spawn(async move {
             let dialling = async { shared(local)?.connect(target).await };

@@ -9,7 +9,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Candidate, GreetingKeys, Listening};
+use super::{Candidate, GreetingKeys, Listening, addresses::Scope};
 use crate::path::{self, Port};
 
 /// One side. It behaves as the side of a session does after TLS.
@@ -36,7 +36,7 @@ impl Probe {
         BufReader::new(&mut relay).take(64).read_line(&mut text).await?;
         let observed = text.trim().parse().map_err(io::Error::other)?;
         let local = relay.local_addr()?;
-        let mut listening = Listening::open(Some(local))?;
+        let mut listening = Listening::open_in(Scope::Network, Some(local))?;
         listening.observed(local, observed);
         Ok(Self { listening, _relay: relay })
     }

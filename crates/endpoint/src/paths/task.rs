@@ -87,7 +87,7 @@ impl Session {
                 Box::pin(async move { ask.ask(&peer).await })
             }
         };
-        let (chooses, scope) = (self.initiator, Scope::Network);
+        let (chooses, scope) = (self.initiator, self.endpoint.scope());
         let network = hub.network();
         let mut finder = Finder { paths, keys, chooses, scope, observer, network, listened: None };
         tokio::spawn(async move { finder.run(consenting).await });
@@ -172,11 +172,7 @@ impl Finder {
         let (local, sid) = self.paths.relay();
         let also = local.filter(|_| local != self.listened);
         self.listened = local;
-        let mut listening = match self.scope {
-            Scope::Network => Listening::open(also)?,
-            #[cfg(test)]
-            Scope::Loopback => Listening::open_in(Scope::Loopback, also)?,
-        };
+        let mut listening = Listening::open_in(self.scope, also)?;
         if let (Some(local), Some(sid), Some(observer)) = (local, sid, &self.observer)
             && let Some(observed) = observer.observed(&sid).await
         {

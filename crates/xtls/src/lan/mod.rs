@@ -464,15 +464,20 @@ impl Lan {
         let (Some(own), Some(peer)) = (full(own), full(&secure.peer)) else {
             return Err(XtlsError::failed("a name is too long"));
         };
+        let socket = secure.tls.get_ref().0;
+        let addresses = socket.local_addr().and_then(|own| Ok((own, socket.peer_addr()?)));
         let (connection, link) = link::start(secure.tls, role, own, peer);
-        let (endpoint, incoming) = Endpoint::builder(Arc::clone(&self.identity))
+        let builder = Endpoint::builder(Arc::clone(&self.identity))
             .policy(SamePeer(secure.print))
             .transport(TransportKind::Ibb)
-            // Both programs are connected directly already.
-            .direct_path(DirectPath::Never)
             .feature(ns::FILE_TRANSFER)
-            .feature(ns::HASHES)
-            .over(connection);
+            .feature(ns::HASHES);
+        // In-band, each byte would go through two layers of TLS, and through base64.
+        let builder = match addresses {
+            Ok((own, peer)) => builder.on_link(own, peer),
+            Err(_) => builder.direct_path(DirectPath::Never),
+        };
+        let (endpoint, incoming) = builder.over(connection);
         Ok((endpoint, incoming, link))
     }
 
