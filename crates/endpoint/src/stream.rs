@@ -24,7 +24,7 @@ use tokio_rustls::TlsStream;
 use super::{
     application::CHUNKS,
     error::{Detail, Error},
-    paths::{Path, PathLeg},
+    paths::{Path, PathLeg, VANISHED},
     policy::{Hint, Known, Listed, Standing},
     progress::{Direction, Monitor, Progress},
 };
@@ -242,10 +242,7 @@ impl SecureStream {
         self.note_delivered();
         while self.look.as_mut().poll(cx).is_ready() {
             if self.tls.get_ref().0.is_gone() {
-                let error = io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "timed out: the network or the proxy does not answer",
-                );
+                let error = io::Error::new(io::ErrorKind::TimedOut, VANISHED);
                 return Poll::Ready(Err(self.cut(&error)));
             }
             let now = Instant::now();

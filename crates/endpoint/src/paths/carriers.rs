@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    Path,
+    Path, VANISHED,
     leg::{Shared, now},
     machine::{Event, RELAY, is_direct},
 };
@@ -157,12 +157,17 @@ impl Carriers {
         if let Some(network) = state.network.take() {
             let left = |one: &&Carrier| one.local().is_some_and(|local| !network.has(local.ip()));
             let lost: Vec<u32> = self.carriers.iter().filter(left).map(|one| one.number).collect();
+            if !lost.is_empty() {
+                let text = "this machine has left the network".to_owned();
+                state.broken = Some((io::ErrorKind::NetworkDown, text));
+            }
             state.machine.handle_network(&lost, now());
         }
         if mem::take(&mut state.is_looked_at) {
             let relay = self.carriers.iter().find(|one| !is_direct(one.number));
             let vanished = relay.filter(|relay| relay.leg.is_gone()).map(|relay| relay.number);
             if let Some(number) = vanished.filter(|_| state.machine.renews()) {
+                state.broken = Some((io::ErrorKind::TimedOut, VANISHED.to_owned()));
                 state.machine.handle_loss(number, now());
             } else {
                 state.is_gone = vanished.is_some() && self.carriers.len() == 1;

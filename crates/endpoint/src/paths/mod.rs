@@ -21,6 +21,9 @@ mod task;
 
 pub(crate) use self::{keys::Keys, leg::PathLeg};
 
+/// The error of a stream whose last path does not answer.
+pub(crate) const VANISHED: &str = "timed out: the network or the proxy does not answer";
+
 /// The path that a stream is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

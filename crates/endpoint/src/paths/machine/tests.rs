@@ -189,7 +189,8 @@ impl World {
     /// and negotiates no more.
     fn renew(&mut self) {
         for end in [0, 1] {
-            if self.ends[end].is_stranded() && self.ends[1 - end].is_over() {
+            let [own, other] = [&self.ends[end], &self.ends[1 - end]];
+            if !own.has_relay() && !own.is_over() && other.is_over() {
                 assert!(self.ends[1 - end].is_done() && self.ends[end].is_whole());
                 self.ends[end].give_up();
             }
