@@ -52,8 +52,13 @@ fn run(program: &str, args: &[&str]) {
 
 impl World {
     fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    fn start_with(change: impl FnOnce(&mut Server)) -> Self {
         let network = Network::start();
-        let server = Server::start_at(Kind::Prosody, network.address());
+        let mut server = Server::start_at(Kind::Prosody, network.address());
+        change(&mut server);
         let address = Some(network.address().to_owned());
         let (options, pages) = Options { address, ..Options::default() }.with_pages();
         let component = Component::start(&server, &options);
@@ -65,12 +70,16 @@ impl World {
 
     /// Starts to send the file over a link that is slow for now.
     fn send(&self, paths: [&str; 2]) -> (Process, Listener) {
+        self.send_over(paths, &[])
+    }
+
+    fn send_over(&self, paths: [&str; 2], more: &[&str]) -> (Process, Listener) {
         let _old = std::fs::remove_dir_all(self.bob.home().join("received"));
-        let listener = self.bob.listen(&["--direct-path", paths[1]]);
+        let listener = self.bob.listen(&[&["--direct-path", paths[1]][..], more].concat());
         let jid = listener.event("listening").unwrap()["jid"].as_str().unwrap().to_owned();
         let file = self.alice.home().join("large.bin");
         let args = ["send", &jid, file.to_str().unwrap(), "--json", "--direct-path", paths[0]];
-        (self.alice.start(args), listener)
+        (self.alice.start([&args[..], more].concat()), listener)
     }
 
     /// Returns one of the component's counters.
@@ -175,6 +184,45 @@ fn a_transfer_goes_on_over_a_new_leg_when_the_relay_is_reset() {
     wait_for("new legs", PATIENCE, logs, || joined() == 3);
     run("tc", &["qdisc", "del", "dev", &device, "root"]);
     world.arrived(sender, listener, "a broken relay");
+}
+
+/// A module of Prosody that loses one block of those that users send, and one of those that they get.
+const LOSE_BLOCKS: &str = r#"
+local function lose(which)
+    local seen = 0;
+    return function (event)
+        if event.stanza:get_child("data", "http://jabber.org/protocol/ibb") then
+            seen = seen + 1;
+            if seen == which then
+                module:log("info", "lost a block");
+                return true;
+            end
+        end
+    end
+end
+module:hook("pre-iq/full", lose(40), 1000);
+module:hook("iq/full", lose(200), 1000);
+"#;
+
+/// No direct connection is possible, and the server loses blocks: the transfer goes on over new in-band bytestreams.
+#[test]
+fn a_transfer_goes_on_in_band_when_the_server_has_lost_a_block() {
+    let modules = tempfile::tempdir().unwrap();
+    std::fs::write(modules.path().join("mod_lose_blocks.lua"), LOSE_BLOCKS).unwrap();
+    let world = World::start_with(|server| {
+        server.reconfigure(true, |text| {
+            let path = format!("plugin_paths = {{ \"{}\" }}\n", modules.path().display());
+            path + &text.replace("\"roster\", ", "\"roster\", \"lose_blocks\", ")
+        });
+    });
+    world.cut("drop");
+    random_file(&world.alice.home().join("large.bin"), 4 << 20);
+    let (sender, listener) = world.send_over(["always", "always"], &["--transport", "ibb"]);
+    let logs = || world.logs(&sender, &listener) + &world.server.log();
+    let joined = || world.component.log().matches("both legs up").count();
+    wait_for("new legs, twice", PATIENCE, logs, || joined() == 3);
+    assert_eq!(world.server.log().matches("lost a block").count(), 2);
+    world.arrived(sender, listener, "lost blocks");
 }
 
 #[test]

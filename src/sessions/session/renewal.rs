@@ -33,8 +33,8 @@ impl BrokeredSession {
         self.direct.is_some()
     }
 
-    /// Returns whether a transport of the initiator replaces both legs: once they were joined, and also when it begins anew
-    /// because that has failed. While its leg is set up, in-band bytestreams replace SOCKS5 on it alone.
+    /// Returns whether a transport of the initiator replaces both legs: once they were joined, and also when it tries again
+    /// because new legs have failed. While its leg is set up, in-band bytestreams replace SOCKS5 on it alone.
     pub(super) fn renews(&self, content: &Element) -> bool {
         match self.phase {
             SessionPhase::Relaying { .. } | SessionPhase::Relayed { .. } => true,
