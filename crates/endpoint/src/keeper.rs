@@ -311,15 +311,17 @@ impl<D: Dialer> KeptConnection<D> {
                 self.dialer.begin(name, self.state.management.as_ref()).await
             };
             let failure = tokio::select! {
-                begun = attempt => match begun {
-                    Ok(begun) => return Ok(Some(begun)),
-                    Err(failure) => failure,
-                },
+                // An attempt from an address that is gone is given up before it goes on.
+                biased;
                 () = network.changed() => {
                     // What has failed before may work there.
                     *pauses = Pauses::default();
                     continue;
                 }
+                begun = attempt => match begun {
+                    Ok(begun) => return Ok(Some(begun)),
+                    Err(failure) => failure,
+                },
                 () = self.closing.cancelled() => return Ok(None),
                 () = self.inbound.closed() => return Ok(None),
             };
