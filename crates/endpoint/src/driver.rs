@@ -144,7 +144,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
     }
 
     /// Gives the connection up when its address is no longer this machine's, if another one can continue the session.
-    pub(super) fn leaves_with(mut self, network: Network, local: Option<IpAddr>) -> Self {
+    pub(super) fn leaves_with(mut self, mut network: Network, local: Option<IpAddr>) -> Self {
+        if local.is_none_or(|local| network.has(local)) {
+            // Earlier changes do not concern this connection.
+            network.forget_changes();
+        }
         self.network = (network, local);
         self
     }

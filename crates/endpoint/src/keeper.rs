@@ -293,6 +293,7 @@ impl<D: Dialer> KeptConnection<D> {
     async fn again(&mut self, pauses: &mut Pauses) -> Result<Option<Begun<D::Io>>, Error> {
         let since = Instant::now();
         let mut network = self.keeping.network.clone();
+        network.forget_changes();
         loop {
             let over = self.state.management.as_ref().and_then(Management::resumable);
             let longest = if self.keeping.begins_anew { Duration::MAX } else { ONLY_RESUMED };

@@ -61,7 +61,14 @@ impl Network {
         Self { addresses: Some(addresses) }
     }
 
-    /// Waits until the addresses are others than when this was last called, or when this value was cloned or made.
+    /// Lets [`changed`](Self::changed) wait for the next change.
+    pub(crate) fn forget_changes(&mut self) {
+        if let Some(addresses) = &mut self.addresses {
+            addresses.mark_unchanged();
+        }
+    }
+
+    /// Waits until the addresses are others than when this was last called. A clone begins where the original was.
     pub(crate) async fn changed(&mut self) {
         let is_changed = match &mut self.addresses {
             Some(addresses) => addresses.changed().await.is_ok(),

@@ -405,7 +405,7 @@ async fn a_session_is_resumed_at_once_when_its_address_is_gone() {
     let begin = Instant::now();
     world.addresses.send_replace(OwnAddresses::new());
     server.closed().await;
-    // No way leads to the server until there is another address.
+    // No way leads to the server until there is an address again.
     for _ in 0..6 {
         world.refuse(false).await;
     }
@@ -413,7 +413,7 @@ async fn a_session_is_resumed_at_once_when_its_address_is_gone() {
         sleep(Duration::from_millis(10)).await;
     }
     let before = begin.elapsed();
-    world.addresses.send_replace([OTHER].into());
+    world.addresses.send_replace([LOCAL].into());
     let mut server = world.accept(MANAGED).await;
     server.until("previd='s1'/>").await;
     assert!(begin.elapsed() <= before + FIRST, "{:?}", begin.elapsed());
