@@ -1,7 +1,7 @@
 //! Direct connections between two hosts behind real NATs.
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,8 +34,21 @@ fn observer(networks: &TwoNats) -> SocketAddr {
     address
 }
 
-/// Runs one attempt of both sides, of which the second begins late; returns whether they have connected.
-fn attempt(networks: &TwoNats, observer: SocketAddr, late: Duration) -> bool {
+/// What an attempt comes to.
+struct Attempted {
+    /// Whether the two sides have connected.
+    is_connected: bool,
+    /// The address of each side that servers see, as it is told to the other side.
+    reflexive: [Option<SocketAddr>; 2],
+}
+
+/// Runs one attempt of both sides, of which the second begins late.
+fn attempt(
+    networks: &TwoNats,
+    observer: SocketAddr,
+    stun: Option<SocketAddr>,
+    late: Duration,
+) -> Attempted {
     let (to_a, from_b) = std::sync::mpsc::channel();
     let (to_b, from_a) = std::sync::mpsc::channel();
     let side =
@@ -43,23 +56,29 @@ fn attempt(networks: &TwoNats, observer: SocketAddr, late: Duration) -> bool {
             move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 runtime.unwrap().block_on(async {
-                    let probe = Probe::open(observer).await.unwrap();
-                    tell.send(probe.candidates()).unwrap();
+                    let probe = Probe::open(observer, stun).await.unwrap();
+                    let own = probe.candidates();
+                    tell.send(own.clone()).unwrap();
                     let theirs = hear.recv().unwrap();
                     if !is_client {
                         tokio::time::sleep(late).await;
                     }
-                    probe.connect(&theirs, is_client).await
+                    (probe.connect(&theirs, is_client).await, own.reflexive())
                 })
             }
         };
-    let (a, b) = thread::scope(|scope| {
+    let ((a, of_a), (b, of_b)) = thread::scope(|scope| {
         let a = scope.spawn(|| networks.inside(Place::HostA, side(true, to_b, from_b)));
         let b = scope.spawn(|| networks.inside(Place::HostB, side(false, to_a, from_a)));
         (a.join().unwrap(), b.join().unwrap())
     });
     assert_eq!(a.is_some(), b.is_some(), "both know whether they are connected: {a:?} {b:?}");
-    a.is_some()
+    Attempted { is_connected: a.is_some(), reflexive: [of_a, of_b] }
+}
+
+/// Returns whether the two sides connect, with one observer.
+fn connects(networks: &TwoNats, observer: SocketAddr, late: Duration) -> bool {
+    attempt(networks, observer, None, late).is_connected
 }
 
 /// Returns whether TCP can connect hosts behind these NATs directly: not if the mapping of one side cannot be foretold, and the
@@ -101,15 +120,55 @@ fn hosts_behind_nats_connect_wherever_tcp_can() {
     for nats in pairs() {
         let networks = TwoNats::start(nats[0], nats[1]);
         let observer = observer(&networks);
-        assert_eq!(attempt(&networks, observer, Duration::ZERO), is_possible(nats), "{nats:?}");
+        assert_eq!(connects(&networks, observer, Duration::ZERO), is_possible(nats), "{nats:?}");
     }
+}
+
+/// Lets the second NAT count the connections that the first one's host begins and that it lets in nowhere.
+fn count_vain_dials(networks: &TwoNats) -> impl Fn() -> u64 {
+    let from = "iifname wan ip saddr 198.18.1.2 tcp flags & (syn | ack) == syn";
+    networks.nft(Place::NatB, &format!("insert rule ip nat here {from} counter"));
+    || {
+        let chain = networks.run_in(Place::NatB, "nft", &["list", "chain", "ip", "nat", "here"]);
+        let count = chain.split("counter packets ").nth(1).and_then(|rest| rest.split(' ').next());
+        count.expect("the rule").parse().unwrap()
+    }
+}
+
+#[test]
+fn two_observers_show_a_symmetric_nat_and_nothing_is_dialled_that_it_cannot_let_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let stun = SocketAddr::from((TwoNats::SERVERS, TwoNats::STUN_PORT));
+    for nats in pairs() {
+        let networks = TwoNats::start(nats[0], nats[1]);
+        let observer = observer(&networks);
+        let _server = networks.start_stun_server(directory.path());
+        let attempted = attempt(&networks, observer, Some(stun), Duration::ZERO);
+        assert_eq!(attempted.is_connected, is_possible(nats), "{nats:?}");
+        let publics = ["198.18.1.2", "198.18.2.2"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        for ((nat, address), public) in nats.into_iter().zip(attempted.reflexive).zip(publics) {
+            assert_eq!(address.is_none(), nat == Nat::None, "{nats:?}");
+            if let Some(address) = address {
+                assert_eq!(address.ip(), public, "{nats:?}");
+                assert_eq!(address.port() == 0, nat == Nat::Symmetric, "{nats:?} {address}");
+            }
+        }
+    }
+    let networks = TwoNats::start_with([Nat::Symmetric; 2], Unasked::Reset);
+    let observer = observer(&networks);
+    let _server = networks.start_stun_server(directory.path());
+    let dials = count_vain_dials(&networks);
+    assert!(!attempt(&networks, observer, Some(stun), Duration::ZERO).is_connected);
+    assert_eq!(dials(), 0);
+    assert!(!connects(&networks, observer, Duration::ZERO));
+    assert!(dials() > 0, "with one observer the NAT is not known");
 }
 
 /// Lets alice send bob a file through a pipe, and checks that the two go direct, or that their attempt fails; either way the file
 /// arrives. Returns the addresses that they tell.
 fn send_when_settled(internet: &Internet, is_direct: bool, case: &str) -> Option<[String; 2]> {
-    let file = internet.alice.home().join("file.bin");
     let always = ["--direct-path", "always", "-vv"];
+    let file = internet.alice.home().join("file.bin");
     let pipe = internet.pipe(&[], [&always, &always]);
     let addresses = if is_direct {
         Some(pipe.wait_until_direct(|| format!("{case}\n{}", internet.logs(&pipe))))
@@ -235,7 +294,7 @@ fn a_side_that_begins_late_is_reached_also_if_its_nat_refuses_the_first_dials() 
         networks.delay(10);
         let observer = observer(&networks);
         for late in [0, 35, 300] {
-            let connected = attempt(&networks, observer, Duration::from_millis(late));
+            let connected = connects(&networks, observer, Duration::from_millis(late));
             assert!(connected, "{unasked:?}, {late} ms late");
         }
     }

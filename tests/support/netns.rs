@@ -66,8 +66,10 @@ pub enum Unasked {
     Drop,
     /// Refuses it with a RST.
     Reset,
-    /// Refuses it with an ICMP error.
+    /// Refuses it with an ICMP error: EHOSTUNREACH.
     Unreachable,
+    /// Refuses it with the ICMP error that a connection cannot tell from a RST: ECONNREFUSED.
+    PortUnreachable,
 }
 
 /// A place in the networks.
@@ -98,6 +100,8 @@ impl TwoNats {
     /// The address of the servers in the public network.
     // 198.18.0.0/15 is reserved for tests between networks (RFC 2544).
     pub const SERVERS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+    /// The port of the [STUN server](Self::start_stun_server), at the servers' address.
+    pub const STUN_PORT: u16 = 3478;
     /// The address of the component's machine, if it has one of its own.
     pub const COMPONENT: Ipv4Addr = Ipv4Addr::new(198, 18, 3, 2);
 
@@ -245,6 +249,20 @@ impl TwoNats {
         self.delay = Some((process, directory));
     }
 
+    /// Starts a STUN server in the public network. It prints a line for each question.
+    pub fn start_stun_server(&self, directory: &Path) -> Process {
+        let log = directory.join("stun.log");
+        let _of_another = std::fs::remove_file(&log);
+        let process = self.inside(Place::Public, || {
+            let mut command = Command::new("python3");
+            command.arg(root().join("tests/peers/stun_server.py"));
+            command.args([Self::SERVERS.to_string(), Self::STUN_PORT.to_string()]);
+            Process::start(command, &log)
+        });
+        wait_for("the STUN server", PATIENCE, || process.log(), || process.log().contains("ready"));
+        process
+    }
+
     /// Returns the name of a place's namespace, for `ip netns exec`.
     pub fn name(&self, place: Place) -> String {
         format!("{}{place:?}", self.prefix)
@@ -355,6 +373,7 @@ fn rules(kind: Nat, unasked: Unasked, host: &str) -> String {
         Unasked::Drop => "drop",
         Unasked::Reset => "reject with tcp reset",
         Unasked::Unreachable => "reject with icmp type host-unreachable",
+        Unasked::PortUnreachable => "reject with icmp type port-unreachable",
     };
     format!(
         "table ip nat {{

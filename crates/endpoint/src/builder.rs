@@ -14,6 +14,7 @@ use super::{
     credential::Credential,
     keeper::{self, Contact},
     policy::{Policy, Registered},
+    stun_servers::StunChoice,
 };
 
 /// How an endpoint is to be.
@@ -46,6 +47,7 @@ pub struct Builder {
     /// The addresses of both sides on their link.
     pub(super) link: Option<[SocketAddr; 2]>,
     pub(super) consent: Arc<dyn Consent>,
+    pub(super) stun: StunChoice,
     /// How the connection is kept: who hears of it, and whether a new session may follow a lost one.
     pub(super) reconnect: Option<(keeper::Listener, bool)>,
 }
@@ -80,6 +82,7 @@ impl Builder {
             direct_path: DirectPath::default(),
             link: None,
             consent: Arc::new(NoConsent),
+            stun: StunChoice::default(),
             reconnect: None,
         }
     }
@@ -150,6 +153,15 @@ impl Builder {
     /// Decides for [`DirectPath::Auto`] which peers may learn this machine's addresses; by default none.
     pub fn consent(self, consent: impl Consent) -> Self {
         Self { consent: Arc::new(consent), ..self }
+    }
+
+    /// Sets which STUN servers are asked at which address they see this machine, each `host:port` or `[IPv6]:port`, instead
+    /// of those that the user's own XMPP server names (XEP-0215). Two at most are asked. None are with an empty list.
+    ///
+    /// They are asked over TCP, and only after both sides of a session have agreed to a direct connection.
+    pub fn stun_servers(self, servers: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let servers = servers.into_iter().map(Into::into).collect();
+        Self { stun: StunChoice::These(servers), ..self }
     }
 
     /// Announces an application by the namespace of its description, so that peers offer it.

@@ -94,6 +94,7 @@ mod socks5;
 mod start;
 mod stream;
 mod streamhost;
+mod stun_servers;
 mod transport;
 
 pub use fingerpost_wire::{jingle::Reason, stanza::RequestKind, transport_kind::TransportKind};

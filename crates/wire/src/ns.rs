@@ -96,6 +96,8 @@ pub const RSM: &str = "http://jabber.org/protocol/rsm";
 pub const ERRORS: &str = "urn:xmpp:errors";
 /// Our hints inside Jingle contents, and the profiles of methods.
 pub const HINTS: &str = "urn:fingerpost:xtls:0";
+/// External services of a server (XEP-0215).
+pub const EXTDISCO: &str = "urn:xmpp:extdisco:2";
 /// Blocking, errors (XEP-0191, 3.5).
 pub const BLOCKING_ERRORS: &str = "urn:xmpp:blocking:errors";
 /// The prefix of the namespace for names whose prefix a server has passed on without its declaration; the prefix

@@ -29,7 +29,7 @@ const TENTATIVE: u8 = 0x40;
 pub(crate) enum CandidateKind {
     /// An interface has it.
     Host,
-    /// A server sees it, behind a NAT.
+    /// A server sees it, behind a NAT. With the port 0, the NAT takes another port for each peer.
     ServerReflexive,
 }
 
@@ -155,7 +155,7 @@ fn choose(own: &[Own]) -> Vec<IpAddr> {
 }
 
 /// Returns whether another machine may have this address.
-fn is_usable(ip: IpAddr) -> bool {
+pub(crate) fn is_usable(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
             let first = ip.octets()[0];
@@ -179,44 +179,72 @@ fn is_usable(ip: IpAddr) -> bool {
     }
 }
 
+/// Returns whether a server or a peer may have this side connect to an address: one of another machine, and not the port of a
+/// usual service. `own` has the addresses of this machine.
+pub(crate) fn may_be_dialled(address: SocketAddr, own: &[IpAddr]) -> bool {
+    let ip = address.ip().to_canonical();
+    is_usable(ip) && !own.contains(&ip) && address.port() >= FIRST_PORT
+}
+
+/// An address to dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) address: SocketAddr,
+    pub(super) kind: CandidateKind,
+    /// Whether the port is a guess, because the NAT's is not known. A dial lets the NAT on this side know the address: some let its
+    /// connections in then, whatever their ports.
+    pub(super) is_guess: bool,
+}
+
 /// Returns the addresses to dial, in order, without repetitions.
 ///
 /// The kinds and families take turns. The peer decides how many of a kind it names, and these must not keep one of
 /// another kind waiting until the attempt is over.
-pub(super) fn dialled(theirs: &[Candidate], own: &[IpAddr], scope: Scope) -> Vec<SocketAddr> {
+pub(super) fn dialled(theirs: &[Candidate], own: &[IpAddr], scope: Scope) -> Vec<Target> {
     let mut kinds = [const { Vec::new() }; 4];
     let mut seen = Vec::new();
     for candidate in theirs.iter().take(MOST) {
         let ip = candidate.address.ip().to_canonical();
-        let port = candidate.address.port();
-        let allowed = match scope {
-            Scope::Network => is_usable(ip) && !own.contains(&ip),
-            Scope::Link { peer, .. } => ip == peer.ip(),
-            #[cfg(test)]
-            Scope::Loopback => ip.is_loopback(),
+        let is_guess =
+            candidate.kind == CandidateKind::ServerReflexive && candidate.address.port() == 0;
+        // A NAT that does not keep the host's port most of the time may still do so now.
+        let port = match is_guess {
+            true => listening_port(theirs, ip.is_ipv4()).unwrap_or_default(),
+            false => candidate.address.port(),
         };
         let mut address = SocketAddr::new(ip, port);
-        if let Scope::Link { mut peer, .. } = scope
-            && allowed
-        {
-            // With the interface, without which a link-local address says nothing.
-            peer.set_port(port);
-            address = peer;
-        }
-        if !allowed || port < FIRST_PORT || seen.contains(&address) {
+        let allowed = match scope {
+            Scope::Network => may_be_dialled(address, own),
+            Scope::Link { mut peer, .. } => {
+                let is_peer = ip == peer.ip() && port >= FIRST_PORT;
+                // With the interface, without which a link-local address says nothing.
+                peer.set_port(port);
+                address = peer;
+                is_peer
+            }
+            #[cfg(test)]
+            Scope::Loopback => ip.is_loopback() && port >= FIRST_PORT,
+        };
+        if !allowed || seen.contains(&address) {
             continue;
         }
         seen.push(address);
-        let kind = match (candidate.kind, ip) {
+        let order = match (candidate.kind, ip) {
             (CandidateKind::Host, IpAddr::V6(_)) => 0,
             (CandidateKind::ServerReflexive, IpAddr::V4(_)) => 1,
             (CandidateKind::Host, IpAddr::V4(_)) => 2,
             (CandidateKind::ServerReflexive, IpAddr::V6(_)) => 3,
         };
-        kinds[kind].push(address);
+        kinds[order].push(Target { address, kind: candidate.kind, is_guess });
     }
     let longest = kinds.iter().map(Vec::len).max().unwrap_or_default();
     (0..longest).flat_map(|n| kinds.iter().filter_map(move |kind| kind.get(n).copied())).collect()
+}
+
+/// Returns the port on which a peer listens, behind its NAT.
+fn listening_port(theirs: &[Candidate], is_ipv4: bool) -> Option<u16> {
+    let hosts = theirs.iter().take(MOST).filter(|one| one.kind == CandidateKind::Host);
+    hosts.map(|host| host.address).find(|host| host.is_ipv4() == is_ipv4).map(|host| host.port())
 }
 
 #[cfg(test)]
@@ -235,6 +263,12 @@ mod tests {
         Own { interface: interface.to_owned(), ip: ip.parse().unwrap(), is_up: true, flags }
     }
 
+    /// Returns what is dialled by a machine without addresses.
+    fn targets(theirs: &[Candidate]) -> Vec<String> {
+        let targets = dialled(theirs, &[], Scope::Network);
+        targets.iter().map(|target| target.address.to_string()).collect()
+    }
+
     fn texts(addresses: &[impl ToString]) -> Vec<String> {
         addresses.iter().map(ToString::to_string).collect()
     }
@@ -247,7 +281,9 @@ mod tests {
         assert_eq!(texts(&offered(scope)), ["fe80::1"]);
         let theirs =
             ["[fe80::2]:5000", "[fe80::3]:5000", "192.0.2.1:5000", "[fe80::2]:22"].map(host);
-        assert_eq!(texts(&dialled(&theirs, &[], scope)), ["[fe80::2%3]:5000"]);
+        let targets = dialled(&theirs, &[], scope);
+        let addresses: Vec<_> = targets.iter().map(|target| target.address).collect();
+        assert_eq!(texts(&addresses), ["[fe80::2%3]:5000"]);
     }
 
     #[test]
@@ -373,7 +409,7 @@ mod tests {
     #[test]
     fn a_mapped_address_is_dialled_as_ipv4_and_once() {
         let theirs = [host("[::ffff:192.0.2.1]:5000"), host("192.0.2.1:5000")];
-        assert_eq!(texts(&dialled(&theirs, &[], Scope::Network)), ["192.0.2.1:5000"]);
+        assert_eq!(targets(&theirs), ["192.0.2.1:5000"]);
     }
 
     #[test]
@@ -392,7 +428,22 @@ mod tests {
             "10.0.0.2:5000",
             "100.64.0.1:5000",
         ];
-        assert_eq!(texts(&dialled(&theirs, &[], Scope::Network)), order);
+        assert_eq!(targets(&theirs), order);
+    }
+
+    #[test]
+    fn behind_a_nat_without_a_port_the_listener_s_port_is_dialled() {
+        let theirs = [reflexive("192.0.2.1:0"), host("10.0.0.1:5000"), host("[2001:db8::1]:5001")];
+        let dialled = dialled(&theirs, &[], Scope::Network);
+        assert_eq!(targets(&theirs), ["[2001:db8::1]:5001", "192.0.2.1:5000", "10.0.0.1:5000"]);
+        assert_eq!(
+            dialled.iter().map(|one| one.is_guess).collect::<Vec<_>>(),
+            [false, true, false]
+        );
+        // Without a listener in its family, or with one on the port of a service, there is nothing to dial.
+        assert_eq!(targets(&theirs[..1]), [""; 0]);
+        assert_eq!(targets(&[reflexive("192.0.2.1:0"), host("10.0.0.1:22")]), [""; 0]);
+        assert_eq!(targets(&[host("192.0.2.1:0"), host("10.0.0.1:5000")]), ["10.0.0.1:5000"]);
     }
 
     #[test]

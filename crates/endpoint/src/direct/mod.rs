@@ -3,6 +3,8 @@
 //! | part | decides |
 //! |---|---|
 //! | [`addresses`] | which addresses are offered, and which are dialled |
+//! | [`stun`] | what a STUN server says of a connection |
+//! | [`mapping`] | how the NAT maps a port, from what servers have seen |
 //! | [`punch`] | when to dial which of them |
 //! | [`greeting`] | whether the other end of a connection is the peer |
 //!
@@ -10,9 +12,11 @@
 
 pub(crate) mod addresses;
 mod greeting;
+mod mapping;
 #[cfg(feature = "testing")]
 pub mod probe;
 mod punch;
+mod stun;
 
 use std::{
     collections::VecDeque,
@@ -31,14 +35,16 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use self::{
-    addresses::Scope,
-    greeting::{Greeting, NONCE},
-    punch::{Dialled, Punch, Step},
-};
 pub(crate) use self::{
     addresses::{Candidate, CandidateKind},
     greeting::GreetingKeys,
+    mapping::{Mapping, Observation},
+};
+use self::{
+    addresses::{Scope, Target},
+    greeting::{Greeting, NONCE},
+    mapping::mapping,
+    punch::{Dialled, Pace, Punch, Step},
 };
 use super::path;
 
@@ -59,7 +65,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Listening {
     v4: Option<TcpListener>,
     v6: Option<TcpListener>,
-    reflexive: Option<SocketAddr>,
+    observations: Vec<Observation>,
+    /// The public address of a NAT that is known to be symmetric.
+    varied: Option<IpAddr>,
+    /// The connections to STUN servers. Without them a NAT could give the listener's mapping away.
+    kept: Vec<TcpStream>,
     scope: Scope,
 }
 
@@ -83,51 +93,113 @@ impl Listening {
         // The same port for both, where it is free.
         let port = v4.as_ref().ok().and_then(local_port).unwrap_or(port);
         let v6 = listen(v6_any, port);
-        match (v4, v6) {
-            (Err(error), Err(_)) => Err(error),
-            (v4, v6) => Ok(Self { v4: v4.ok(), v6: v6.ok(), reflexive: None, scope }),
-        }
+        let (v4, v6) = match (v4, v6) {
+            (Err(error), Err(_)) => return Err(error),
+            (v4, v6) => (v4.ok(), v6.ok()),
+        };
+        Ok(Self { v4, v6, observations: Vec::new(), varied: None, kept: Vec::new(), scope })
     }
 
-    /// Adds the address at which a server sees the connection with the local address `local`.
+    /// Adds what a server sees of one of our connections.
     ///
     /// It is of use if that connection shares the port of the listener. If it does not, but the NAT keeps the numbers of
     /// ports, the NAT is expected to keep the listener's too.
-    pub(crate) fn observed(&mut self, local: SocketAddr, observed: SocketAddr) {
-        let canonical =
-            |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-        let (local, observed) = (canonical(local), canonical(observed));
-        let Some(own) = self.port(observed.ip()) else { return };
-        if local.is_ipv4() != observed.is_ipv4() || local.ip() == observed.ip() {
-            return;
-        }
-        let port = if local.port() == own {
-            observed.port()
-        } else if local.port() == observed.port() {
-            own
-        } else {
-            return;
-        };
-        self.reflexive = Some(SocketAddr::new(observed.ip(), port));
+    pub(crate) fn observed(&mut self, observation: Observation) {
+        self.observations.push(observation);
     }
 
-    /// Returns the addresses at which the peer may reach this side, at most 17.
+    /// Notes that the NAT with this public address was found to be symmetric.
+    pub(crate) fn known_to_vary(&mut self, varied: Option<IpAddr>) {
+        self.varied = varied;
+    }
+
+    /// Asks a STUN server at which address it sees the listener's port. Pass the result to [`keep`](Self::keep).
+    ///
+    /// # Errors
+    /// Those of connecting; if there is no listener of the server's family; or if the server does not say.
+    pub(crate) fn ask(
+        &self,
+        server: SocketAddr,
+    ) -> impl Future<Output = io::Result<(TcpStream, Observation)>> + use<> {
+        let local = self.dialling_address(server.ip());
+        async move {
+            let local = local.ok_or(io::ErrorKind::AddrNotAvailable)?;
+            let (stream, observed) =
+                stun::ask(async { shared(local)?.connect(server).await }).await?;
+            let local = stream.local_addr()?;
+            tracing::debug!(%server, %observed, "a STUN server has answered");
+            Ok((stream, Observation { local, observed }))
+        }
+    }
+
+    /// Adds what a STUN server has seen, and keeps the connection to it.
+    pub(crate) fn keep(&mut self, (stream, observation): (TcpStream, Observation)) {
+        self.kept.push(stream);
+        self.observed(observation);
+    }
+
+    /// Returns how the NAT maps the listener's port of a family.
+    pub(crate) fn mapping(&self, is_ipv4: bool) -> Mapping {
+        let listener = if is_ipv4 { &self.v4 } else { &self.v6 };
+        match listener.as_ref().and_then(local_port) {
+            Some(own) => mapping(own, is_ipv4, &self.observations, self.varied),
+            None => Mapping::Unknown,
+        }
+    }
+
+    /// Returns the addresses at which the peer may reach this side, at most 18.
     pub(crate) fn candidates(&self) -> Vec<Candidate> {
         let host = addresses::offered(self.scope).into_iter().filter_map(|ip| {
             let address = SocketAddr::new(ip, self.port(ip)?);
             Some(Candidate { address, kind: CandidateKind::Host })
         });
-        let reflexive = self
-            .reflexive
-            .map(|address| Candidate { address, kind: CandidateKind::ServerReflexive });
+        let reflexive = [true, false].into_iter().filter_map(|is_ipv4| {
+            let address = match self.mapping(is_ipv4) {
+                Mapping::Unknown => return None,
+                Mapping::Stable(address) => address,
+                // The peer's NAT may let in all that comes from this address, once the peer has sent something to it.
+                Mapping::Varies(ip) => SocketAddr::new(ip, 0),
+            };
+            Some(Candidate { address, kind: CandidateKind::ServerReflexive })
+        });
         // First, because the peer takes only so many.
-        reflexive.into_iter().chain(host).collect()
+        reflexive.chain(host).collect()
     }
 
     /// Returns the port on which the listener of an address's family listens.
     fn port(&self, ip: IpAddr) -> Option<u16> {
         let listener = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
         listener.as_ref().and_then(local_port)
+    }
+
+    /// Returns the address from which to dial one of this family; `None` without a listener of the family.
+    fn dialling_address(&self, to: IpAddr) -> Option<SocketAddr> {
+        let port = self.port(to)?;
+        let ip = match self.scope {
+            #[cfg(test)]
+            Scope::Loopback => to,
+            _ if to.is_ipv4() => Ipv4Addr::UNSPECIFIED.into(),
+            _ => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Some(SocketAddr::new(ip, port))
+    }
+
+    /// Returns what to dial of a peer's candidates, and how.
+    fn targets(&self, theirs: &[Candidate]) -> Vec<(SocketAddr, Pace)> {
+        let pace = |Target { address, kind, is_guess }: Target| {
+            self.port(address.ip())?;
+            let is_reflexive = kind == CandidateKind::ServerReflexive;
+            let varies = matches!(self.mapping(address.is_ipv4()), Mapping::Varies(_));
+            let pace = match (is_reflexive && varies, is_guess) {
+                // Neither side can know where the other one's dials come from.
+                (true, true) => return None,
+                (false, false) => Pace::Quick,
+                (true, false) | (false, true) => Pace::Slow,
+            };
+            Some((address, pace))
+        };
+        let dialled = addresses::dialled(theirs, &addresses::own(), self.scope);
+        dialled.into_iter().filter_map(pace).collect()
     }
 
     /// Dials the peer and takes its connections. Gives each connection on which the peer has greeted, with the peer's
@@ -141,11 +213,7 @@ impl Listening {
         keys: GreetingKeys,
     ) -> mpsc::Receiver<(TcpStream, SocketAddr)> {
         let (found, receiver) = mpsc::channel(MOST_GREETED);
-        let targets: Vec<SocketAddr> = addresses::dialled(theirs, &addresses::own(), self.scope)
-            .into_iter()
-            .filter(|address| self.port(address.ip()).is_some())
-            .collect();
-        tokio::spawn(Attempt::new(self, targets, keys).run(found));
+        tokio::spawn(Attempt::new(self, theirs, keys).run(found));
         receiver
     }
 }
@@ -191,11 +259,12 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn new(listening: Listening, targets: Vec<SocketAddr>, keys: GreetingKeys) -> Self {
+    fn new(listening: Listening, theirs: &[Candidate], keys: GreetingKeys) -> Self {
+        let targets = listening.targets(theirs);
         Self {
-            punch: Punch::new(targets.len(), Instant::now()),
+            punch: Punch::new(targets.iter().map(|(_, pace)| *pace), Instant::now()),
             listening,
-            targets,
+            targets: targets.into_iter().map(|(address, _)| address).collect(),
             keys: Arc::new(keys),
             dials: JoinSet::new(),
             greetings: JoinSet::new(),
@@ -225,6 +294,7 @@ impl Attempt {
         }
         // The ports are free, but a peer that was connected in time may still greet.
         (self.listening.v4, self.listening.v6) = (None, None);
+        self.listening.kept.clear();
         self.dials.abort_all();
         loop {
             tokio::select! {
@@ -239,14 +309,8 @@ impl Attempt {
 
     fn dial(&mut self, number: usize) {
         let target = self.targets[number];
-        let local = match (self.listening.port(target.ip()), &self.listening.scope) {
-            // Targets have the family of a listener.
-            (None, _) => return,
-            #[cfg(test)]
-            (Some(port), Scope::Loopback) => SocketAddr::new(target.ip(), port),
-            (Some(port), _) if target.is_ipv4() => SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
-            (Some(port), _) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
-        };
+        // Targets have the family of a listener.
+        let Some(local) = self.listening.dialling_address(target.ip()) else { return };
         self.dials.spawn(async move {
             let dialling = async { shared(local)?.connect(target).await };
             (number, dialling.await)

@@ -9,7 +9,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Candidate, GreetingKeys, Listening, addresses::Scope};
+use super::{Candidate, CandidateKind, GreetingKeys, Listening, Observation, addresses::Scope};
 use crate::path::{self, Port};
 
 /// One side. It behaves as the side of a session does after TLS.
@@ -24,20 +24,32 @@ pub struct Probe {
 #[derive(Clone, Debug)]
 pub struct Candidates(Vec<Candidate>);
 
+impl Candidates {
+    /// Returns the address that servers see. Its port is 0 if each server sees another one.
+    pub fn reflexive(&self) -> Option<SocketAddr> {
+        let reflexive = self.0.iter().find(|one| one.kind == CandidateKind::ServerReflexive);
+        reflexive.map(|one| one.address)
+    }
+}
+
 impl Probe {
     /// Connects to an observer, which answers with a line of the address that it sees, and keeps the connection. Then listens on the
-    /// same port.
+    /// same port, and asks a STUN server about it, if there is one.
     ///
     /// # Errors
-    /// Those of connecting and listening, or if the answer is not an address.
-    pub async fn open(observer: SocketAddr) -> io::Result<Self> {
+    /// Those of connecting and listening, or if an answer is not an address.
+    pub async fn open(observer: SocketAddr, stun: Option<SocketAddr>) -> io::Result<Self> {
         let mut relay = path::connect(observer, Port::Shared).await?;
         let mut text = String::new();
         BufReader::new(&mut relay).take(64).read_line(&mut text).await?;
         let observed = text.trim().parse().map_err(io::Error::other)?;
         let local = relay.local_addr()?;
         let mut listening = Listening::open_in(Scope::Network, Some(local))?;
-        listening.observed(local, observed);
+        listening.observed(Observation { local, observed });
+        if let Some(server) = stun {
+            let asked = listening.ask(server).await?;
+            listening.keep(asked);
+        }
         Ok(Self { listening, _relay: relay })
     }
 

@@ -10,6 +10,8 @@
 //! | unreachable | dials it no more |
 //! | no answer | nothing: the kernel repeats the SYN |
 //!
+//! A candidate at which no SYNs can cross, because the port of a NAT cannot be foretold, is dialled [slowly](Pace::Slow).
+//!
 //! Nothing is dialled after 5 s or 400 dials, and each candidate has its share of these. So neither a candidate that
 //! refuses quickly nor a peer that names other people's machines costs more.
 
@@ -27,6 +29,9 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// up before the peer has begun.
 const QUICK: Duration = Duration::from_millis(5);
 const SPREAD: Duration = Duration::from_millis(10);
+/// The pause before a candidate of the slow pace is dialled again, and how many dials it has at most.
+const SLOW: Duration = Duration::from_millis(250);
+const MOST_SLOW_DIALS: u32 = 16;
 /// How long the listener has for the greeting of the connection that is in the way.
 const IN_USE: Duration = Duration::from_secs(1);
 
@@ -41,6 +46,15 @@ pub(super) enum Dialled {
     InUse,
     /// There is no way to this network.
     Unreachable,
+}
+
+/// How a candidate that refuses is dialled again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// At once, so that the two sides' SYNs cross.
+    Quick,
+    /// Now and then: the dials do not have to cross, because one of the NATs lets in whatever comes from the other one.
+    Slow,
 }
 
 /// What to do next.
@@ -66,13 +80,21 @@ enum State {
     Done,
 }
 
+/// The dials of one candidate.
+#[derive(Debug)]
+struct Dials {
+    state: State,
+    pace: Pace,
+    /// How many there were.
+    count: u32,
+    /// How many there are at most.
+    share: u32,
+}
+
 /// The dials of one attempt.
 #[derive(Debug)]
 pub(super) struct Punch {
-    /// Each candidate with the number of its dials.
-    candidates: Vec<(State, u32)>,
-    /// How many dials each candidate has at most.
-    share: u32,
+    candidates: Vec<Dials>,
     end: Instant,
     /// When the next new candidate is dialled.
     next_new: Instant,
@@ -80,12 +102,18 @@ pub(super) struct Punch {
 }
 
 impl Punch {
-    /// Begins an attempt with so many candidates.
-    pub(super) fn new(count: usize, now: Instant) -> Self {
-        let share = MOST_DIALS / u32::try_from(count.max(1)).unwrap_or(MOST_DIALS);
+    /// Begins an attempt with candidates of these paces.
+    pub(super) fn new(paces: impl ExactSizeIterator<Item = Pace>, now: Instant) -> Self {
+        let share = MOST_DIALS / u32::try_from(paces.len().max(1)).unwrap_or(MOST_DIALS);
+        let dials = |pace| {
+            let share = match pace {
+                Pace::Quick => share,
+                Pace::Slow => share.min(MOST_SLOW_DIALS),
+            };
+            Dials { state: State::New, pace, count: 0, share }
+        };
         Self {
-            candidates: vec![(State::New, 0); count],
-            share,
+            candidates: paces.map(dials).collect(),
             end: now + ATTEMPT,
             next_new: now,
             has_peer: false,
@@ -102,8 +130,8 @@ impl Punch {
         }
         let mut wait = self.end;
         let mut has_new = false;
-        for (number, (state, dials)) in self.candidates.iter_mut().enumerate() {
-            let at = match *state {
+        for (number, dials) in self.candidates.iter_mut().enumerate() {
+            let at = match dials.state {
                 // The new ones come in turn.
                 State::New if has_new => continue,
                 State::New => {
@@ -117,15 +145,15 @@ impl Punch {
                 wait = wait.min(at);
                 continue;
             }
-            if *dials >= self.share {
-                *state = State::Done;
+            if dials.count >= dials.share {
+                dials.state = State::Done;
                 continue;
             }
-            if matches!(state, State::New) {
+            if matches!(dials.state, State::New) {
                 self.next_new = now + STAGGER;
             }
-            *state = State::Dialling(now);
-            *dials += 1;
+            dials.state = State::Dialling(now);
+            dials.count += 1;
             return Step::Dial(number);
         }
         Step::Wait(wait)
@@ -133,8 +161,9 @@ impl Punch {
 
     /// Takes the result of a dial. `random` is a new random number.
     pub(super) fn dialled(&mut self, number: usize, result: Dialled, now: Instant, random: u32) {
-        let Some(&(State::Dialling(since), dials)) = self.candidates.get(number) else { return };
-        let state = match result {
+        let Some(dials) = self.candidates.get_mut(number) else { return };
+        let State::Dialling(since) = dials.state else { return };
+        dials.state = match result {
             Dialled::Connected => State::Done,
             Dialled::Unreachable => {
                 // Nothing answers here: the next one need not wait.
@@ -142,9 +171,10 @@ impl Punch {
                 State::Done
             }
             Dialled::InUse => State::Again(now + IN_USE),
+            Dialled::Refused if dials.pace == Pace::Slow => State::Again(now + SLOW),
             Dialled::Refused => {
-                let left = self.share.saturating_sub(dials);
-                let most = if left <= self.share / 2 {
+                let left = dials.share.saturating_sub(dials.count);
+                let most = if left <= dials.share / 2 {
                     // The second half of the dials lasts until the end.
                     self.end.saturating_duration_since(now) * 2 / (left + 1)
                 } else if now.saturating_duration_since(since) < QUICK {
@@ -155,7 +185,6 @@ impl Punch {
                 State::Again(now + most.mul_f64(f64::from(random) / f64::from(u32::MAX)))
             }
         };
-        self.candidates[number].0 = state;
     }
 
     /// Dials no more: there is a connection to the peer. The attempt goes on, because only the peer may know which one is used.
@@ -172,6 +201,10 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    fn quick(count: usize, now: Instant) -> Punch {
+        Punch::new(vec![Pace::Quick; count].into_iter(), now)
+    }
+
     /// Returns the dials until there is something to wait for, and until when.
     fn dials(punch: &mut Punch, now: Instant) -> (Vec<usize>, Option<Duration>) {
         let mut dials = Vec::new();
@@ -187,7 +220,7 @@ mod tests {
     #[test]
     fn candidates_begin_one_after_the_other() {
         let start = Instant::now();
-        let mut punch = Punch::new(3, start);
+        let mut punch = quick(3, start);
         assert_eq!(dials(&mut punch, start), (vec![0], Some(STAGGER)));
         assert_eq!(dials(&mut punch, start + 100 * MS), (vec![], Some(150 * MS)));
         assert_eq!(dials(&mut punch, start + STAGGER), (vec![1], Some(STAGGER)));
@@ -200,7 +233,7 @@ mod tests {
     #[test]
     fn a_refused_one_is_dialled_again_at_once() {
         let mut now = Instant::now();
-        let mut punch = Punch::new(1, now);
+        let mut punch = quick(1, now);
         for _ in 0..100 {
             assert_eq!(dials(&mut punch, now).0, [0]);
             now += 20 * MS;
@@ -212,7 +245,7 @@ mod tests {
     fn a_refusal_by_a_near_machine_does_not_use_up_the_dials() {
         let mut now = Instant::now();
         let end = now + ATTEMPT;
-        let mut punch = Punch::new(1, now);
+        let mut punch = quick(1, now);
         let mut times = Vec::new();
         let mut random = 1_u32;
         loop {
@@ -235,9 +268,23 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_one_is_dialled_now_and_then() {
+        let start = Instant::now();
+        let mut punch = Punch::new([Pace::Slow].into_iter(), start);
+        let mut now = start;
+        for _ in 0..MOST_SLOW_DIALS {
+            assert_eq!(dials(&mut punch, now).0, [0]);
+            punch.dialled(0, Dialled::Refused, now, u32::MAX);
+            assert_eq!(dials(&mut punch, now), (vec![], Some(SLOW)));
+            now += SLOW;
+        }
+        assert_eq!(dials(&mut punch, now), (vec![], Some(start + ATTEMPT - now)));
+    }
+
+    #[test]
     fn the_listener_s_connection_comes_first() {
         let start = Instant::now();
-        let mut punch = Punch::new(1, start);
+        let mut punch = quick(1, start);
         assert_eq!(dials(&mut punch, start).0, [0]);
         punch.dialled(0, Dialled::InUse, start, 0);
         assert_eq!(dials(&mut punch, start), (vec![], Some(IN_USE)));
@@ -248,7 +295,7 @@ mod tests {
     fn what_is_unreachable_or_connected_is_left() {
         for result in [Dialled::Unreachable, Dialled::Connected] {
             let start = Instant::now();
-            let mut punch = Punch::new(1, start);
+            let mut punch = quick(1, start);
             assert_eq!(dials(&mut punch, start).0, [0]);
             punch.dialled(0, result, start, 0);
             assert_eq!(dials(&mut punch, start), (vec![], Some(ATTEMPT)), "{result:?}");
@@ -258,7 +305,7 @@ mod tests {
     #[test]
     fn nothing_new_is_dialled_after_a_success() {
         let start = Instant::now();
-        let mut punch = Punch::new(3, start);
+        let mut punch = quick(3, start);
         assert_eq!(dials(&mut punch, start).0, [0]);
         punch.succeeded();
         punch.dialled(0, Dialled::Refused, start, 0);
@@ -269,14 +316,15 @@ mod tests {
     proptest! {
         #[test]
         fn every_attempt_is_bounded(
-            count in 0_usize..17,
+            paces in prop::collection::vec(any::<bool>(), 0..17),
             results in prop::collection::vec((0_u8..4, 0_u64..300, any::<u32>()), 1..50),
         ) {
             let start = Instant::now();
             let mut now = start;
-            let mut punch = Punch::new(count, start);
+            let pace = |slow: &bool| if *slow { Pace::Slow } else { Pace::Quick };
+            let mut punch = Punch::new(paces.iter().map(pace), start);
             let mut results = results.iter().cycle();
-            let mut each = vec![0; count];
+            let mut each = vec![0; paces.len()];
             let mut under_way = Vec::new();
             loop {
                 match punch.next(now) {

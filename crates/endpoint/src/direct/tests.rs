@@ -166,33 +166,72 @@ async fn the_port_of_a_shared_connection_is_used() {
 }
 
 #[tokio::test]
-async fn the_observed_address_is_offered_if_it_says_something() {
+async fn the_observed_address_is_offered_first_and_without_a_port_that_cannot_be_foretold() {
     let mut listening = open();
     let port = listening.port(Ipv4Addr::LOCALHOST.into()).unwrap();
-    let other = port ^ 1;
-    let local = |port| SocketAddr::from(([10, 0, 0, 1], port));
+    let local = SocketAddr::from(([10, 0, 0, 1], port));
     let seen = |port| SocketAddr::from(([192, 0, 2, 1], port));
-    for (at, observed, expected) in [
-        // The listener's own port, however the NAT maps it.
-        (local(port), seen(4711), Some(seen(4711))),
-        // A NAT that keeps ports.
-        (local(other), seen(other), Some(seen(port))),
-        // Nothing is known of the listener's port.
-        (local(other), seen(4711), None),
-        // No NAT.
-        (local(port), local(port), None),
-        (local(port), "[2001:db8::1]:4711".parse().unwrap(), None),
-        (
-            "[::ffff:10.0.0.1]:4711".parse().unwrap(),
-            "[::ffff:192.0.2.1]:4711".parse().unwrap(),
-            Some(seen(port)),
-        ),
-    ] {
-        listening.reflexive = None;
-        listening.observed(at, observed);
-        assert_eq!(listening.reflexive, expected, "{at} {observed}");
-        let offered = listening.candidates();
-        let first = offered.first().filter(|own| own.kind == CandidateKind::ServerReflexive);
-        assert_eq!(first.map(|own| own.address), expected);
+    for (observed, expected) in [(seen(4711), seen(4711)), (seen(4712), seen(0))] {
+        listening.observed(Observation { local, observed });
+        let first = listening.candidates()[0];
+        assert_eq!((first.address, first.kind), (expected, CandidateKind::ServerReflexive));
     }
+    assert!(listening.candidates()[1..].iter().all(|one| one.kind == CandidateKind::Host));
+}
+
+#[tokio::test]
+async fn between_two_symmetric_nats_only_other_addresses_are_dialled() {
+    let own = |ports: &[u16]| {
+        let mut listening = Listening::open_in(Scope::Network, None).unwrap();
+        let local = SocketAddr::from((
+            [10, 0, 0, 1],
+            listening.port(Ipv4Addr::UNSPECIFIED.into()).unwrap(),
+        ));
+        for port in ports {
+            let observed = SocketAddr::from(([192, 0, 2, 1], *port));
+            listening.observed(Observation { local, observed });
+        }
+        listening
+    };
+    let of = |address: &str, kind| Candidate { address: address.parse().unwrap(), kind };
+    let host = of("198.51.100.1:5000", CandidateKind::Host);
+    let [stable, varies] = ["198.51.100.2:4711", "198.51.100.2:0"]
+        .map(|address| of(address, CandidateKind::ServerReflexive));
+    let targets = |ports: &[u16], reflexive| {
+        let targets = own(ports).targets(&[host, reflexive]);
+        targets.into_iter().map(|(address, pace)| (address.to_string(), pace)).collect::<Vec<_>>()
+    };
+    let target = |address: &str, pace| (address.to_owned(), pace);
+    let [direct, known, guess] = ["198.51.100.1:5000", "198.51.100.2:4711", "198.51.100.2:5000"];
+    let [quick, slow] = [Pace::Quick, Pace::Slow];
+    assert_eq!(targets(&[1], stable), [target(known, quick), target(direct, quick)]);
+    assert_eq!(targets(&[1], varies), [target(guess, slow), target(direct, quick)]);
+    assert_eq!(targets(&[1, 2], stable), [target(known, slow), target(direct, quick)]);
+    assert_eq!(targets(&[1, 2], varies), [target(direct, quick)]);
+}
+
+#[tokio::test]
+async fn a_stun_server_is_asked_from_the_listener_s_port_and_the_connection_is_kept() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut listening = open();
+    let own = listening.port(Ipv4Addr::LOCALHOST.into()).unwrap();
+    let asking = listening.ask(server.local_addr().unwrap());
+    let answering = async {
+        let (mut stream, from) = server.accept().await.unwrap();
+        let mut answer = [0; 20];
+        stream.read_exact(&mut answer).await.unwrap();
+        // 192.0.2.1:32853.
+        (answer[0], answer[1], answer[3]) = (1, 1, 12);
+        let mapped = [0, 0x20, 0, 8, 0, 1, 0xa1, 0x47, 0xe1, 0x12, 0xa6, 0x43];
+        stream.write_all(&[&answer[..], &mapped].concat()).await.unwrap();
+        (stream, from)
+    };
+    let (answer, (mut stream, from)) = tokio::join!(asking, answering);
+    assert_eq!(from.port(), own);
+    listening.keep(answer.unwrap());
+    let expected = SocketAddr::from(([192, 0, 2, 1], 32853));
+    assert_eq!(listening.mapping(true), Mapping::Stable(expected));
+    assert_eq!(stream.try_read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    drop(listening);
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
 }

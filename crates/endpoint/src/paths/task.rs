@@ -3,7 +3,13 @@
 //! Each side first says that it may learn and tell addresses, and tells none before both have. The TLS client starts the
 //! attempts and numbers them; the server answers each with its own candidates, and both dial.
 
-use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use fingerpost_carry::iq::Answer;
 use fingerpost_wire::{ns, stanza::RequestKind, xml};
@@ -23,11 +29,12 @@ use super::{
     machine::Need,
 };
 use crate::{
-    direct::{Listening, addresses::Scope},
+    direct::{Listening, Mapping, Observation, addresses::Scope},
     endpoint::Endpoint,
     hub::Hub,
     network::Network,
     session::Session,
+    stun_servers::StunServers,
     transport::TcpLeg,
 };
 
@@ -42,7 +49,7 @@ const USED: Duration = Duration::from_secs(10);
 const GREETED: usize = 8;
 /// The shortest time between two attempts that the peer starts.
 const PACE: Duration = Duration::from_secs(1);
-/// How long the component may take to say where it sees us.
+/// How long the component, and STUN servers, may take to say where they see us.
 const OBSERVED: Duration = Duration::from_secs(2);
 /// How often the component learns how many bytes a direct connection carries.
 const REPORT: Duration = Duration::from_secs(60);
@@ -87,9 +94,21 @@ impl Session {
                 Box::pin(async move { ask.ask(&peer).await })
             }
         };
-        let (chooses, scope) = (self.initiator, self.endpoint.scope());
-        let network = hub.network();
-        let mut finder = Finder { paths, keys, chooses, scope, observer, network, listened: None };
+        let scope = self.endpoint.scope();
+        let stun = self.endpoint.inner.builder.stun.clone();
+        let mut finder = Finder {
+            paths,
+            keys,
+            chooses: self.initiator,
+            scope,
+            observer,
+            network: hub.network(),
+            listened: None,
+            // On a link nothing is between the two sides.
+            stun: (scope == Scope::Network).then(|| StunServers::new(hub.clone(), stun)),
+            servers: None,
+            varied: None,
+        };
         tokio::spawn(async move { finder.run(consenting).await });
     }
 }
@@ -106,6 +125,11 @@ struct Finder {
     network: Network,
     /// The address of the connection to the relay on whose port an attempt has listened.
     listened: Option<SocketAddr>,
+    /// What knows the STUN servers to ask, and those that it has named and that have answered.
+    stun: Option<StunServers>,
+    servers: Option<Vec<SocketAddr>>,
+    /// The public address of a NAT that was found to be symmetric.
+    varied: Option<IpAddr>,
 }
 
 /// Asks the component at which address it sees our SOCKS5 connection.
@@ -167,16 +191,30 @@ impl Finder {
         }
     }
 
-    /// Listens on new ports, for the first attempt beside a connection to the relay on the one of that.
+    /// Listens on new ports, for the first attempt beside a connection to the relay on the one of that. Asks the component and
+    /// STUN servers at which address they see it.
     async fn listen(&mut self) -> io::Result<Listening> {
         let (local, sid) = self.paths.relay();
         let also = local.filter(|_| local != self.listened);
+        if local != self.listened {
+            // It may be another network.
+            (self.servers, self.varied) = (None, None);
+        }
         self.listened = local;
         let mut listening = Listening::open_in(self.scope, also)?;
-        if let (Some(local), Some(sid), Some(observer)) = (local, sid, &self.observer)
-            && let Some(observed) = observer.observed(&sid).await
-        {
-            listening.observed(local, observed);
+        let component = async {
+            let (local, sid, observer) = (local?, sid?, self.observer.as_ref()?);
+            let observed = observer.observed(&sid).await?;
+            Some(Observation { local, observed })
+        };
+        let asking = timeout(OBSERVED, ask(self.stun.as_ref(), &mut self.servers, &listening));
+        let (seen, answers) = tokio::join!(component, asking);
+        seen.into_iter().for_each(|seen| listening.observed(seen));
+        answers.into_iter().flatten().for_each(|answer| listening.keep(answer));
+        listening.known_to_vary(self.varied);
+        if let Mapping::Varies(ip) = listening.mapping(true) {
+            tracing::debug!(%ip, "the NAT takes another port for each peer");
+            self.varied = Some(ip);
         }
         Ok(listening)
     }
@@ -300,6 +338,40 @@ impl Finder {
     }
 }
 
+/// Asks STUN servers, all at once. Those that do not answer are not asked again.
+async fn ask(
+    stun: Option<&StunServers>,
+    servers: &mut Option<Vec<SocketAddr>>,
+    listening: &Listening,
+) -> Vec<(TcpStream, Observation)> {
+    let found = match (&*servers, stun) {
+        (Some(servers), _) => servers.clone(),
+        (None, Some(stun)) => stun.find().await,
+        (None, None) => Vec::new(),
+    };
+    let mut asking = JoinSet::new();
+    for server in found {
+        let ask = listening.ask(server);
+        asking.spawn(async move { (server, ask.await) });
+    }
+    let mut answers = Vec::new();
+    let answered = servers.insert(Vec::new());
+    while let Some(asked) = asking.join_next().await {
+        match asked {
+            Ok((server, Ok(answer))) => {
+                answered.push(server);
+                answers.push(answer);
+            }
+            Ok((server, Err(error))) => {
+                tracing::debug!(%server, %error, "a STUN server does not answer");
+            }
+            // They neither panic nor are they aborted.
+            Err(_) => {}
+        }
+    }
+    answers
+}
+
 /// Returns a connection that the TLS client uses, and its number.
 async fn used(mut stream: TcpStream, address: SocketAddr) -> Option<(u32, TcpStream, SocketAddr)> {
     let number = timeout(USED, taken(&mut stream)).await.ok()?.ok()??;
@@ -386,6 +458,9 @@ mod tests {
             observer: None,
             network: Network::fixed(),
             listened: None,
+            stun: None,
+            servers: None,
+            varied: None,
         });
         (streams, finders)
     }
