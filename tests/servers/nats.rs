@@ -11,7 +11,7 @@ use support::{
     PATIENCE,
     internet::Internet,
     netns::{Nat, Place, TwoNats, Unasked},
-    process::Process,
+    process::{Process, read},
     programs::{Options, event},
     random_file, root,
     servers::{Kind, Server},
@@ -168,8 +168,18 @@ fn two_observers_show_a_symmetric_nat_and_nothing_is_dialled_that_it_cannot_let_
 /// arrives. Returns the addresses that they tell.
 fn send_when_settled(internet: &Internet, is_direct: bool, case: &str) -> Option<[String; 2]> {
     let always = ["--direct-path", "always", "-vv"];
+    send_settled(internet, [&always, &always], is_direct, case)
+}
+
+/// Does the same with these options of the two sides.
+fn send_settled(
+    internet: &Internet,
+    options: [&[&str]; 2],
+    is_direct: bool,
+    case: &str,
+) -> Option<[String; 2]> {
     let file = internet.alice.home().join("file.bin");
-    let pipe = internet.pipe(&[], [&always, &always]);
+    let pipe = internet.pipe(&[], options);
     let addresses = if is_direct {
         Some(pipe.wait_until_direct(|| format!("{case}\n{}", internet.logs(&pipe))))
     } else {
@@ -220,6 +230,50 @@ fn xtls_behind_nats_goes_direct_wherever_tcp_can_and_stays_on_the_relay_elsewher
     } else {
         assert_eq!(&page[from..to], table(), "run `make direct-test` to rewrite the page");
     }
+}
+
+#[test]
+fn xtls_asks_the_stun_server_that_its_own_server_names_and_only_if_both_sides_agree() {
+    let stun = SocketAddr::from((TwoNats::SERVERS, TwoNats::STUN_PORT));
+    let start = |address: &str| {
+        let mut server = Server::start_at(Kind::Prosody, address);
+        server.name_stun_server(stun);
+        server.restart();
+        server
+    };
+    let mut internet =
+        Internet::start([Nat::Symmetric; 2], Place::Public, start, |_, _| Options::default());
+    random_file(&internet.alice.home().join("file.bin"), 100_000);
+    let directory = tempfile::tempdir().unwrap();
+    let server = internet.networks.start_stun_server(directory.path());
+    let is_known = || {
+        let logs = [&internet.alice, &internet.bob].map(|user| read(&user.home().join("pipe.log")));
+        logs.map(|log| log.contains("the NAT takes another port for each peer"))
+    };
+    let asked = || server.log().matches("asked by").count();
+    let never = ["--direct-path", "never", "-vv"];
+    let always = ["--direct-path", "always", "-vv"];
+    let pipe = internet.pipe(&[], [&always, &never]);
+    pipe.input().write_all(b"over the relay").unwrap();
+    pipe.finish();
+    assert_eq!(asked(), 0, "one side has not agreed");
+    send_settled(&internet, [&always, &always], false, "two symmetric NATs");
+    assert_eq!(is_known(), [true; 2]);
+    assert!(asked() >= 2, "{}", server.log());
+
+    internet.networks.replace([Nat::AddressRestricted, Nat::Symmetric]);
+    send_settled(&internet, [&always, &always], true, "one symmetric NAT");
+
+    let before = asked();
+    internet.networks.replace([Nat::PortRestricted; 2]);
+    let without = [&always[..], &["--stun", "none"]].concat();
+    send_settled(&internet, [&without, &without], true, "without STUN");
+    assert_eq!(asked(), before);
+    // The options of the user win over what the server names.
+    let named = stun.to_string();
+    let of_user = [&always[..], &["--stun", &named]].concat();
+    send_settled(&internet, [&of_user, &without], true, "a server of the user's");
+    assert_eq!(asked(), before + 1, "{}", server.log());
 }
 
 /// The first byte comes over the relay, so that it never waits for a direct connection. Only with all that is tried: this one

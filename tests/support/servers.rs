@@ -3,7 +3,7 @@
 //! They are those of this machine, or, with `FINGERPOST_TEST_DEBIAN=trixie`, those of the Debian 13 in target/trixie,
 //! which deploy/ci/trixie.sh creates.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -321,6 +321,24 @@ impl Server {
     /// Returns the name of its Erlang node.
     fn node(&self) -> String {
         format!("fp{}@127.0.0.1", self.c2s)
+    }
+
+    /// Has Prosody name a STUN server over TCP to its users (XEP-0215), from the next start on.
+    ///
+    /// # Panics
+    /// With ejabberd.
+    pub fn name_stun_server(&mut self, address: SocketAddr) {
+        assert_eq!(self.kind, Kind::Prosody);
+        let (host, port) = (address.ip(), address.port());
+        let service =
+            format!("type = \"stun\", transport = \"tcp\", host = \"{host}\", port = {port}");
+        let text = read(&self.path("prosody.cfg.lua"))
+            .replace("\"disco\", ", "\"disco\", \"external_services\", ")
+            .replace(
+                "\nVirtualHost ",
+                &format!("\nexternal_services = {{ {{ {service} }} }}\nVirtualHost "),
+            );
+        self.write("prosody.cfg.lua", &text);
     }
 
     /// Stops the server and starts it again, with the same ports and data.

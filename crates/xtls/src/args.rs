@@ -94,6 +94,10 @@ pub(super) struct Common {
     /// (default: the account's, or auto)
     #[arg(long, global = true, value_name = "WHEN")]
     pub(super) direct_path: Option<DirectPathChoice>,
+    /// A STUN server to ask, over TCP, at which address it sees this machine, instead of those that your XMPP server names;
+    /// up to two, or none. Asked only once you and the peer have agreed to connect directly
+    #[arg(long, global = true, value_name = "HOST:PORT", value_parser = stun_server)]
+    pub(super) stun: Vec<String>,
     /// For --method srp: read the shared password from the first line of this file
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) srp_password_file: Option<PathBuf>,
@@ -104,6 +108,9 @@ pub(super) struct Common {
     #[arg(long, global = true, hide = true, value_name = "HEX")]
     pub(super) offer_print: Option<String>,
 }
+
+/// The value of `--stun` with which no server is asked.
+pub(super) const NO_STUN: &str = "none";
 
 /// The decision on a further key of a known peer. Only a key that the registry calls proven is ever accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -326,6 +333,14 @@ fn server(value: &str) -> Result<String, &'static str> {
         .ok_or("expected HOST:PORT, such as example.org:5222 or [::1]:5222")
 }
 
+/// Returns the address of a STUN server, or `none`.
+fn stun_server(value: &str) -> Result<String, &'static str> {
+    if value == NO_STUN {
+        return Ok(value.to_owned());
+    }
+    server(value).map_err(|_| "expected HOST:PORT, such as stun.example.org:3478, or none")
+}
+
 /// Reads the text, if XML can carry it.
 fn carried(value: &str) -> Result<String, String> {
     match text::first_not_carried(value) {
@@ -377,6 +392,19 @@ mod tests {
             let args = ["xtls", "login", "alice@example.test", "--server", bad];
             assert_eq!(Cli::try_parse_from(args).unwrap_err().exit_code(), 2, "{bad}");
         }
+    }
+
+    #[test]
+    fn stun_servers_are_hosts_and_ports_or_none() {
+        let stun = |args: &[&str]| {
+            let args = [&["xtls"], args, &["listen"]].concat();
+            Cli::try_parse_from(args).map(|cli| cli.common.stun)
+        };
+        assert_eq!(stun(&[]).unwrap(), [""; 0]);
+        let two = ["--stun", "stun.example.org:3478", "--stun", "[::1]:3478"];
+        assert_eq!(stun(&two).unwrap(), ["stun.example.org:3478", "[::1]:3478"]);
+        assert_eq!(stun(&["--stun", NO_STUN]).unwrap(), [NO_STUN]);
+        assert_eq!(stun(&["--stun", "stun.example.org"]).unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{
     account::{self, Account},
     addresses::AskUser,
-    args::{AcceptNewDevice, Common},
+    args::{AcceptNewDevice, Common, NO_STUN},
     credential,
     output::{Output, XtlsError},
     peers::Peers,
@@ -64,6 +64,8 @@ pub(super) struct Client {
     pub(super) declined: Mutex<BTreeSet<BareJid>>,
     /// With which peers sessions may leave the relay.
     pub(super) direct_path: DirectPath,
+    /// The STUN servers to ask; empty for those that the XMPP server names.
+    pub(super) stun: Vec<String>,
     pub(super) output: Output,
 }
 
@@ -85,6 +87,7 @@ impl Client {
             accept_new_device: common.accept_new_device,
             declined: Mutex::default(),
             direct_path: common.direct_path.or(account.direct_path).unwrap_or_default().into(),
+            stun: common.stun.clone(),
             offered,
             via: component.clone().filter(|_| !common.direct),
             component,
@@ -161,6 +164,10 @@ impl Client {
             .consent(AskUser::new(self.dir.clone()))
             .raw_streams(self.takes.pipes)
             .accept_direct(self.accept_direct);
+        if !self.stun.is_empty() {
+            let servers = self.stun.iter().filter(|server| *server != NO_STUN);
+            builder = builder.stun_servers(servers.cloned());
+        }
         if self.takes.files {
             builder = builder.feature(ns::FILE_TRANSFER).feature(ns::HASHES);
         }

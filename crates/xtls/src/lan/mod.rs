@@ -499,6 +499,7 @@ impl Lan {
             accept_new_device: AcceptNewDevice::Never,
             declined: std::sync::Mutex::default(),
             direct_path: DirectPath::Never,
+            stun: Vec::new(),
             output: self.output,
         }
     }
