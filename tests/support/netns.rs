@@ -70,6 +70,8 @@ pub enum Unasked {
     Unreachable,
     /// Refuses it with the ICMP error that a connection cannot tell from a RST: ECONNREFUSED.
     PortUnreachable,
+    /// Refuses it with the ICMP error that looks like a missing route: ENETUNREACH.
+    NetUnreachable,
 }
 
 /// A place in the networks.
@@ -374,6 +376,7 @@ fn rules(kind: Nat, unasked: Unasked, host: &str) -> String {
         Unasked::Reset => "reject with tcp reset",
         Unasked::Unreachable => "reject with icmp type host-unreachable",
         Unasked::PortUnreachable => "reject with icmp type port-unreachable",
+        Unasked::NetUnreachable => "reject with icmp type net-unreachable",
     };
     format!(
         "table ip nat {{

@@ -44,7 +44,7 @@ use self::{
     addresses::{Scope, Target},
     greeting::{Greeting, NONCE},
     mapping::mapping,
-    punch::{Dialled, Pace, Punch, Step},
+    punch::{Dialled, MOST_MOVES, Pace, Punch, Step},
 };
 use super::path;
 
@@ -193,6 +193,7 @@ impl Listening {
             let pace = match (is_reflexive && varies, is_guess) {
                 // Neither side can know where the other one's dials come from.
                 (true, true) => return None,
+                (false, false) if is_reflexive => Pace::Crossing,
                 (false, false) => Pace::Quick,
                 (true, false) | (false, true) => Pace::Slow,
             };
@@ -202,19 +203,59 @@ impl Listening {
         dialled.into_iter().filter_map(pace).collect()
     }
 
-    /// Dials the peer and takes its connections. Gives each connection on which the peer has greeted, with the peer's
-    /// address. The next byte on it is the first one after the greeting.
-    ///
-    /// Ends after 5 s, and the greetings under way then; or when the receiver is dropped. The next attempt takes another
-    /// `Listening`.
+    /// Dials the peer and takes its connections, until 5 s are over or the result is dropped. `is_client` says which side of
+    /// TLS this is. The next attempt takes another `Listening`.
     pub(crate) fn connect(
         self,
         theirs: &[Candidate],
         keys: GreetingKeys,
-    ) -> mpsc::Receiver<(TcpStream, SocketAddr)> {
-        let (found, receiver) = mpsc::channel(MOST_GREETED);
-        tokio::spawn(Attempt::new(self, theirs, keys).run(found));
-        receiver
+        is_client: bool,
+    ) -> Connecting {
+        let (events, receiver) = mpsc::channel(MOST_GREETED + MOST_MOVES);
+        let (sender, changes) = mpsc::channel(2 * MOST_MOVES);
+        tokio::spawn(Attempt::new(self, theirs, keys, is_client).run(events, changes));
+        Connecting { events: receiver, changes: sender }
+    }
+}
+
+/// An attempt that runs. Dropping it ends the attempt.
+#[derive(Debug)]
+pub(crate) struct Connecting {
+    events: mpsc::Receiver<Found>,
+    changes: mpsc::Sender<Change>,
+}
+
+/// What an attempt comes to.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// A connection on which the peer has greeted, and the peer's address. The next byte on it is the first one after the greeting.
+    Peer(TcpStream, SocketAddr),
+    /// The dials from this port are refused: [take another](Connecting::take_port), and tell the peer.
+    PortRefused,
+}
+
+/// What changes in an attempt.
+#[derive(Debug)]
+enum Change {
+    Own(Listening),
+    Theirs(Vec<Candidate>),
+}
+
+impl Connecting {
+    /// Returns what comes next, `None` when the attempt is over.
+    pub(crate) async fn next(&mut self) -> Option<Found> {
+        self.events.recv().await
+    }
+
+    /// Goes on from another port. The old one is closed.
+    pub(crate) fn take_port(&self, listening: Listening) {
+        // An attempt that does not look any more is over.
+        let _ = self.changes.try_send(Change::Own(listening));
+    }
+
+    /// Goes on with what the peer has told since: it has taken another port. Two such changes count, and no new addresses.
+    pub(crate) fn peer_has_moved(&self, theirs: Vec<Candidate>) {
+        let _ = self.changes.try_send(Change::Theirs(theirs));
     }
 }
 
@@ -249,6 +290,9 @@ type Greeted = Option<(TcpStream, SocketAddr)>;
 /// An attempt that is under way.
 struct Attempt {
     listening: Listening,
+    /// The peer's candidates, and how often they may change.
+    theirs: Vec<Candidate>,
+    changes_left: usize,
     targets: Vec<SocketAddr>,
     keys: Arc<GreetingKeys>,
     punch: Punch,
@@ -259,11 +303,19 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn new(listening: Listening, theirs: &[Candidate], keys: GreetingKeys) -> Self {
+    fn new(
+        listening: Listening,
+        theirs: &[Candidate],
+        keys: GreetingKeys,
+        is_client: bool,
+    ) -> Self {
         let targets = listening.targets(theirs);
+        let paces = targets.iter().map(|(_, pace)| *pace);
         Self {
-            punch: Punch::new(targets.iter().map(|(_, pace)| *pace), Instant::now()),
+            punch: Punch::new(paces, is_client, Instant::now()),
             listening,
+            theirs: theirs.to_vec(),
+            changes_left: MOST_MOVES,
             targets: targets.into_iter().map(|(address, _)| address).collect(),
             keys: Arc::new(keys),
             dials: JoinSet::new(),
@@ -272,11 +324,17 @@ impl Attempt {
         }
     }
 
-    async fn run(mut self, found: mpsc::Sender<(TcpStream, SocketAddr)>) {
+    async fn run(mut self, found: mpsc::Sender<Found>, mut changes: mpsc::Receiver<Change>) {
         loop {
             let until = match self.punch.next(Instant::now()) {
                 Step::Dial(number) => {
                     self.dial(number);
+                    continue;
+                }
+                Step::Move => {
+                    tracing::debug!("the dials of a direct connection are refused");
+                    // Nobody who takes connections is slow to take this.
+                    let _ = found.try_send(Found::PortRefused);
                     continue;
                 }
                 Step::Wait(until) => until,
@@ -285,6 +343,7 @@ impl Attempt {
             let Listening { v4, v6, .. } = &self.listening;
             tokio::select! {
                 () = found.closed() => return,
+                Some(change) = changes.recv() => self.change(change),
                 Some(greeted) = self.greetings.join_next() => self.greeted(greeted, &found),
                 Some(dialled) = self.dials.join_next() => self.dialled(dialled),
                 accepted = accept(v4.as_ref()) => self.accepted(accepted).await,
@@ -305,6 +364,24 @@ impl Attempt {
                 },
             }
         }
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Own(listening) => self.listening = listening,
+            Change::Theirs(theirs) => {
+                let Some(left) = self.changes_left.checked_sub(1) else { return };
+                self.changes_left = left;
+                let known: Vec<IpAddr> = self.theirs.iter().map(|one| one.address.ip()).collect();
+                self.theirs = theirs;
+                self.theirs.retain(|one| known.contains(&one.address.ip()));
+            }
+        }
+        // The results of the old dials do not count any more.
+        self.dials = JoinSet::new();
+        let targets = self.listening.targets(&self.theirs);
+        self.punch.restart(targets.iter().map(|(_, pace)| *pace), Instant::now());
+        self.targets = targets.into_iter().map(|(address, _)| address).collect();
     }
 
     fn dial(&mut self, number: usize) {
@@ -357,17 +434,13 @@ impl Attempt {
         }
     }
 
-    fn greeted(
-        &mut self,
-        greeted: Result<Greeted, JoinError>,
-        found: &mpsc::Sender<(TcpStream, SocketAddr)>,
-    ) {
+    fn greeted(&mut self, greeted: Result<Greeted, JoinError>, found: &mpsc::Sender<Found>) {
         // An error is a greeting that has lost its place.
         if let Ok(Some((stream, from))) = greeted {
             tracing::debug!(%from, "the peer has greeted on a direct connection");
             self.punch.succeeded();
             // More than the receiver looks at are closed.
-            let _ = found.try_send((stream, from));
+            let _ = found.try_send(Found::Peer(stream, from));
         }
     }
 }

@@ -1,6 +1,9 @@
 //! One side of an attempt without a session, for tests in networks with NATs.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -9,13 +12,17 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Candidate, CandidateKind, GreetingKeys, Listening, Observation, addresses::Scope};
+use super::{
+    Candidate, CandidateKind, Connecting, Found, GreetingKeys, Listening, Mapping, Observation,
+    addresses::Scope,
+};
 use crate::path::{self, Port};
 
 /// One side. It behaves as the side of a session does after TLS.
 #[derive(Debug)]
 pub struct Probe {
     listening: Listening,
+    seen: Observation,
     /// Keeps the mapping of the NAT, as the connection to the relay does.
     _relay: TcpStream,
 }
@@ -32,6 +39,21 @@ impl Candidates {
     }
 }
 
+/// A way to tell the other side of another port in an attempt, and to be told.
+#[derive(Debug)]
+pub struct Moves {
+    tell: mpsc::UnboundedSender<Candidates>,
+    hear: mpsc::UnboundedReceiver<Candidates>,
+}
+
+impl Moves {
+    /// Returns the ways of both sides.
+    pub fn pair() -> [Self; 2] {
+        let ((to_a, of_a), (to_b, of_b)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+        [Self { tell: to_b, hear: of_a }, Self { tell: to_a, hear: of_b }]
+    }
+}
+
 impl Probe {
     /// Connects to an observer, which answers with a line of the address that it sees, and keeps the connection. Then listens on the
     /// same port, and asks a STUN server about it, if there is one.
@@ -45,12 +67,13 @@ impl Probe {
         let observed = text.trim().parse().map_err(io::Error::other)?;
         let local = relay.local_addr()?;
         let mut listening = Listening::open_in(Scope::Network, Some(local))?;
-        listening.observed(Observation { local, observed });
+        let seen = Observation { local, observed };
+        listening.observed(seen);
         if let Some(server) = stun {
             let asked = listening.ask(server).await?;
             listening.keep(asked);
         }
-        Ok(Self { listening, _relay: relay })
+        Ok(Self { listening, seen, _relay: relay })
     }
 
     /// Returns the addresses to tell the other side.
@@ -60,11 +83,50 @@ impl Probe {
 
     /// Connects to the other side; returns its address when bytes have gone both ways, or `None` when the attempt is over.
     /// The client chooses the connection.
-    pub async fn connect(self, theirs: &Candidates, is_client: bool) -> Option<SocketAddr> {
+    pub async fn connect(
+        self,
+        theirs: &Candidates,
+        is_client: bool,
+        moves: Moves,
+    ) -> Option<SocketAddr> {
         let (client, server) = ([1; 32], [2; 32]);
         let (own, peer) = if is_client { (client, server) } else { (server, client) };
-        let found = self.listening.connect(&theirs.0, GreetingKeys { own, peer });
+        let varied = match self.listening.mapping(true) {
+            Mapping::Varies(ip) => Some(ip),
+            _ => None,
+        };
+        let connecting = self.listening.connect(&theirs.0, GreetingKeys { own, peer }, is_client);
+        let (peers, found) = mpsc::channel(4);
+        tokio::spawn(drive(connecting, self.seen, varied, moves, peers));
         if is_client { choose(found).await } else { wait(found).await }
+    }
+}
+
+/// Does what a session does in an attempt.
+async fn drive(
+    mut connecting: Connecting,
+    seen: Observation,
+    varied: Option<IpAddr>,
+    mut moves: Moves,
+    peers: mpsc::Sender<(TcpStream, SocketAddr)>,
+) {
+    loop {
+        tokio::select! {
+            found = connecting.next() => match found {
+                Some(Found::Peer(stream, from)) => if peers.send((stream, from)).await.is_err() {
+                    return;
+                },
+                Some(Found::PortRefused) => {
+                    let Ok(mut listening) = Listening::open_in(Scope::Network, None) else { continue };
+                    listening.observed(seen);
+                    listening.known_to_vary(varied);
+                    let _ = moves.tell.send(Candidates(listening.candidates()));
+                    connecting.take_port(listening);
+                }
+                None => return,
+            },
+            Some(theirs) = moves.hear.recv() => connecting.peer_has_moved(theirs.0),
+        }
     }
 }
 

@@ -7,8 +7,12 @@
 //! |---|---|
 //! | refused, by a reset or an ICMP error | dials again at once: while a SYN is on its way, the peer's SYN passes. A fixed pause can keep both sides in step |
 //! | the address pair is in use | waits: the listener has the peer's connection |
-//! | unreachable | dials it no more |
+//! | unreachable, by another ICMP error or without a route | dials again, but slowly |
 //! | no answer | nothing: the kernel repeats the SYN |
+//!
+//! Where the NATs answer with ICMP errors, and the network is fast, some attempts never succeed between the same two ports, however
+//! long both sides go on. So a side whose dials were refused for a while [takes another port](Step::Move). The two sides do so at
+//! different times.
 //!
 //! A candidate at which no SYNs can cross, because the port of a NAT cannot be foretold, is dialled [slowly](Pace::Slow).
 //!
@@ -32,6 +36,13 @@ const SPREAD: Duration = Duration::from_millis(10);
 /// The pause before a candidate of the slow pace is dialled again, and how many dials it has at most.
 const SLOW: Duration = Duration::from_millis(250);
 const MOST_SLOW_DIALS: u32 = 16;
+/// When the TLS client and when the server take another port in an attempt whose dials are refused.
+const MOVES: [[Duration; MOST_MOVES]; 2] = [
+    [Duration::from_millis(700), Duration::from_millis(2100)],
+    [Duration::from_millis(1400), Duration::from_millis(2800)],
+];
+/// How many other ports a side takes in an attempt.
+pub(super) const MOST_MOVES: usize = 2;
 /// How long the listener has for the greeting of the connection that is in the way.
 const IN_USE: Duration = Duration::from_secs(1);
 
@@ -44,15 +55,17 @@ pub(super) enum Dialled {
     Refused,
     /// There is a connection between these two addresses already.
     InUse,
-    /// There is no way to this network.
+    /// There is no way to this network, or a router or a NAT says so.
     Unreachable,
 }
 
 /// How a candidate that refuses is dialled again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pace {
-    /// At once, so that the two sides' SYNs cross.
+    /// At once.
     Quick,
+    /// At once, so that the two sides' SYNs cross: a NAT maps the candidate. Only these refusals are a reason to take another port.
+    Crossing,
     /// Now and then: the dials do not have to cross, because one of the NATs lets in whatever comes from the other one.
     Slow,
 }
@@ -62,6 +75,8 @@ pub(super) enum Pace {
 pub(super) enum Step {
     /// Dial the candidate of this number.
     Dial(usize),
+    /// Take another port, and [begin again](Punch::restart) with it.
+    Move,
     /// Wait for a result until this time.
     Wait(Instant),
     /// The attempt is over.
@@ -85,10 +100,19 @@ enum State {
 struct Dials {
     state: State,
     pace: Pace,
+    /// Whether its pace was [`Pace::Crossing`] at first.
+    crosses: bool,
     /// How many there were.
     count: u32,
     /// How many there are at most.
     share: u32,
+}
+
+impl Dials {
+    fn slow_down(&mut self) {
+        self.pace = Pace::Slow;
+        self.share = self.share.min(MOST_SLOW_DIALS);
+    }
 }
 
 /// The dials of one attempt.
@@ -99,25 +123,49 @@ pub(super) struct Punch {
     /// When the next new candidate is dialled.
     next_new: Instant,
     has_peer: bool,
+    /// How many dials there were.
+    dialled: u32,
+    /// When to take another port, the next one at the end.
+    moves: Vec<Instant>,
+    /// Whether a dial was refused since the attempt began or the port was changed.
+    is_refused: bool,
 }
 
 impl Punch {
     /// Begins an attempt with candidates of these paces.
-    pub(super) fn new(paces: impl ExactSizeIterator<Item = Pace>, now: Instant) -> Self {
-        let share = MOST_DIALS / u32::try_from(paces.len().max(1)).unwrap_or(MOST_DIALS);
-        let dials = |pace| {
-            let share = match pace {
-                Pace::Quick => share,
-                Pace::Slow => share.min(MOST_SLOW_DIALS),
-            };
-            Dials { state: State::New, pace, count: 0, share }
-        };
-        Self {
-            candidates: paces.map(dials).collect(),
+    pub(super) fn new(
+        paces: impl ExactSizeIterator<Item = Pace>,
+        is_client: bool,
+        now: Instant,
+    ) -> Self {
+        let mut punch = Self {
+            candidates: Vec::new(),
             end: now + ATTEMPT,
             next_new: now,
             has_peer: false,
-        }
+            dialled: 0,
+            moves: MOVES[usize::from(!is_client)].iter().rev().map(|after| now + *after).collect(),
+            is_refused: false,
+        };
+        punch.restart(paces, now);
+        punch
+    }
+
+    /// Goes on with other candidates, or from another port. What is left of the time and of the dials stays.
+    pub(super) fn restart(&mut self, paces: impl ExactSizeIterator<Item = Pace>, now: Instant) {
+        let left = MOST_DIALS.saturating_sub(self.dialled);
+        let share = left / u32::try_from(paces.len().max(1)).unwrap_or(MOST_DIALS);
+        let dials = |pace| {
+            let crosses = pace == Pace::Crossing;
+            let mut dials = Dials { state: State::New, pace, crosses, count: 0, share };
+            if pace == Pace::Slow {
+                dials.slow_down();
+            }
+            dials
+        };
+        self.candidates = paces.map(dials).collect();
+        self.next_new = now;
+        self.is_refused = false;
     }
 
     /// Returns what to do. Call it again after a dial, a result or the end of a wait.
@@ -129,6 +177,16 @@ impl Punch {
             return Step::Wait(self.end);
         }
         let mut wait = self.end;
+        if let Some(at) = self.moves.last().copied() {
+            if at > now {
+                wait = wait.min(at);
+            } else {
+                self.moves.pop();
+                if self.is_refused {
+                    return Step::Move;
+                }
+            }
+        }
         let mut has_new = false;
         for (number, dials) in self.candidates.iter_mut().enumerate() {
             let at = match dials.state {
@@ -154,6 +212,7 @@ impl Punch {
             }
             dials.state = State::Dialling(now);
             dials.count += 1;
+            self.dialled += 1;
             return Step::Dial(number);
         }
         Step::Wait(wait)
@@ -163,12 +222,15 @@ impl Punch {
     pub(super) fn dialled(&mut self, number: usize, result: Dialled, now: Instant, random: u32) {
         let Some(dials) = self.candidates.get_mut(number) else { return };
         let State::Dialling(since) = dials.state else { return };
+        self.is_refused |=
+            dials.crosses && matches!(result, Dialled::Refused | Dialled::Unreachable);
         dials.state = match result {
             Dialled::Connected => State::Done,
             Dialled::Unreachable => {
                 // Nothing answers here: the next one need not wait.
-                self.next_new = now;
-                State::Done
+                self.next_new = self.next_new.min(now);
+                dials.slow_down();
+                State::Again(now + SLOW)
             }
             Dialled::InUse => State::Again(now + IN_USE),
             Dialled::Refused if dials.pace == Pace::Slow => State::Again(now + SLOW),
@@ -202,7 +264,9 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn quick(count: usize, now: Instant) -> Punch {
-        Punch::new(vec![Pace::Quick; count].into_iter(), now)
+        let mut punch = Punch::new(vec![Pace::Quick; count].into_iter(), true, now);
+        punch.moves.clear();
+        punch
     }
 
     /// Returns the dials until there is something to wait for, and until when.
@@ -211,6 +275,7 @@ mod tests {
         loop {
             match punch.next(now) {
                 Step::Dial(number) => dials.push(number),
+                Step::Move => panic!("nothing is wrong with the port"),
                 Step::Wait(until) => return (dials, Some(until - now)),
                 Step::Over => return (dials, None),
             }
@@ -226,7 +291,7 @@ mod tests {
         assert_eq!(dials(&mut punch, start + STAGGER), (vec![1], Some(STAGGER)));
         let now = start + 300 * MS;
         punch.dialled(1, Dialled::Unreachable, now, 0);
-        assert_eq!(dials(&mut punch, now), (vec![2], Some(ATTEMPT - 300 * MS)));
+        assert_eq!(dials(&mut punch, now), (vec![2], Some(SLOW)));
         assert_eq!(dials(&mut punch, start + ATTEMPT), (vec![], None));
     }
 
@@ -257,6 +322,7 @@ mod tests {
                     punch.dialled(0, Dialled::Refused, now, random);
                 }
                 Step::Wait(until) => now = until,
+                Step::Move => unreachable!("there are no moves"),
                 Step::Over => break,
             }
         }
@@ -270,12 +336,12 @@ mod tests {
     #[test]
     fn a_slow_one_is_dialled_now_and_then() {
         let start = Instant::now();
-        let mut punch = Punch::new([Pace::Slow].into_iter(), start);
+        let mut punch = Punch::new([Pace::Slow].into_iter(), true, start);
         let mut now = start;
         for _ in 0..MOST_SLOW_DIALS {
             assert_eq!(dials(&mut punch, now).0, [0]);
             punch.dialled(0, Dialled::Refused, now, u32::MAX);
-            assert_eq!(dials(&mut punch, now), (vec![], Some(SLOW)));
+            assert!(dials(&mut punch, now).0.is_empty());
             now += SLOW;
         }
         assert_eq!(dials(&mut punch, now), (vec![], Some(start + ATTEMPT - now)));
@@ -292,13 +358,76 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unreachable_or_connected_is_left() {
-        for result in [Dialled::Unreachable, Dialled::Connected] {
-            let start = Instant::now();
-            let mut punch = quick(1, start);
-            assert_eq!(dials(&mut punch, start).0, [0]);
-            punch.dialled(0, result, start, 0);
-            assert_eq!(dials(&mut punch, start), (vec![], Some(ATTEMPT)), "{result:?}");
+    fn what_is_connected_is_left_and_what_is_unreachable_is_dialled_slowly() {
+        let start = Instant::now();
+        let mut punch = quick(1, start);
+        assert_eq!(dials(&mut punch, start).0, [0]);
+        punch.dialled(0, Dialled::Connected, start, 0);
+        assert_eq!(dials(&mut punch, start), (vec![], Some(ATTEMPT)));
+
+        let mut punch = quick(1, start);
+        let mut now = start;
+        for _ in 0..MOST_SLOW_DIALS {
+            assert_eq!(dials(&mut punch, now).0, [0]);
+            punch.dialled(0, Dialled::Unreachable, now, 0);
+            assert_eq!(dials(&mut punch, now).1, Some(SLOW));
+            now += SLOW;
+        }
+        assert_eq!(dials(&mut punch, now).0, [0; 0]);
+    }
+
+    #[test]
+    fn a_side_that_is_refused_takes_another_port_at_its_time_and_begins_again() {
+        let start = Instant::now();
+        let of = |is_client| {
+            let mut punch = Punch::new([Pace::Crossing].into_iter(), is_client, start);
+            let (mut now, mut moves, mut dials) = (start, Vec::new(), 0);
+            loop {
+                match punch.next(now) {
+                    Step::Dial(number) => {
+                        dials += 1;
+                        now += MS;
+                        punch.dialled(number, Dialled::Refused, now, u32::MAX / 2);
+                    }
+                    Step::Move => {
+                        moves.push((now - start).as_millis());
+                        punch.restart([Pace::Crossing].into_iter(), now);
+                    }
+                    Step::Wait(until) => now = until,
+                    Step::Over => return (moves, dials),
+                }
+            }
+        };
+        let about = |moves: &[u128], expected: [u128; MOST_MOVES]| {
+            moves.len() == MOST_MOVES
+                && moves.iter().zip(expected).all(|(one, expected)| one.abs_diff(expected) < 20)
+        };
+        for (is_client, expected) in [(true, [700, 2100]), (false, [1400, 2800])] {
+            let (moves, dials) = of(is_client);
+            assert!(about(&moves, expected), "{moves:?}");
+            assert!(dials <= MOST_DIALS && dials > 100, "{dials}");
+        }
+    }
+
+    #[test]
+    fn a_side_that_nobody_refuses_keeps_its_port() {
+        let start = Instant::now();
+        for (pace, result) in [
+            (Pace::Crossing, Dialled::InUse),
+            (Pace::Slow, Dialled::Refused),
+            // Nobody at home has this address.
+            (Pace::Quick, Dialled::Unreachable),
+        ] {
+            let mut punch = Punch::new([pace].into_iter(), true, start);
+            let mut now = start;
+            loop {
+                match punch.next(now) {
+                    Step::Dial(number) => punch.dialled(number, result, now, 0),
+                    Step::Move => panic!("{pace:?} {result:?}"),
+                    Step::Wait(until) => now = until,
+                    Step::Over => break,
+                }
+            }
         }
     }
 
@@ -316,22 +445,27 @@ mod tests {
     proptest! {
         #[test]
         fn every_attempt_is_bounded(
-            paces in prop::collection::vec(any::<bool>(), 0..17),
+            paces in prop::collection::vec(0_usize..3, 0..17), is_client: bool,
             results in prop::collection::vec((0_u8..4, 0_u64..300, any::<u32>()), 1..50),
         ) {
             let start = Instant::now();
             let mut now = start;
-            let pace = |slow: &bool| if *slow { Pace::Slow } else { Pace::Quick };
-            let mut punch = Punch::new(paces.iter().map(pace), start);
+            let pace = |number: &usize| [Pace::Quick, Pace::Crossing, Pace::Slow][*number];
+            let mut punch = Punch::new(paces.iter().map(pace), is_client, start);
             let mut results = results.iter().cycle();
             let mut each = vec![0; paces.len()];
-            let mut under_way = Vec::new();
+            let (mut under_way, mut moves) = (Vec::new(), 0);
             loop {
                 match punch.next(now) {
                     Step::Dial(number) => {
                         each[number] += 1;
                         prop_assert!(!under_way.contains(&number), "one dial at a time");
                         under_way.push(number);
+                    }
+                    Step::Move => {
+                        moves += 1;
+                        under_way.clear();
+                        punch.restart(paces.iter().map(pace), now);
                     }
                     Step::Wait(until) => {
                         prop_assert!(until > now && until <= start + ATTEMPT);
@@ -351,6 +485,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(now, start + ATTEMPT);
+            prop_assert!(moves <= MOST_MOVES);
             prop_assert!(each.iter().sum::<u32>() <= MOST_DIALS);
         }
     }

@@ -1,6 +1,6 @@
 //! Attempts on loopback: the peer, strangers, and what follows a greeting.
 
-use tokio::sync::mpsc::{Receiver, error::TryRecvError};
+use tokio::sync::mpsc::error::TryRecvError;
 
 use super::*;
 
@@ -15,15 +15,27 @@ fn open() -> Listening {
     Listening::open_in(Scope::Loopback, None).unwrap()
 }
 
+fn connect(listening: Listening, theirs: &[Candidate], keys: GreetingKeys) -> Connecting {
+    let is_client = keys.own == [A; 32];
+    listening.connect(theirs, keys, is_client)
+}
+
+/// Returns the next connection of the peer.
+async fn greeted(connecting: &mut Connecting) -> Option<(TcpStream, SocketAddr)> {
+    loop {
+        match connecting.next().await? {
+            Found::Peer(stream, from) => return Some((stream, from)),
+            Found::PortRefused => {}
+        }
+    }
+}
+
 /// Returns the first connections of two sides whose next bytes meet.
-async fn pair(
-    a: &mut Receiver<(TcpStream, SocketAddr)>,
-    b: &mut Receiver<(TcpStream, SocketAddr)>,
-) -> (TcpStream, TcpStream) {
-    let (mut one, _) = a.recv().await.unwrap();
+async fn pair(a: &mut Connecting, b: &mut Connecting) -> (TcpStream, TcpStream) {
+    let (mut one, _) = greeted(a).await.unwrap();
     one.write_all(b"one").await.unwrap();
     loop {
-        let (mut other, _) = b.recv().await.unwrap();
+        let (mut other, _) = greeted(b).await.unwrap();
         if other.peer_addr().unwrap() == one.local_addr().unwrap() {
             let mut got = [0; 3];
             other.read_exact(&mut got).await.unwrap();
@@ -38,8 +50,8 @@ async fn two_sides_connect() {
     let (a, b) = (open(), open());
     let (of_a, of_b) = (a.candidates(), b.candidates());
     assert!(of_a.iter().all(|own| own.address.ip().is_loopback() && own.address.port() != 0));
-    let mut a = a.connect(&of_b, keys(A, B));
-    let mut b = b.connect(&of_a, keys(B, A));
+    let mut a = connect(a, &of_b, keys(A, B));
+    let mut b = connect(b, &of_a, keys(B, A));
     pair(&mut a, &mut b).await;
 }
 
@@ -47,8 +59,8 @@ async fn two_sides_connect() {
 async fn one_side_may_only_accept() {
     let (a, b) = (open(), open());
     let of_a = a.candidates();
-    let mut a = a.connect(&[], keys(A, B));
-    let mut b = b.connect(&of_a, keys(B, A));
+    let mut a = connect(a, &[], keys(A, B));
+    let mut b = connect(b, &of_a, keys(B, A));
     let (one, other) = pair(&mut a, &mut b).await;
     // Accepted, and from the port on which the other side listens.
     assert_eq!(one.peer_addr().unwrap(), other.local_addr().unwrap());
@@ -59,9 +71,9 @@ async fn one_side_may_only_accept() {
 async fn a_dial_comes_from_the_listener_s_port() {
     let (a, b) = (open(), open());
     let (of_a, of_b) = (a.candidates(), b.candidates());
-    let mut a = a.connect(&[], keys(A, B));
-    let _b = b.connect(&of_a, keys(B, A));
-    let (_, from) = a.recv().await.unwrap();
+    let mut a = connect(a, &[], keys(A, B));
+    let _b = connect(b, &of_a, keys(B, A));
+    let (_, from) = greeted(&mut a).await.unwrap();
     assert!(of_b.iter().any(|candidate| candidate.address == from), "{from} {of_b:?}");
 }
 
@@ -69,7 +81,7 @@ async fn a_dial_comes_from_the_listener_s_port() {
 async fn a_stranger_gets_random_bytes_and_the_peer_gets_in() {
     let (a, b) = (open(), open());
     let of_a = a.candidates();
-    let mut a = a.connect(&[], keys(A, B));
+    let mut a = connect(a, &[], keys(A, B));
     let mut strangers = Vec::new();
     // More than wait at a time: the first have lost their place.
     for _ in 0..2 * MOST_UNGREETED {
@@ -82,7 +94,7 @@ async fn a_stranger_gets_random_bytes_and_the_peer_gets_in() {
         let ended = stranger.read(&mut [0; 1]).await;
         assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
     }
-    let mut b = b.connect(&of_a, keys(B, A));
+    let mut b = connect(b, &of_a, keys(B, A));
     pair(&mut a, &mut b).await;
     let mut nonces: Vec<_> = strangers.iter().map(|(_, nonce)| *nonce).collect();
     nonces.sort_unstable();
@@ -95,7 +107,7 @@ async fn a_stranger_with_a_wrong_proof_or_the_own_one_is_dropped() {
     for reflects in [false, true] {
         let a = open();
         let of_a = a.candidates();
-        let mut found = a.connect(&[], keys(A, B));
+        let mut found = connect(a, &[], keys(A, B));
         let mut stranger = TcpStream::connect(of_a[0].address).await.unwrap();
         let mut greeting = [0; 48];
         stranger.read_exact(&mut greeting[..NONCE]).await.unwrap();
@@ -106,7 +118,7 @@ async fn a_stranger_with_a_wrong_proof_or_the_own_one_is_dropped() {
         }
         stranger.write_all(&greeting[NONCE..]).await.unwrap();
         assert_eq!(stranger.read(&mut [0]).await.unwrap(), 0, "nothing more");
-        assert_eq!(found.try_recv().unwrap_err(), TryRecvError::Empty);
+        assert_eq!(found.events.try_recv().unwrap_err(), TryRecvError::Empty);
     }
 }
 
@@ -114,7 +126,7 @@ async fn a_stranger_with_a_wrong_proof_or_the_own_one_is_dropped() {
 async fn bytes_right_after_the_greeting_are_kept() {
     let a = open();
     let of_a = a.candidates();
-    let mut found = a.connect(&[], keys(A, B));
+    let mut found = connect(a, &[], keys(A, B));
     let mut peer = TcpStream::connect(of_a[0].address).await.unwrap();
     let mut nonce = [0; NONCE];
     peer.read_exact(&mut nonce).await.unwrap();
@@ -125,7 +137,7 @@ async fn bytes_right_after_the_greeting_are_kept() {
     all.extend(greeting.take_output());
     all.extend_from_slice(b"a record");
     peer.write_all(&all).await.unwrap();
-    let (mut stream, _) = found.recv().await.unwrap();
+    let (mut stream, _) = greeted(&mut found).await.unwrap();
     let mut got = [0; 8];
     stream.read_exact(&mut got).await.unwrap();
     assert_eq!(&got, b"a record");
@@ -135,7 +147,7 @@ async fn bytes_right_after_the_greeting_are_kept() {
 async fn an_attempt_ends_with_its_receiver() {
     let a = open();
     let of_a = a.candidates();
-    drop(a.connect(&[], keys(A, B)));
+    drop(connect(a, &[], keys(A, B)));
     // The port is closed as soon as the attempt has noticed.
     while TcpStream::connect(of_a[0].address).await.is_ok() {
         tokio::task::yield_now().await;
@@ -146,7 +158,7 @@ async fn an_attempt_ends_with_its_receiver() {
 async fn an_attempt_without_the_peer_ends() {
     let a = open();
     let begun = Instant::now();
-    assert!(a.connect(&[], keys(A, B)).recv().await.is_none());
+    assert!(greeted(&mut connect(a, &[], keys(A, B))).await.is_none());
     assert_eq!(begun.elapsed(), punch::ATTEMPT);
 }
 
@@ -203,8 +215,8 @@ async fn between_two_symmetric_nats_only_other_addresses_are_dialled() {
     };
     let target = |address: &str, pace| (address.to_owned(), pace);
     let [direct, known, guess] = ["198.51.100.1:5000", "198.51.100.2:4711", "198.51.100.2:5000"];
-    let [quick, slow] = [Pace::Quick, Pace::Slow];
-    assert_eq!(targets(&[1], stable), [target(known, quick), target(direct, quick)]);
+    let [quick, crossing, slow] = [Pace::Quick, Pace::Crossing, Pace::Slow];
+    assert_eq!(targets(&[1], stable), [target(known, crossing), target(direct, quick)]);
     assert_eq!(targets(&[1], varies), [target(guess, slow), target(direct, quick)]);
     assert_eq!(targets(&[1, 2], stable), [target(known, slow), target(direct, quick)]);
     assert_eq!(targets(&[1, 2], varies), [target(direct, quick)]);
@@ -234,4 +246,45 @@ async fn a_stun_server_is_asked_from_the_listener_s_port_and_the_connection_is_k
     assert_eq!(stream.try_read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     drop(listening);
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_peer_that_has_moved_is_dialled_where_it_is_now() {
+    let (old, new, b) = (open(), open(), open());
+    let (of_old, of_new) = (old.candidates(), new.candidates());
+    // Nobody listens there any more.
+    drop(old);
+    let mut b = connect(b, &of_old, keys(B, A));
+    let mut a = connect(new, &[], keys(A, B));
+    b.peer_has_moved(of_new);
+    pair(&mut a, &mut b).await;
+}
+
+#[tokio::test]
+async fn a_side_that_takes_another_port_is_reached_there() {
+    let (a, b, new) = (open(), open(), open());
+    let (of_a, of_new) = (a.candidates(), new.candidates());
+    let mut a = connect(a, &[], keys(A, B));
+    a.take_port(new);
+    let mut b = connect(b, &of_new, keys(B, A));
+    pair(&mut a, &mut b).await;
+    // The old port is closed.
+    while TcpStream::connect(of_a[0].address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_peer_moves_twice_and_to_no_other_address() {
+    let of = |text: &str| Candidate { address: text.parse().unwrap(), kind: CandidateKind::Host };
+    let listening = Listening::open_in(Scope::Network, None).unwrap();
+    let theirs = [of("192.0.2.1:5000"), of("192.0.2.2:5000")];
+    let mut attempt = Attempt::new(listening, &theirs, keys(A, B), true);
+    let mut moved = |theirs: &[&str]| {
+        attempt.change(Change::Theirs(theirs.iter().map(|text| of(text)).collect()));
+        attempt.targets.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(moved(&["192.0.2.1:5001", "198.51.100.1:5001"]), ["192.0.2.1:5001"]);
+    assert_eq!(moved(&["192.0.2.1:5002", "192.0.2.2:5002"]), ["192.0.2.1:5002"]);
+    assert_eq!(moved(&["192.0.2.1:5003"]), ["192.0.2.1:5002"]);
 }

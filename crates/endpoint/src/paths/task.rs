@@ -29,7 +29,7 @@ use super::{
     machine::Need,
 };
 use crate::{
-    direct::{Listening, Mapping, Observation, addresses::Scope},
+    direct::{Connecting, Found, Listening, Mapping, Observation, addresses::Scope},
     endpoint::Endpoint,
     hub::Hub,
     network::Network,
@@ -282,8 +282,31 @@ impl Finder {
             }
         };
         let Ok(Some(answer)) = timeout(ANSWER, answer).await else { return Ok(None) };
-        let mut found = listening.connect(&answer.candidates, self.keys.greeting());
-        Ok(found.recv().await)
+        let mut connecting =
+            listening.connect(&answer.candidates, self.keys.greeting(), self.chooses);
+        loop {
+            tokio::select! {
+                found = connecting.next() => match found {
+                    Some(Found::Peer(stream, address)) => return Ok(Some((stream, address))),
+                    Some(Found::PortRefused) => self.take_port(attempt, &connecting).await,
+                    None => return Ok(None),
+                },
+                Some(message) = self.told(sealed) => if message.attempt == attempt {
+                    connecting.peer_has_moved(message.candidates);
+                },
+            }
+        }
+    }
+
+    /// Takes another port within an attempt, and tells the peer.
+    async fn take_port(&mut self, attempt: u32, connecting: &Connecting) {
+        match self.listen().await {
+            Ok(listening) => {
+                self.tell(&Message { attempt, candidates: listening.candidates() });
+                connecting.take_port(listening);
+            }
+            Err(error) => tracing::debug!(%error, "no other port for direct connections"),
+        }
     }
 
     /// The TLS server's part: answers each attempt, and follows the client to the connection that it uses.
@@ -305,16 +328,18 @@ impl Finder {
             };
             last = message.attempt;
             self.tell(&Message { attempt: last, candidates: listening.candidates() });
-            let mut found = listening.connect(&message.candidates, self.keys.greeting());
+            let mut connecting =
+                listening.connect(&message.candidates, self.keys.greeting(), self.chooses);
             let mut greeted = JoinSet::new();
             let mut is_finding = true;
             while is_finding || !greeted.is_empty() {
                 tokio::select! {
-                    one = found.recv(), if is_finding => match one {
-                        Some((stream, address)) if greeted.len() < GREETED => {
+                    found = connecting.next(), if is_finding => match found {
+                        Some(Found::Peer(stream, address)) if greeted.len() < GREETED => {
                             greeted.spawn(used(stream, address));
                         }
-                        Some(_) => {}
+                        Some(Found::Peer(..)) => {}
+                        Some(Found::PortRefused) => self.take_port(last, &connecting).await,
                         None => is_finding = false,
                     },
                     Some(one) = greeted.join_next() => {
@@ -324,10 +349,15 @@ impl Finder {
                             tracing::debug!(number, "a direct connection was given up before it was used");
                         }
                     }
-                    message = self.told(&mut sealed) => {
-                        next = message;
-                        break;
-                    }
+                    message = self.told(&mut sealed) => match message {
+                        Some(message) if message.attempt == last => {
+                            connecting.peer_has_moved(message.candidates);
+                        }
+                        message => {
+                            next = message;
+                            break;
+                        }
+                    },
                 }
             }
             sleep(PACE).await;
@@ -445,6 +475,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::direct::{Candidate, CandidateKind};
     use crate::paths::leg::tests::{Ends, ends};
 
     /// Returns the tasks of two ends on this machine, and the ends.
@@ -528,5 +559,54 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// Opens ports on this machine; returns them, and candidates of ports that are closed again, as if a NAT had mapped them.
+    fn open_and_closed() -> (Listening, Vec<Candidate>) {
+        let [open, closed] = [(); 2].map(|()| Listening::open_in(Scope::Loopback, None).unwrap());
+        let mapped = |host: Candidate| Candidate { kind: CandidateKind::ServerReflexive, ..host };
+        let candidates = closed.candidates().into_iter().map(mapped).collect();
+        drop(closed);
+        (open, candidates)
+    }
+
+    #[tokio::test]
+    async fn a_client_whose_dials_are_refused_tells_another_port_and_follows_a_server_that_does() {
+        let (_streams, [mut client, mut server]) = finders().await;
+        let mut sealed = server.paths.sealed().unwrap();
+        let paths = client.paths.clone();
+        let finding = tokio::spawn(async move { client.run(consent(true)).await });
+        server.tell(&Message { attempt: 0, candidates: Vec::new() });
+        let first = server.told(&mut sealed).await.unwrap();
+        let (listening, closed) = open_and_closed();
+        server.tell(&Message { attempt: 1, candidates: closed });
+        let second = server.told(&mut sealed).await.unwrap();
+        assert_eq!([first.attempt, second.attempt], [1, 1]);
+        assert_ne!(first.candidates, second.candidates);
+        server.tell(&Message { attempt: 1, candidates: listening.candidates() });
+        let _connecting =
+            listening.connect(&second.candidates, server.keys.greeting(), server.chooses);
+        paths.path().wait_for(|path| *path != Path::Relay).await.unwrap();
+        finding.abort();
+    }
+
+    #[tokio::test]
+    async fn a_server_whose_dials_are_refused_tells_another_port_and_follows_a_client_that_does() {
+        let (_streams, [mut client, mut server]) = finders().await;
+        let mut sealed = client.paths.sealed().unwrap();
+        let finding = tokio::spawn(async move { server.run(consent(true)).await });
+        assert_eq!(client.told(&mut sealed).await.unwrap().attempt, 0);
+        let (listening, closed) = open_and_closed();
+        client.tell(&Message { attempt: 1, candidates: closed });
+        let first = client.told(&mut sealed).await.unwrap();
+        let second = client.told(&mut sealed).await.unwrap();
+        assert_eq!([first.attempt, second.attempt], [1, 1]);
+        assert_ne!(first.candidates, second.candidates);
+        // In the same attempt, which the server has not given up.
+        client.tell(&Message { attempt: 1, candidates: listening.candidates() });
+        let mut connecting =
+            listening.connect(&second.candidates, client.keys.greeting(), client.chooses);
+        while !matches!(connecting.next().await.unwrap(), Found::Peer(..)) {}
+        finding.abort();
     }
 }
