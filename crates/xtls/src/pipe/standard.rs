@@ -34,8 +34,12 @@ pub(super) enum Output {
 impl Input {
     /// Opens standard input.
     pub(super) fn open() -> Self {
-        let opened =
-            is_pipe(io::stdin()).then(|| pipe::OpenOptions::new().open_receiver("/proc/self/fd/0"));
+        const FILE: &str = "/proc/self/fd/0";
+        // Of a named pipe whose last writer has gone before it is opened, Linux never reports the end.
+        let name = std::fs::read_link(FILE).unwrap_or_default();
+        let is_named = !name.as_os_str().as_encoded_bytes().starts_with(b"pipe:[");
+        let opened = (is_pipe(io::stdin()) && !is_named)
+            .then(|| pipe::OpenOptions::new().open_receiver(FILE));
         match opened {
             Some(Ok(pipe)) => Self::Pipe(pipe),
             // For example, it belongs to another user.
