@@ -90,9 +90,9 @@ async fn run_standard(
     side: PipeSide,
 ) -> Result<(), XtlsError> {
     let local = Local {
-        input: standard::Input::open(),
+        input: standard::input(),
         terminal: io::stdin().is_terminal(),
-        output: standard::Output::open(),
+        output: standard::output(),
         is_command: false,
         ended: ready(Ok(())),
     };
