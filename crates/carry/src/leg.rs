@@ -2,12 +2,16 @@
 
 use std::{
     io::{self, IoSlice},
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use fingerpost_wire::transport_kind::TransportKind;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 
 use super::ibb_stream::IbbStream;
 use crate::leg_end::{Delivery, LegEnd};
@@ -45,6 +49,16 @@ impl<S: LegEnd> Leg<S> {
         match self {
             Self::Socket(_) => TransportKind::S5b,
             Self::Ibb(_) => TransportKind::Ibb,
+        }
+    }
+}
+
+impl Leg<TcpStream> {
+    /// Returns our own address of the connection; `None` in-band.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Socket(leg) => leg.local_addr().ok(),
+            Self::Ibb(_) => None,
         }
     }
 }

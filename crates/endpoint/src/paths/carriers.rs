@@ -54,14 +54,6 @@ impl Carrier {
         self.out.len() - self.written
     }
 
-    /// Returns our own address on it; `None` in-band.
-    fn local(&self) -> Option<SocketAddr> {
-        match &self.leg {
-            TcpLeg::Socket(socket) => socket.local_addr().ok(),
-            TcpLeg::Ibb(_) => None,
-        }
-    }
-
     /// Returns the index of its kind in [`Shared::carried`].
     fn kind(&self) -> usize {
         usize::from(is_direct(self.number))
@@ -155,7 +147,8 @@ impl Carriers {
         }
         state.machine.handle_deadline(now());
         if let Some(network) = state.network.take() {
-            let left = |one: &&Carrier| one.local().is_some_and(|local| !network.has(local.ip()));
+            let left =
+                |one: &&Carrier| one.leg.local_addr().is_some_and(|local| !network.has(local.ip()));
             let lost: Vec<u32> = self.carriers.iter().filter(left).map(|one| one.number).collect();
             if !lost.is_empty() {
                 let text = "this machine has left the network".to_owned();

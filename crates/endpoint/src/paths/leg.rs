@@ -154,11 +154,7 @@ pub(super) struct Relay {
 
 impl Relay {
     fn of(leg: &TcpLeg, bytestream: Option<String>) -> Self {
-        let local = match leg {
-            TcpLeg::Socket(socket) => socket.local_addr().ok(),
-            TcpLeg::Ibb(_) => None,
-        };
-        Self { kind: leg.transport_kind(), local, bytestream }
+        Self { kind: leg.transport_kind(), local: leg.local_addr(), bytestream }
     }
 }
 
