@@ -94,6 +94,11 @@ impl StreamState {
         Self { own, management, arrived: VecDeque::new() }
     }
 
+    /// Returns whether another connection may continue the session.
+    pub(super) fn can_resume(&self) -> bool {
+        self.management.as_ref().is_some_and(|managed| managed.resumable().is_some())
+    }
+
     /// Fills in our own addresses, which a server may leave out.
     fn address(&self, element: &mut Element) {
         if element.attr("from").is_none() {
@@ -261,7 +266,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
                         self.send_queued(stanza);
                     }
                 }
-                () = self.network.0.changed(), if self.can_resume() => {
+                () = self.network.0.changed(), if self.state.can_resume() => {
                     let (network, local) = &self.network;
                     if local.is_some_and(|local| !network.has(local)) {
                         let why = "this machine has left the network".to_owned();
@@ -338,10 +343,6 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Driver<'a, S> {
             }
         }
         Ok(())
-    }
-
-    fn can_resume(&self) -> bool {
-        self.state.management.as_ref().is_some_and(|managed| managed.resumable().is_some())
     }
 
     fn count(&mut self) {

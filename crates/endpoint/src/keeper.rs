@@ -209,7 +209,7 @@ impl<D: Dialer> KeptConnection<D> {
             match loss.remedy {
                 Remedy::None(error) => return Err(error),
                 Remedy::Anew => self.sever(),
-                Remedy::Resume if !self.can_resume() => self.sever(),
+                Remedy::Resume if !self.state.can_resume() => self.sever(),
                 Remedy::Resume => {}
             }
             if !self.is_worthwhile() {
@@ -219,10 +219,6 @@ impl<D: Dialer> KeptConnection<D> {
                 (self.keeping.listener)(&Contact::Lost { reason: loss.why });
             }
         }
-    }
-
-    fn can_resume(&self) -> bool {
-        self.state.management.as_ref().is_some_and(|managed| managed.resumable().is_some())
     }
 
     /// Carries stanzas over a stream until it is lost.
