@@ -140,8 +140,7 @@ impl Listening {
 
     /// Returns how the NAT maps the listener's port of a family.
     pub(crate) fn mapping(&self, is_ipv4: bool) -> Mapping {
-        let listener = if is_ipv4 { &self.v4 } else { &self.v6 };
-        match listener.as_ref().and_then(local_port) {
+        match self.port_of(is_ipv4) {
             Some(own) => mapping(own, is_ipv4, &self.observations, self.varied),
             None => Mapping::Unknown,
         }
@@ -168,7 +167,11 @@ impl Listening {
 
     /// Returns the port on which the listener of an address's family listens.
     fn port(&self, ip: IpAddr) -> Option<u16> {
-        let listener = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
+        self.port_of(ip.is_ipv4())
+    }
+
+    fn port_of(&self, is_ipv4: bool) -> Option<u16> {
+        let listener = if is_ipv4 { &self.v4 } else { &self.v6 };
         listener.as_ref().and_then(local_port)
     }
 
@@ -293,7 +296,7 @@ struct Attempt {
     /// The peer's candidates, and how often they may change.
     theirs: Vec<Candidate>,
     changes_left: usize,
-    targets: Vec<SocketAddr>,
+    targets: Vec<(SocketAddr, Pace)>,
     keys: Arc<GreetingKeys>,
     punch: Punch,
     dials: JoinSet<(usize, io::Result<TcpStream>)>,
@@ -310,13 +313,12 @@ impl Attempt {
         is_client: bool,
     ) -> Self {
         let targets = listening.targets(theirs);
-        let paces = targets.iter().map(|(_, pace)| *pace);
         Self {
-            punch: Punch::new(paces, is_client, Instant::now()),
+            punch: Punch::new(paces(&targets), is_client, Instant::now()),
             listening,
             theirs: theirs.to_vec(),
             changes_left: MOST_MOVES,
-            targets: targets.into_iter().map(|(address, _)| address).collect(),
+            targets,
             keys: Arc::new(keys),
             dials: JoinSet::new(),
             greetings: JoinSet::new(),
@@ -379,13 +381,12 @@ impl Attempt {
         }
         // The results of the old dials do not count any more.
         self.dials = JoinSet::new();
-        let targets = self.listening.targets(&self.theirs);
-        self.punch.restart(targets.iter().map(|(_, pace)| *pace), Instant::now());
-        self.targets = targets.into_iter().map(|(address, _)| address).collect();
+        self.targets = self.listening.targets(&self.theirs);
+        self.punch.restart(paces(&self.targets), Instant::now());
     }
 
     fn dial(&mut self, number: usize) {
-        let target = self.targets[number];
+        let (target, _) = self.targets[number];
         // Targets have the family of a listener.
         let Some(local) = self.listening.dialling_address(target.ip()) else { return };
         self.dials.spawn(async move {
@@ -397,7 +398,7 @@ impl Attempt {
     fn dialled(&mut self, dialled: Result<(usize, io::Result<TcpStream>), JoinError>) {
         // Dials neither panic nor are they aborted while their results count.
         let Ok((number, stream)) = dialled else { return };
-        let target = self.targets[number];
+        let (target, _) = self.targets[number];
         let result = match &stream {
             Ok(_) => Dialled::Connected,
             Err(error) => match error.kind() {
@@ -443,6 +444,10 @@ impl Attempt {
             let _ = found.try_send(Found::Peer(stream, from));
         }
     }
+}
+
+fn paces(targets: &[(SocketAddr, Pace)]) -> impl ExactSizeIterator<Item = Pace> {
+    targets.iter().map(|(_, pace)| *pace)
 }
 
 async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {

@@ -282,7 +282,7 @@ async fn a_peer_moves_twice_and_to_no_other_address() {
     let mut attempt = Attempt::new(listening, &theirs, keys(A, B), true);
     let mut moved = |theirs: &[&str]| {
         attempt.change(Change::Theirs(theirs.iter().map(|text| of(text)).collect()));
-        attempt.targets.iter().map(ToString::to_string).collect::<Vec<_>>()
+        attempt.targets.iter().map(|(address, _)| address.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(moved(&["192.0.2.1:5001", "198.51.100.1:5001"]), ["192.0.2.1:5001"]);
     assert_eq!(moved(&["192.0.2.1:5002", "192.0.2.2:5002"]), ["192.0.2.1:5002"]);
