@@ -191,10 +191,7 @@ impl Broker {
                 (LegState::ibb(&namespace, sid.clone(), block_size), Some(sid))
             }
             Transport::S5b { sid, candidates } => {
-                let own = candidates
-                    .into_iter()
-                    .find(|(_, type_, jid)| type_ == "proxy" && jid == options.jid.as_str());
-                (LegState::s5b(sid, random_id(), own.map(|(cid, ..)| cid)), None)
+                (LegState::offered_s5b(sid, candidates, &options.jid, random_id()), None)
             }
         };
         let place = {

@@ -1,6 +1,7 @@
 //! The state of one leg while its transport is negotiated.
 
 use fingerpost_wire::transport::Transport;
+use jid::BareJid;
 
 /// The planned transport of a leg.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +63,19 @@ impl LegState {
     /// Creates a SOCKS5 leg.
     pub(crate) fn s5b(sid: String, cid: String, own_proxy: Option<String>) -> Self {
         Self::new(Plan::S5b { sid, cid, own_proxy, nominated: false, arrived: false, used: false })
+    }
+
+    /// Creates the leg of a user that offers SOCKS5 with these candidates: cid, type, JID. `ours` is this component.
+    pub(crate) fn offered_s5b(
+        sid: String,
+        candidates: Vec<(String, String, String)>,
+        ours: &BareJid,
+        cid: String,
+    ) -> Self {
+        let is_ours =
+            |(_, kind, jid): &(String, String, String)| kind == "proxy" && jid == ours.as_str();
+        let own = candidates.into_iter().find(is_ours);
+        Self::s5b(sid, cid, own.map(|(cid, ..)| cid))
     }
 
     /// Returns whether the user's own candidate at this component may still be used.

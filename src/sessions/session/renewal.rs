@@ -57,10 +57,7 @@ impl BrokeredSession {
                 LegState::ibb(&namespace, Some(sid), block_size)
             }
             Some(Transport::S5b { sid, candidates }) if self.options.socks5 => {
-                let ours = self.options.jid.as_str();
-                let own =
-                    candidates.into_iter().find(|(_, kind, jid)| kind == "proxy" && jid == ours);
-                LegState::s5b(sid, (self.ids)(), own.map(|(cid, ..)| cid))
+                LegState::offered_s5b(sid, candidates, &self.options.jid, (self.ids)())
             }
             _ => {
                 let rejection = self.replace_rejection(Side::Initiator, content);

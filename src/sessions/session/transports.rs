@@ -10,10 +10,10 @@
 //! | initiator's | the user; if it has not within [`PATIENCE`], the component |
 //! | either, if a user does not choose within [`SILENCE`] | the component |
 //!
-//! A user's transport-replace is accepted at any time before bytes flow, and later as `renewal` says. If it crosses ours, that of the leg's
-//! initiator counts: on the responder's leg ours, and the user gets `<conflict/>` and `<tie-break/>`; on the
-//! initiator's leg the user's. If ours is rejected, SOCKS5 is used if it has come up meanwhile; otherwise the session
-//! ends.
+//! A user's transport-replace is accepted at any time before bytes flow, and later as `renewal` says. If it crosses
+//! ours, that of the leg's initiator counts: on the responder's leg ours, and the user gets `<conflict/>` and
+//! `<tie-break/>`; on the initiator's leg the user's. If ours is rejected, SOCKS5 is used if it has come up meanwhile;
+//! otherwise the session ends.
 
 use std::time::Duration;
 
