@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_carry::{iq::Requests, outbound::Outbound};
+use fingerpost_carry::iq::Requests;
 use fingerpost_secure::identity::Identity;
 use fingerpost_wire::{plain::Plain, size};
 use jid::{BareJid, FullJid};
@@ -254,14 +254,15 @@ impl Service {
             reachable: reachable.clone(),
             journal: journal.clone(),
             broker: broker.clone(),
+            control: control.clone(),
+            drain: config.limits.drain_timeout,
             links: links.clone(),
-            outbound: outbound.clone(),
             echoes,
             tasks: tasks.clone(),
             stop: stop.clone(),
         };
         if cluster.leads() {
-            among.tell_of_lost_sessions();
+            among.settle_left_sessions();
         }
         tasks.spawn(among.run(of_others));
         let back = (again, told, reported);
@@ -500,26 +501,31 @@ struct Among {
     reachable: Reachable,
     journal: Journal,
     broker: Broker,
+    control: Control,
+    /// How long another process may carry streams of sessions that it has left.
+    drain: Duration,
     links: watch::Receiver<bool>,
-    outbound: Outbound,
     echoes: mpsc::Sender<String>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Among {
-    /// Notifies the users of sessions that were open when another run or another instance ended, once there is a link.
-    fn tell_of_lost_sessions(&self) {
-        let (stop, cluster, journal) =
-            (self.stop.clone(), self.cluster.clone(), self.journal.clone());
-        let (mut links, outbound) = (self.links.clone(), self.outbound.clone());
+    /// Goes on with the sessions that were open when another run or another instance ended, or notifies their users, once
+    /// there is a link.
+    fn settle_left_sessions(&self) {
+        let (stop, cluster, broker) =
+            (self.stop.clone(), self.cluster.clone(), self.broker.clone());
+        let (mut links, control, drain) = (self.links.clone(), self.control.clone(), self.drain);
         self.tasks.spawn(async move {
-            let telling = async {
+            let settling = async {
                 if links.wait_for(|up| *up).await.is_ok() && cluster.leads() {
-                    journal.tell(&outbound).await;
+                    broker.settle(drain).await;
+                    // Somebody may have lost access meanwhile.
+                    control.enforce();
                 }
             };
-            stop.run_until_cancelled(telling).await;
+            stop.run_until_cancelled(settling).await;
         });
     }
 
@@ -544,7 +550,7 @@ impl Among {
                         lock(&self.router).ask_everybody();
                     }
                     self.changed.notify_one();
-                    self.tell_of_lost_sessions();
+                    self.settle_left_sessions();
                 }
                 cluster::Event::Follow => {
                     self.broker.drain(Instant::now());

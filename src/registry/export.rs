@@ -31,7 +31,7 @@ use super::{
 };
 use crate::registry::store::{
     error::StoreError,
-    records::{OpenSide, Profile},
+    records::{OpenSide, Profile, RenewableSide},
 };
 
 /// Rows of the audit log that are read at once.
@@ -281,7 +281,7 @@ fn session_uid(side: &OpenSide) -> String {
 
 /// Returns one side of an open session, and when it began.
 fn session_element((side, began): &(OpenSide, OffsetDateTime)) -> Element {
-    xml::element(
+    let mut session = xml::element(
         "session",
         ns::KEYS,
         &[
@@ -291,7 +291,13 @@ fn session_element((side, began): &(OpenSide, OffsetDateTime)) -> Element {
             ("namespace", &side.namespace),
             ("began", &stamp(*began)),
         ],
-    )
+    );
+    if let Some(RenewableSide { role, content, transport }) = &side.renewable {
+        xml::set(&mut session, "role", role);
+        xml::set(&mut session, "content", content);
+        xml::set(&mut session, "transport", transport);
+    }
+    session
 }
 
 /// Returns a row of the audit log as its user may see it. Another originator is named by kind only: others' addresses
@@ -624,6 +630,9 @@ mod tests {
             ("open_sessions", "mask", At("sessions/session@with")),
             ("open_sessions", "namespace", At("sessions/session@namespace")),
             ("open_sessions", "began", At("sessions/session@began")),
+            ("open_sessions", "role", At("sessions/session@role")),
+            ("open_sessions", "content", At("sessions/session@content")),
+            ("open_sessions", "transport", At("sessions/session@transport")),
             ("salts", "salt", OWN),
             ("revoked_prints", "owner", HASH),
             ("revoked_prints", "print", HASH),
@@ -699,6 +708,11 @@ mod tests {
             mask: Jid::new("juliet\\40c.lit@xtls.m.lit/balcony").unwrap(),
             sid: "a-sid".to_owned(),
             namespace: "urn:xmpp:jingle:1".to_owned(),
+            renewable: Some(RenewableSide {
+                role: "initiator".to_owned(),
+                content: "ballad".to_owned(),
+                transport: ns::JINGLE_S5B.to_owned(),
+            }),
         };
         let other = OpenSide { user: Jid::new("romeo@m.lithe/x").unwrap(), ..side.clone() };
         let other = OpenSide { sid: "other".to_owned(), ..other };

@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
 };
 
 use fingerpost_carry::{
@@ -34,7 +35,7 @@ use super::{
     directory::{Facts, SessionEntry, SessionInfo, SessionKey},
     driver::SessionDriver,
     features,
-    journal::Journal,
+    journal::{Journal, LeftSession},
     legs::LegState,
     options::BrokerOptions,
     own::{self, OwnSession},
@@ -252,6 +253,60 @@ impl Broker {
         let driver = Box::new(SessionDriver::new(guard, machine, line, again));
         self.tasks.spawn(in_span(facts, Box::pin(driver.run(inputs))));
         Ok(())
+    }
+
+    /// Goes on with the sessions that an earlier run has left, and notifies the users of those that cannot continue. That run
+    /// may still carry their streams, for as long as `drain`. Call it when the link is up.
+    pub async fn settle(&self, drain: Duration) {
+        let shared = &self.shared;
+        let patience = drain + session::RENEWAL;
+        shared.journal.settle(&shared.outbound, |left| self.restore(left, patience)).await;
+    }
+
+    /// Goes on with a session; returns whether it exists now.
+    fn restore(&self, left: LeftSession, patience: Duration) -> bool {
+        let shared = &self.shared;
+        let options = shared.options();
+        if !options.direct {
+            return false;
+        }
+        let peers = &left.peers;
+        let facts = Arc::new(Facts::new(peers.initiator.user(), peers.responder.user()));
+        let (inbox, inputs) = inbox::channel(INBOX);
+        let place = {
+            let mut state = shared.lock();
+            if peers.iter().any(|peer| state.has(&peer.pair, &peer.sid)) {
+                // This process has it: another one has led for a while.
+                return true;
+            }
+            let Ok(place) = shared.admit(&mut state, &facts.users.initiator) else { return false };
+            for side in Side::BOTH {
+                state.legs.insert(SessionEntry {
+                    facts: Arc::clone(&facts),
+                    pair: Arc::clone(&peers[side].pair),
+                    sid: peers[side].sid.clone(),
+                    side,
+                    inbox: inbox.clone(),
+                    ibb: None,
+                    crossable: None,
+                    seen: None,
+                });
+            }
+            place
+        };
+        let guard = SessionGuard {
+            shared: Arc::clone(shared),
+            pairs: peers.iter().map(|peer| Arc::clone(&peer.pair)).collect(),
+            facts: Arc::clone(&facts),
+            place,
+        };
+        let line = shared.journal.go_on(&left);
+        let now = Instant::now();
+        let machine = BrokeredSession::restored(options, random_id, left, now, now + patience);
+        metrics::SESSIONS.count(&[]);
+        let driver = Box::new(SessionDriver::new(guard, machine, line, None));
+        self.tasks.spawn(in_span(facts, Box::pin(driver.run(inputs))));
+        true
     }
 
     /// Starts a session between a user and the component itself, which proves the offered key.
@@ -505,13 +560,12 @@ impl Broker {
 
     /// Ends the streams inside XMPP, because the link is about to end.
     pub fn end_in_band(&self) {
-        let text = "The service is being restarted: try again";
         for entry in self.shared.lock().legs.iter_mut() {
             let legs = entry.facts.legs.get();
             let needs_link =
                 legs.is_none_or(|legs| legs.iter().any(|leg| *leg == TransportKind::Ibb));
             if entry.side == Side::Initiator && needs_link {
-                entry.tell(SessionInput::End(Reason::Gone, text.to_owned()));
+                entry.tell(SessionInput::EndInBand);
             }
         }
     }

@@ -286,6 +286,9 @@ impl SessionDriver {
                 if legs == PerSide::both(TransportKind::S5b) {
                     self.line.streams();
                 }
+                if let Some(renewable) = self.session.renewable() {
+                    self.line.renew(self.session.peers(), renewable);
+                }
                 let _once = self.facts.legs.set(legs);
                 let (plane, facts) = (self.shared.table.plane().clone(), Arc::clone(&self.facts));
                 let parted = self.parted;
@@ -334,6 +337,11 @@ impl SessionDriver {
                         shared.keys(&owner, &asker, &prints).await,
                     ))
                 });
+            }
+            SessionAction::Leave => {
+                self.line.leave();
+                // The users' programs go on over other legs.
+                self.relaying.take().iter().for_each(AbortHandle::abort);
             }
             SessionAction::GiveBack(stanza, error) => {
                 self.given_back = Some(Box::new((*stanza, error)));

@@ -5,7 +5,8 @@
 //! unavailable database delays no session: changes that could not be written are kept, and a session that ends
 //! meanwhile is removed from them. So at most one entry per session is kept.
 //!
-//! At the next start [`Journal::tell`] notifies each user who was in a session that it is gone.
+//! At the next start [`Journal::settle`] goes on with sessions whose users' programs can, and notifies the users of the others
+//! that they are gone.
 
 use std::{
     collections::HashMap,
@@ -16,6 +17,7 @@ use std::{
 use fingerpost_carry::{iq::random_id, outbound::Outbound};
 use fingerpost_wire::{
     jingle::{self, Frame, Reason},
+    ns,
     stanza::RequestKind,
 };
 use jid::BareJid;
@@ -28,8 +30,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::peer::SessionPeer;
-use crate::registry::store::{Store, error::StoreError, records::OpenSide};
+use super::{
+    peer::SessionPeer,
+    side::{PerSide, Side},
+};
+use crate::registry::store::{
+    Store,
+    error::StoreError,
+    records::{OpenSide, RenewableSide},
+};
 
 /// How long a session waits for its line to be on the disk. Then it continues without.
 const WAIT: Duration = Duration::from_secs(2);
@@ -59,7 +68,9 @@ enum LineFate {
     Removed,
     /// The same; the session needs no link to continue.
     Streams,
-    /// Another instance notifies the users and removes it.
+    /// The same; another process may go on with the session.
+    Renewable,
+    /// Another process goes on with the session or notifies the users, and removes the line.
     Left,
 }
 
@@ -90,7 +101,47 @@ pub(super) struct JournalLine {
     news: Arc<Notify>,
     session: Arc<str>,
     noted: bool,
+    /// What is noted for a later run that may go on with the session.
+    renewable: Option<Renewable>,
     written: Option<oneshot::Receiver<()>>,
+}
+
+/// What a later run needs to go on with a session, beside its addresses and ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Renewable {
+    /// The name of its content.
+    pub(super) content: String,
+    /// The namespace of each leg's Jingle transport.
+    pub(super) transports: PerSide<String>,
+}
+
+/// A session that an earlier run has left, and that can be gone on with.
+#[derive(Clone, Debug)]
+pub(super) struct LeftSession {
+    pub(super) peers: PerSide<SessionPeer>,
+    pub(super) renewable: Renewable,
+}
+
+impl LeftSession {
+    /// Reads the lines of one session; `None` if it cannot be gone on with.
+    fn read(sides: &[OpenSide]) -> Option<Self> {
+        let of = |side: Side| {
+            let is_it =
+                |(_, renewable): &(&OpenSide, &RenewableSide)| renewable.role == side.as_str();
+            let mut all = sides.iter().filter_map(|one| Some((one, one.renewable.as_ref()?)));
+            let (open, renewable) = all.find(is_it)?;
+            let namespace =
+                [ns::JINGLE, ns::JINGLE_0].into_iter().find(|n| *n == open.namespace)?;
+            let pair = Arc::new((open.user.clone(), open.mask.clone()));
+            Some((SessionPeer { pair, sid: open.sid.clone(), namespace }, renewable))
+        };
+        let ((initiator, first), (responder, second)) =
+            (of(Side::Initiator)?, of(Side::Responder)?);
+        let transports =
+            PerSide { initiator: first.transport.clone(), responder: second.transport.clone() };
+        let renewable = Renewable { content: first.content.clone(), transports };
+        Some(Self { peers: PerSide { initiator, responder }, renewable })
+    }
 }
 
 impl Journal {
@@ -113,10 +164,18 @@ impl Journal {
             news: Arc::clone(&self.news),
             session: (self.run.clone() + &random_id()).into(),
             noted: false,
+            renewable: None,
             written: None,
         };
         self.lock().lines.insert(Arc::clone(&line.session), LineFate::Removed);
         line.write(peers);
+        line
+    }
+
+    /// Records a session that an earlier run has left, as one of this run.
+    pub(super) fn go_on(&self, left: &LeftSession) -> JournalLine {
+        let mut line = self.begin([]);
+        line.renew(&left.peers, left.renewable.clone());
         line
     }
 
@@ -195,9 +254,13 @@ impl Journal {
         Ok(open)
     }
 
-    /// Notifies the users of sessions that were open when the component died, then forgets these. Call it when the link
-    /// is up for the first time.
-    pub async fn tell(&self, outbound: &Outbound) {
+    /// Goes on with the sessions that were open when the component died, or notifies their users; then forgets their lines.
+    /// `restore` returns whether it has taken a session. Call this when the link is up for the first time.
+    pub(super) async fn settle(
+        &self,
+        outbound: &Outbound,
+        mut restore: impl FnMut(LeftSession) -> bool,
+    ) {
         let lost = loop {
             match self.open(false).await {
                 Ok(lost) => break lost,
@@ -208,46 +271,53 @@ impl Journal {
         if lost.is_empty() {
             return;
         }
-        info!(
-            users = lost.len(),
-            "notifying the users of sessions that were open when the service died"
-        );
-        for side in &lost {
-            if outbound.send(terminate(side).into()).await.is_err() {
-                return;
+        let mut restored = 0;
+        // Those of one session are one after the other.
+        for sides in lost.chunk_by(|one, next| one.session == next.session) {
+            if LeftSession::read(sides).is_some_and(&mut restore) {
+                restored += 1;
+                continue;
+            }
+            for side in sides {
+                if outbound.send(terminate(side).into()).await.is_err() {
+                    return;
+                }
             }
         }
+        info!(
+            users = lost.len(),
+            restored, "handled the sessions that were open when the service ended"
+        );
         while let Err(error) = self.forget(lost.clone()).await {
             warn!(%error, "cannot remove lost sessions from the journal yet");
             sleep(AGAIN).await;
         }
     }
 
-    /// Keeps the lines of streams that continue here while another process takes the component over: they are not lost.
+    /// Removes the lines of streams that continue here while another process takes the component over: they are not lost.
+    /// Those with which the other process can go on are left to it.
     pub async fn hand_over(&self) {
-        let forgetting = async { self.forget(self.open(true).await?).await };
-        match timeout(WAIT, forgetting).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "could not hand over running sessions"),
-            Err(_) => warn!("could not hand over running sessions in time"),
-        }
+        self.leave(|fate| fate == LineFate::Renewable).await;
     }
 
-    /// Leaves the lines to another instance, which leads from now on and has a link. It notifies the users of sessions
-    /// that cannot continue, however these end here. Streams between two sockets continue and are not lost.
+    /// Leaves the lines to another instance, which leads from now on and has a link. It goes on with the sessions, or notifies
+    /// their users, however these end here. Other streams between two sockets continue and are not lost.
     pub async fn leave_to_the_next(&self) {
-        for fate in self.lock().lines.values_mut() {
-            if *fate == LineFate::Removed {
-                *fate = LineFate::Left;
-            }
+        self.leave(|fate| fate != LineFate::Streams).await;
+    }
+
+    /// Leaves lines of present sessions to another process, and removes the others.
+    async fn leave(&self, is_left: impl Fn(LineFate) -> bool) {
+        for fate in self.lock().lines.values_mut().filter(|fate| is_left(**fate)) {
+            *fate = LineFate::Left;
         }
         let forgetting = async {
-            let mut going_on = self.open(true).await?;
-            let streams = |side: &OpenSide| {
-                self.lock().lines.get(side.session.as_str()) == Some(&LineFate::Streams)
-            };
-            going_on.retain(streams);
-            self.forget(going_on).await
+            let mut removed = self.open(true).await?;
+            removed.retain(|side| {
+                let fate = self.lock().lines.get(side.session.as_str()).copied();
+                fate.is_some_and(|fate| fate != LineFate::Left)
+            });
+            self.forget(removed).await
         };
         match timeout(WAIT, forgetting).await {
             Ok(Ok(())) => {}
@@ -288,8 +358,34 @@ impl JournalLine {
             mask: peer.mask().clone(),
             sid: peer.sid.clone(),
             namespace: peer.namespace.to_owned(),
+            renewable: None,
         };
-        let sides = peers.into_iter().map(side).collect();
+        self.change(peers.into_iter().map(side).collect());
+    }
+
+    /// Records that a later run can go on with the session.
+    pub(super) fn renew(&mut self, peers: &PerSide<SessionPeer>, renewable: Renewable) {
+        if self.renewable.as_ref() == Some(&renewable) {
+            return;
+        }
+        let side = |side: Side| OpenSide {
+            session: self.session.to_string(),
+            user: peers[side].user().clone(),
+            mask: peers[side].mask().clone(),
+            sid: peers[side].sid.clone(),
+            namespace: peers[side].namespace.to_owned(),
+            renewable: Some(RenewableSide {
+                role: side.as_str().to_owned(),
+                content: renewable.content.clone(),
+                transport: renewable.transports[side].clone(),
+            }),
+        };
+        self.change(Side::BOTH.map(side).into());
+        self.renewable = Some(renewable);
+        self.decide(LineFate::Renewable);
+    }
+
+    fn change(&mut self, sides: Vec<OpenSide>) {
         let (sender, receiver) = oneshot::channel();
         let mut state = lock(&self.state);
         let fresh = match state.changes.get(&*self.session) {
@@ -306,10 +402,22 @@ impl JournalLine {
 
     /// Notes that the session continues without a link: its bytes go from one socket to another.
     pub(super) fn streams(&self) {
+        if self.renewable.is_none() {
+            self.decide(LineFate::Streams);
+        }
+    }
+
+    /// Leaves the line to another process, which goes on with the session.
+    pub(super) fn leave(&self) {
+        self.decide(LineFate::Left);
+    }
+
+    /// Decides what becomes of the line, unless it is left already.
+    fn decide(&self, what: LineFate) {
         if let Some(fate) = lock(&self.state).lines.get_mut(&self.session)
-            && *fate == LineFate::Removed
+            && *fate != LineFate::Left
         {
-            *fate = LineFate::Streams;
+            *fate = what;
         }
     }
 
@@ -387,13 +495,13 @@ mod tests {
 
         let (outbound, mut sent) = mpsc::channel(8);
         let other = Journal::new(store.clone(), BareJid::new("other.example.org").unwrap());
-        other.tell(&outbound).await;
+        other.settle(&outbound, |_| false).await;
         assert!(sent.try_recv().is_err(), "another component's sessions are its own");
         let second = journal(&store);
         let (stop, tasks) = run(&second);
         let mut own = second.begin(&[peer("dave")]);
         own.written().await;
-        second.tell(&outbound).await;
+        second.settle(&outbound, |_| false).await;
         for name in ["alice", "bob"] {
             let iq = sent.recv().await.unwrap().into_element();
             assert_eq!(iq.attr("to"), Some(format!("{name}@example.org/x").as_str()));
@@ -432,7 +540,7 @@ mod tests {
         stop.cancel();
         tasks.wait().await;
         let (outbound, mut sent) = mpsc::channel(8);
-        second.tell(&outbound).await;
+        second.settle(&outbound, |_| false).await;
         for name in ["carol", "dave"] {
             let to = format!("{name}@example.org/x");
             assert_eq!(sent.recv().await.unwrap().into_element().attr("to"), Some(to.as_str()));
@@ -466,6 +574,61 @@ mod tests {
         stop.cancel();
         tasks.wait().await;
         assert_eq!(journal.open(true).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_session_with_which_a_later_run_can_go_on_is_given_to_it() {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let first = journal(&store);
+        let (stop, tasks) = run(&first);
+        let peers = PerSide { initiator: peer("alice"), responder: peer("bob") };
+        let transports =
+            PerSide { initiator: ns::JINGLE_S5B.to_owned(), responder: ns::JINGLE_IBB.to_owned() };
+        let renewable = Renewable { content: "c".to_owned(), transports };
+        let lines = [(); 3].map(|()| {
+            let mut line = first.begin(peers.iter());
+            line.renew(&peers, renewable.clone());
+            line
+        });
+        let [mut ended, mut handed_over, mut left] = lines;
+        for line in [&mut ended, &mut handed_over, &mut left] {
+            line.written().await;
+        }
+        drop(ended);
+        left.leave();
+        drop(left);
+        first.hand_over().await;
+        drop(handed_over);
+        stop.cancel();
+        tasks.wait().await;
+
+        let (outbound, mut sent) = mpsc::channel(8);
+        let second = journal(&store);
+        let (stop, tasks) = run(&second);
+        let mut lines = Vec::new();
+        let restore = |session: LeftSession| {
+            assert_eq!(session.renewable, renewable);
+            for side in Side::BOTH {
+                assert_eq!(session.peers[side].pair, peers[side].pair);
+                assert_eq!(session.peers[side].sid, peers[side].sid);
+            }
+            lines.push(second.go_on(&session));
+            lines.len() == 1
+        };
+        second.settle(&outbound, restore).await;
+        assert_eq!(lines.len(), 2, "the session that ended is not there");
+        for name in ["alice", "bob"] {
+            let iq = sent.recv().await.unwrap().into_element();
+            assert_eq!(iq.attr("to"), Some(format!("{name}@example.org/x").as_str()));
+        }
+        assert!(sent.try_recv().is_err(), "only those of the session that was not taken");
+        lines[0].written().await;
+        assert_eq!(second.open(false).await.unwrap(), []);
+        assert!(!second.open(true).await.unwrap().is_empty());
+        drop(lines);
+        stop.cancel();
+        tasks.wait().await;
+        assert_eq!(second.open(true).await.unwrap(), []);
     }
 
     #[tokio::test]

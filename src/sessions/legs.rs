@@ -1,6 +1,6 @@
 //! The state of one leg while its transport is negotiated.
 
-use fingerpost_wire::transport::Transport;
+use fingerpost_wire::{ns, transport::Transport};
 use jid::BareJid;
 
 /// The planned transport of a leg.
@@ -32,6 +32,16 @@ pub(crate) enum Plan {
         /// Whether the user has chosen the connection to us.
         used: bool,
     },
+}
+
+impl Plan {
+    /// Returns the namespace of its Jingle transport.
+    pub(crate) fn namespace(&self) -> &str {
+        match self {
+            Self::Ibb { namespace, .. } => namespace,
+            Self::S5b { .. } => ns::JINGLE_S5B,
+        }
+    }
 }
 
 /// The state of one leg while it becomes a byte stream.

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use super::{
     Store,
     error::StoreError,
-    records::OpenSide,
+    records::{OpenSide, RenewableSide},
     sql::{Row, inconsistent, micros, moment, query},
 };
 
@@ -67,12 +67,14 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
         self.change_apart("change_open", async |tx| {
-            for OpenSide { session, user, mask, sid, namespace } in begun {
+            for OpenSide { session, user, mask, sid, namespace, renewable } in begun {
+                let renewable = renewable.as_ref();
                 query(
                     "INSERT INTO open_sessions
-                         (component, session, sid, user_jid, mask, namespace, began)
-                     VALUES ($1, $2, $3, $4, $5, $6, $7)
-                     ON CONFLICT (component, session, sid) DO UPDATE SET namespace = $6",
+                         (component, session, sid, user_jid, mask, namespace, began, role, content, transport)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                     ON CONFLICT (component, session, sid)
+                         DO UPDATE SET namespace = $6, role = $8, content = $9, transport = $10",
                 )
                 .bind(component.as_str())
                 .bind(session.as_str())
@@ -81,6 +83,9 @@ impl Store {
                 .bind(mask.to_string())
                 .bind(namespace.as_str())
                 .bind(micros(now))
+                .bind(renewable.map(|side| side.role.clone()))
+                .bind(renewable.map(|side| side.content.clone()))
+                .bind(renewable.map(|side| side.transport.clone()))
                 .execute(tx)
                 .await?;
             }
@@ -108,6 +113,17 @@ fn side(row: &Row) -> Result<OpenSide, StoreError> {
         mask: address("mask")?,
         sid: row.try_get("sid")?,
         namespace: row.try_get("namespace")?,
+        renewable: renewable(row)?,
         session: session.clone(),
     })
+}
+
+fn renewable(row: &Row) -> Result<Option<RenewableSide>, StoreError> {
+    let role: Option<String> = row.try_get("role")?;
+    let Some(role) = role else { return Ok(None) };
+    Ok(Some(RenewableSide {
+        role,
+        content: row.try_get("content")?,
+        transport: row.try_get("transport")?,
+    }))
 }

@@ -139,6 +139,19 @@ pub struct OpenSide {
     pub sid: String,
     /// The Jingle namespace spoken here.
     pub namespace: String,
+    /// What a later run needs to go on with the session; `None` if that is not possible.
+    pub renewable: Option<RenewableSide>,
+}
+
+/// One user's side of an open session with which a later run can go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenewableSide {
+    /// Whether this user began the session: its role in Jingle.
+    pub role: String,
+    /// The name of the session's content.
+    pub content: String,
+    /// The namespace of the Jingle transport of this leg.
+    pub transport: String,
 }
 
 /// One of the Fingerposts that serve a component together.

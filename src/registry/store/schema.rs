@@ -28,6 +28,7 @@ pub(super) static SQLITE: LazyLock<Migrator> = migrations!("sqlite":
     "0004_heartbeats",
     "0005_reachable",
     "0007_revoked_prints",
+    "0008_renewable_sessions",
 );
 
 /// The migrations of PostgreSQL.
@@ -39,6 +40,7 @@ pub(super) static POSTGRES: LazyLock<Migrator> = migrations!("postgres":
     "0005_reachable",
     "0006_instances",
     "0007_revoked_prints",
+    "0008_renewable_sessions",
 );
 
 /// Makes migrations of the names of files, which begin with the version, and their contents.

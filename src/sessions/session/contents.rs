@@ -109,6 +109,18 @@ impl BrokeredContent {
         }
     }
 
+    /// Returns the content of this name in a session that both users have accepted earlier. Later offers pass in any dialect.
+    pub(super) fn accepted(name: String) -> Self {
+        Self {
+            name,
+            removed: Vec::new(),
+            is_raw: false,
+            methods: Vec::new(),
+            dialects: PerSide::default(),
+            asks_for_paths: true,
+        }
+    }
+
     /// Returns the brokered content in one side's stanza: the one with its name, or, if the session was offered with
     /// one content, that one under any name.
     pub(super) fn find<'a>(&self, jingle: &'a Element) -> Option<&'a Element> {

@@ -122,6 +122,8 @@ impl BrokeredSession {
         match &self.phase {
             SessionPhase::Leaving { by, jingle } => self.leave(*by, &jingle.clone()),
             SessionPhase::Relayed { reason, text } => self.end_both(*reason, &text.clone()),
+            // Its users may go on without this component, so they are told nothing.
+            SessionPhase::Restored => self.finish(Conclusion::Ended(Some(Reason::Gone))),
             _ => {
                 let text = self.late();
                 self.end_both(Reason::Timeout, &text);

@@ -50,11 +50,14 @@ use minidom::Element;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-pub(crate) use self::contents::{application, channel, choose, contents};
 use self::{
     contents::{BrokeredContent, offered_prints},
     direct::DirectUse,
     timers::{Timer, TimerTable},
+};
+pub(crate) use self::{
+    contents::{application, channel, choose, contents},
+    renewal::RENEWAL,
 };
 use super::{
     legs::{LegState, Plan},
@@ -107,6 +110,8 @@ pub(crate) enum SessionInput {
     Drain(Instant),
     /// End the session with this reason and text for both users.
     End(Reason, String),
+    /// The link is about to end, and the stream with it: it is in-band, or not there yet.
+    EndInBand,
     /// The features of the responder's client.
     Features(Vec<String>),
     /// The responder's client does not tell its features, and may be absent.
@@ -159,6 +164,8 @@ pub(crate) enum SessionAction {
     CountDirect { bytes: u64, first: bool },
     /// The responder's client knows of the session: it can no longer cross one of its own.
     Acknowledged,
+    /// Keep the session in the journal for another run.
+    Leave,
     /// The responder did not take the session: give its session-initiate back, with the error if there was one.
     GiveBack(Box<Stanza>, Option<Element>),
     /// Look up the features of the responder's client: [`SessionInput::Features`], [`SessionInput::NoFeatures`] or [`SessionInput::Room`].
@@ -196,6 +203,8 @@ enum SessionPhase {
     Leaving { by: Side, jingle: Element },
     /// The stream is over; if the users do not end the session, it ends with this reason and text.
     Relayed { reason: Reason, text: String },
+    /// An earlier run had the session, and the initiator may go on with it.
+    Restored,
     /// Nothing is left to do.
     Over(Conclusion),
 }
@@ -394,6 +403,9 @@ impl BrokeredSession {
             // The other side is about to get the user's own reason.
             SessionInput::Gone(_) | SessionInput::Drain(_)
                 if matches!(self.phase, SessionPhase::Leaving { .. }) => {}
+            // What servers say of users in these first seconds may be wrong, and the stream may run elsewhere.
+            SessionInput::Gone(_) | SessionInput::Check
+                if matches!(self.phase, SessionPhase::Restored) => {}
             SessionInput::Answered(number, answer) => self.handle_answer(number, answer, now),
             SessionInput::Arrived(side) => {
                 self.legs[side].mark_arrived();
@@ -407,10 +419,14 @@ impl BrokeredSession {
             SessionInput::Check => self.check_users(now),
             // The running stream may end in time.
             SessionInput::Drain(until) if until <= now => {
-                self.end_both(Reason::Gone, "The service is being stopped");
+                self.stop();
             }
             SessionInput::Drain(until) => self.timers.set(Timer::Stop, until),
             SessionInput::End(reason, text) => self.end_both(reason, &text),
+            SessionInput::EndInBand if self.goes_on() => self.stop(),
+            SessionInput::EndInBand => {
+                self.end_both(Reason::Gone, "The service is being restarted: try again");
+            }
             SessionInput::Features(found) => {
                 if let SessionPhase::Checking { features, .. } = &mut self.phase {
                     *features = Some(found);
@@ -481,6 +497,15 @@ impl BrokeredSession {
         for side in Side::BOTH {
             self.timers.set(Timer::Ping(side), now);
         }
+    }
+
+    /// Stops the session because the service stops. Another run may go on with it.
+    fn stop(&mut self) {
+        if self.goes_on() {
+            self.actions.push_back(SessionAction::Leave);
+            return self.finish(Conclusion::Ended(Some(Reason::Gone)));
+        }
+        self.end_both(Reason::Gone, "The service is being stopped");
     }
 
     /// Notes that a user has sent something.
@@ -697,7 +722,7 @@ impl BrokeredSession {
         while let Some(timer) = self.timers.expired(now) {
             match timer {
                 Timer::Phase => self.end_phase(),
-                Timer::Stop => self.end_both(Reason::Gone, "The service is being stopped"),
+                Timer::Stop => self.stop(),
                 Timer::FallBack(side) => self.offer_in_band(side, now),
                 Timer::Ping(side) => self.ping(side, now),
             }

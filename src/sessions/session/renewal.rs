@@ -3,9 +3,10 @@
 //! Two programs that have agreed to direct paths number the bytes of their stream, and go on over another connection
 //! where one has broken. The component keeps the session of such a stream for [`RENEWAL`] after its end. If the
 //! initiator sends a transport-replace in this time, or while bytes flow, the component cuts what is left of both legs,
-//! accepts the new transport, and offers the responder a new one of the kind that it had.
+//! accepts the new transport, and offers the responder a new one of the kind that it had. The same works with a session that
+//! an earlier run of the component has left in the journal: [`BrokeredSession::restored`].
 
-use std::time::Duration;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use fingerpost_wire::{
     jingle::{self, Reason},
@@ -16,16 +17,23 @@ use fingerpost_wire::{
 use minidom::Element;
 use tokio::time::Instant;
 
-use super::{BrokeredSession, Question, SessionAction, SessionPhase, timers::Timer};
+use super::{
+    Acceptance, BrokeredSession, Question, SessionAction, SessionPhase,
+    contents::BrokeredContent,
+    direct::DirectUse,
+    timers::{Timer, TimerTable},
+};
 use crate::sessions::{
+    journal::{LeftSession, Renewable},
     legs::{LegState, Plan},
-    side::Side,
+    options::BrokerOptions,
+    side::{PerSide, Side},
 };
 
 /// How often the legs of a session may be replaced.
 const RENEWALS: u8 = 100;
 /// How long the users have to go on with a broken stream.
-pub(super) const RENEWAL: Duration = Duration::from_secs(20);
+pub(crate) const RENEWAL: Duration = Duration::from_secs(20);
 
 impl BrokeredSession {
     /// Returns whether the users' programs can go on with a broken stream.
@@ -33,11 +41,73 @@ impl BrokeredSession {
         self.direct.is_some()
     }
 
+    /// Returns whether another run can go on with the session: its stream has begun, and has not ended in order.
+    pub(super) fn goes_on(&self) -> bool {
+        self.can_renew()
+            && match &self.phase {
+                SessionPhase::Negotiating => self.renewals > 0,
+                SessionPhase::Relayed { reason, .. } => *reason != Reason::Success,
+                SessionPhase::Relaying { .. } | SessionPhase::Restored => true,
+                _ => false,
+            }
+    }
+
+    /// Returns what another run needs to go on with the session; `None` if it cannot.
+    pub(crate) fn renewable(&self) -> Option<Renewable> {
+        self.goes_on().then(|| Renewable {
+            content: self.content.name.clone(),
+            transports: PerSide {
+                initiator: self.legs.initiator.plan.namespace().to_owned(),
+                responder: self.legs.responder.plan.namespace().to_owned(),
+            },
+        })
+    }
+
+    /// Returns a session that an earlier run has left. It is over if the initiator does not go on with it by the deadline.
+    pub(crate) fn restored(
+        options: Arc<BrokerOptions>,
+        ids: fn() -> String,
+        LeftSession { peers, renewable }: LeftSession,
+        now: Instant,
+        deadline: Instant,
+    ) -> Self {
+        let block_size = options.block_size;
+        let legs = renewable.transports.map(|namespace| {
+            let leg = match namespace.as_str() {
+                ns::JINGLE_S5B => LegState::s5b(ids(), ids(), None),
+                ibb => LegState::ibb(ibb, None, block_size),
+            };
+            // It had one, and takes another only in place of that.
+            LegState { ready: true, ..leg }
+        });
+        let mut timers = TimerTable::default();
+        timers.set(Timer::Phase, deadline);
+        Self {
+            options,
+            ids,
+            peers,
+            legs,
+            phase: SessionPhase::Restored,
+            acceptance: Acceptance::Accepted,
+            content: BrokeredContent::accepted(renewable.content),
+            direct: Some(Box::new(DirectUse::new(now))),
+            renewals: 0,
+            check: None,
+            questions: Vec::new(),
+            asked: 0,
+            timers,
+            absent: PerSide::default(),
+            actions: VecDeque::new(),
+        }
+    }
+
     /// Returns whether a transport of the initiator replaces both legs: once they were joined, and also when it tries again
     /// because new legs have failed. While its leg is set up, in-band bytestreams replace SOCKS5 on it alone.
     pub(super) fn renews(&self, content: &Element) -> bool {
         match self.phase {
-            SessionPhase::Relaying { .. } | SessionPhase::Relayed { .. } => true,
+            SessionPhase::Relaying { .. }
+            | SessionPhase::Relayed { .. }
+            | SessionPhase::Restored => true,
             SessionPhase::Negotiating => {
                 let falls_back = self.legs.initiator.awaits_socks5()
                     && matches!(Transport::read(content), Some(Transport::Ibb { .. }));

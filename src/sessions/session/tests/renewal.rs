@@ -1,6 +1,7 @@
 //! Streams whose broken legs are replaced.
 
 use super::*;
+use crate::sessions::journal::LeftSession;
 
 const PATHS: &str = "<paths xmlns='urn:fingerpost:paths:0'/>";
 
@@ -110,5 +111,73 @@ fn only_the_initiator_replaces_legs_and_a_responder_that_refuses_ends_the_sessio
     replace(&mut world);
     world.jingle(Side::Responder, "transport-reject", &content(S5B_OFFER));
     assert_eq!(world.terminated().len(), 2);
+    assert!(world.session.is_over());
+}
+
+/// Returns what another run gets of a session, with the time by which somebody must go on with it.
+fn restored(left: &World) -> (World, Duration) {
+    let patience = Duration::from_secs(50);
+    let renewable = left.session.renewable().unwrap();
+    let peers = left.session.peers().clone();
+    let options = Arc::new(BrokerOptions::of_tests());
+    let left_session = LeftSession { peers, renewable };
+    let until = left.now + patience;
+    let session = BrokeredSession::restored(options, count_up, left_session, left.now, until);
+    let (asked, sent, other) = (Vec::new(), Vec::new(), Vec::new());
+    (World { session, now: left.now, asked, sent, other }, patience)
+}
+
+#[test]
+fn a_stop_keeps_a_session_that_another_run_can_go_on_with_and_says_nothing() {
+    for (agreed, goes_on) in [(PATHS, true), ("", false)] {
+        for stop in [SessionInput::Drain(Instant::now()), SessionInput::EndInBand] {
+            let mut world = joined(agreed);
+            assert_eq!(world.session.renewable().is_some(), goes_on);
+            world.tell(stop);
+            assert!(world.session.is_over());
+            let left = world.other.iter().any(|action| matches!(action, SessionAction::Leave));
+            assert_eq!((left, world.terminated().len()), (goes_on, if goes_on { 0 } else { 2 }));
+        }
+    }
+    // A stream that has ended in order has nothing to go on with.
+    let mut world = joined(PATHS);
+    let end = Ended::Eof;
+    world.tell(SessionInput::Relayed(StreamOutcome { a_to_b: 7, b_to_a: 7, end }));
+    assert_eq!(world.session.renewable(), None);
+    world.tell(SessionInput::Drain(world.now));
+    assert_eq!(world.terminated().len(), 2);
+}
+
+#[test]
+fn another_run_goes_on_with_a_session_over_new_legs() {
+    let (mut world, _) = restored(&joined(PATHS));
+    // Users may seem absent to a server that has just lost the component.
+    world.tell(SessionInput::Gone(Side::Responder));
+    world.tell(SessionInput::Check);
+    assert!(world.asked.is_empty() && !world.session.is_over());
+    world.open(Side::Initiator, "a-stream");
+    assert_eq!(world.refused(), ["not-acceptable"]);
+    replace(&mut world);
+    assert!(matches!(world.other.first(), Some(SessionAction::Part)), "{:?}", world.other);
+    assert_eq!(sid(&world.told(Side::Initiator, "transport-accept")[0]), "another");
+    let (_, _, offered) = world.asked.pop().unwrap();
+    let answer = S5B_OFFER.replace("a-stream", &sid(&offered));
+    world.jingle(Side::Responder, "transport-accept", &content(&answer));
+    connect(&mut world);
+    assert!(world.joined() && world.terminated().is_empty());
+    assert!(world.session.renewable().is_some(), "and the next run too");
+}
+
+#[test]
+fn a_session_that_nobody_goes_on_with_in_another_run_is_forgotten_without_a_word() {
+    let (mut world, patience) = restored(&joined(PATHS));
+    world.now += patience;
+    world.tell(SessionInput::Timeout);
+    assert!(world.session.is_over());
+    assert!(world.sent.is_empty() && world.asked.is_empty());
+    // A user that ends it ends it for both.
+    let (mut world, _) = restored(&joined(PATHS));
+    world.jingle(Side::Responder, "session-terminate", "<reason><success/></reason>");
+    assert_eq!(world.told(Side::Initiator, "session-terminate").len(), 1);
     assert!(world.session.is_over());
 }
