@@ -302,8 +302,10 @@ impl Session {
         match checked {
             Ok(stream) => {
                 self.is_secured = true;
-                self.in_band = stream.learned().transport == TransportKind::Ibb;
-                if !self.in_band {
+                let is_in_band = stream.learned().transport == TransportKind::Ibb;
+                // A stream with the path layer finds out by itself, and may outlive the component.
+                self.asks_for_session = is_in_band && !stream.has_paths();
+                if !is_in_band {
                     self.inbox.secured();
                 }
                 Ok((self, stream))

@@ -60,8 +60,8 @@ pub struct Session {
     pub(super) progress: Arc<Progress>,
     /// Whether the peer has proven its key.
     pub(super) is_secured: bool,
-    /// Whether the stream's bytes go through the XMPP server.
-    pub(super) in_band: bool,
+    /// Whether the other side is asked for the session while the stream is silent.
+    pub(super) asks_for_session: bool,
     /// The place of a session that the peer started.
     pub(super) place: Option<SessionPlace>,
     /// The id of the bytestream that was offered.
@@ -101,7 +101,7 @@ impl Session {
             answer: None,
             progress: Arc::default(),
             is_secured: false,
-            in_band: false,
+            asks_for_session: false,
             place: None,
             bytestream: None,
             is_aside: false,
@@ -125,7 +125,7 @@ impl Session {
             answer: None,
             progress: Arc::clone(&self.progress),
             is_secured: true,
-            in_band: self.in_band,
+            asks_for_session: false,
             place: None,
             bytestream: None,
             is_aside: true,
@@ -208,7 +208,7 @@ impl Session {
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         tokio::pin!(work);
-        let missed = self.missed(self.in_band);
+        let missed = self.missed(self.asks_for_session);
         let ended = tokio::select! {
             biased;
             done = &mut work => {

@@ -166,6 +166,11 @@ impl SecureStream {
         &self.learned
     }
 
+    /// Returns whether the path layer is below the stream.
+    pub(super) fn has_paths(&self) -> bool {
+        self.tls.get_ref().0.paths().is_some()
+    }
+
     /// Returns the user at the other end.
     pub fn peer(&self) -> &BareJid {
         &self.learned.peer

@@ -93,13 +93,17 @@ impl Renewer {
 
     /// Tries a few times to get a new leg; returns whether the stream has one.
     async fn renew(&mut self) -> bool {
+        let mut was_refused = false;
         for pause in PAUSES {
             sleep(Duration::from_secs(pause)).await;
             match timeout(ATTEMPT, self.offer()).await {
                 Ok(Ok((leg, sid))) => return self.paths.replace(leg, sid),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "no new leg of the relay");
-                    if matches!(error, Error::Refused(_)) {
+                    // A component that has just been started may not know its sessions yet.
+                    if matches!(error, Error::Refused(_))
+                        && std::mem::replace(&mut was_refused, true)
+                    {
                         return false;
                     }
                 }
@@ -138,6 +142,7 @@ impl Renewer {
     async fn follow(&mut self) {
         let mut need = self.paths.need();
         let mut tell = Instant::now();
+        let mut was_refused = false;
         loop {
             let is_stranded = *need.borrow_and_update() == Need::Path;
             tokio::select! {
@@ -156,7 +161,9 @@ impl Renewer {
                 () = sleep_until(tell), if is_stranded => {
                     tell = Instant::now() + AGAIN;
                     let told = timeout(AGAIN, self.tell_lost()).await;
-                    if matches!(told, Ok(Err(Error::Refused(_)))) {
+                    if matches!(told, Ok(Err(Error::Refused(_))))
+                        && std::mem::replace(&mut was_refused, true)
+                    {
                         return;
                     }
                 }
