@@ -60,7 +60,9 @@ impl World {
         let mut server = Server::start_at(Kind::Prosody, network.address());
         change(&mut server);
         let address = Some(network.address().to_owned());
-        let (options, pages) = Options { address, ..Options::default() }.with_pages();
+        // The component that stops does not wait long for streams.
+        let env = vec![("FINGERPOST_LIMITS__DRAIN_TIMEOUT", "1s".to_owned())];
+        let (options, pages) = Options { env, address, ..Options::default() }.with_pages();
         let component = Component::start(&server, &options);
         let alice = Xtls::with_key(&server, "alice");
         let bob = Xtls::login_from(&server, "bob", Some(&network)).and_key();
@@ -119,6 +121,22 @@ impl World {
         run("ip", &[&in_network[..], &["delete", "table", "ip", "relay"]].concat());
     }
 
+    /// Makes the link slow, so that a transfer takes a while.
+    fn slow_down(&self) {
+        // The two ends of the link have the network's name.
+        let slow = ["tbf", "rate", PACE, "burst", "64kb", "latency", "50ms"];
+        run("tc", &[&["qdisc", "add", "dev", self.network.name(), "root"][..], &slow].concat());
+    }
+
+    fn speed_up(&self) {
+        run("tc", &["qdisc", "del", "dev", self.network.name(), "root"]);
+    }
+
+    /// Returns how many sessions have got both legs so far.
+    fn joined(&self) -> usize {
+        self.component.log().matches("both legs up").count()
+    }
+
     fn mend(&self) {
         run("ip", &["netns", "exec", self.network.name(), "nft", "delete", "table", "ip", "cut"]);
     }
@@ -136,11 +154,8 @@ impl World {
 #[test]
 fn a_running_transfer_moves_to_a_direct_path_and_goes_on_over_the_relay_when_that_is_cut() {
     let world = World::start();
-    // The two ends of the link have the network's name.
-    let device = world.network.name().to_owned();
     for (sessions, verdict) in [(1, "drop"), (2, "reject with tcp reset")] {
-        let slow = ["tbf", "rate", PACE, "burst", "64kb", "latency", "50ms"];
-        run("tc", &[&["qdisc", "add", "dev", &device, "root"][..], &slow].concat());
+        world.slow_down();
         let (sender, listener) = world.send(["always", "always"]);
         let logs = || world.logs(&sender, &listener);
         let direct = || world.counted("sessions_direct_total") == sessions;
@@ -153,7 +168,7 @@ fn a_running_transfer_moves_to_a_direct_path_and_goes_on_over_the_relay_when_tha
         let relay = || sender.log().matches("\"path\":\"relay\"").count() as u64 == sessions;
         wait_for("the relay", PATIENCE, logs, relay);
         assert!(world.counted("direct_bytes_total") - before < LARGE as u64, "{}", logs());
-        run("tc", &["qdisc", "del", "dev", &device, "root"]);
+        world.speed_up();
         world.arrived(sender, listener, verdict);
         world.mend();
     }
@@ -164,26 +179,73 @@ fn a_running_transfer_moves_to_a_direct_path_and_goes_on_over_the_relay_when_tha
 fn a_transfer_goes_on_over_a_new_leg_when_the_relay_is_reset() {
     let world = World::start();
     world.cut("drop");
-    let device = world.network.name().to_owned();
-    let slow = ["tbf", "rate", PACE, "burst", "64kb", "latency", "50ms"];
-    run("tc", &[&["qdisc", "add", "dev", &device, "root"][..], &slow].concat());
+    world.slow_down();
     let (sender, listener) = world.send(["always", "always"]);
     let logs = || world.logs(&sender, &listener);
-    let joined = || world.component.log().matches("both legs up").count();
     for times in 1..3 {
-        let up = || joined() == times;
+        let up = || world.joined() == times;
         wait_for("both legs", PATIENCE, logs, up);
-        let size =
-            || listener.parts().iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
-        let before: u64 = size();
-        let moved = || size() > before + (1 << 20);
-        wait_for("some bytes", PATIENCE, logs, moved);
+        wait_for_bytes(&listener, 1 << 20, logs);
         let ended = || world.component.log().matches("stream ended").count() == times;
         world.reset_relay(|| wait_for("the end of the legs", PATIENCE, logs, ended));
     }
-    wait_for("new legs", PATIENCE, logs, || joined() == 3);
-    run("tc", &["qdisc", "del", "dev", &device, "root"]);
+    wait_for("new legs", PATIENCE, logs, || world.joined() == 3);
+    world.speed_up();
     world.arrived(sender, listener, "a broken relay");
+}
+
+/// Waits until a receiver has so many bytes more.
+fn wait_for_bytes(listener: &Listener, more: u64, logs: impl Fn() -> String) {
+    let size = || listener.parts().iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();
+    let before: u64 = size();
+    wait_for("some bytes", PATIENCE, logs, || size() > before + more);
+}
+
+/// The component is killed in the middle of a transfer, and then stopped in order; each time it starts again.
+fn survives_the_component(transport: &str, size: usize) {
+    let mut world = World::start();
+    world.cut("drop");
+    world.slow_down();
+    random_file(&world.alice.home().join("large.bin"), size);
+    let (sender, listener) = world.send_over(["always", "always"], &["--transport", transport]);
+    for (times, restart) in
+        [(1, Component::kill_and_restart as fn(&mut Component)), (2, Component::restart)]
+    {
+        let logs = || world.logs(&sender, &listener);
+        wait_for("both legs", PATIENCE, logs, || world.joined() == times);
+        wait_for_bytes(&listener, 64 << 10, logs);
+        restart(&mut world.component);
+    }
+    wait_for("new legs", PATIENCE, || world.logs(&sender, &listener), || world.joined() == 3);
+    world.speed_up();
+    world.arrived(sender, listener, transport);
+}
+
+#[test]
+fn a_transfer_over_the_relay_survives_a_crash_and_a_restart_of_the_component() {
+    survives_the_component("s5b", LARGE);
+}
+
+#[test]
+fn a_transfer_in_band_survives_a_crash_and_a_restart_of_the_component() {
+    survives_the_component("ibb", 4 << 20);
+}
+
+#[test]
+fn a_direct_transfer_survives_a_crash_of_the_component_and_can_still_return_to_the_relay() {
+    let mut world = World::start();
+    world.slow_down();
+    let (sender, listener) = world.send(["always", "always"]);
+    let is_direct = || sender.log().contains(r#""path":"direct""#);
+    wait_for("a direct path", PATIENCE, || world.logs(&sender, &listener), is_direct);
+    world.component.kill_and_restart();
+    let logs = || world.logs(&sender, &listener);
+    wait_for("new legs", PATIENCE, logs, || world.joined() == 2);
+    wait_for_bytes(&listener, 1 << 20, logs);
+    world.cut("drop");
+    wait_for("the relay", PATIENCE, logs, || sender.log().contains(r#""path":"relay""#));
+    world.speed_up();
+    world.arrived(sender, listener, "direct");
 }
 
 /// A module of Prosody that loses one block of those that users send, and one of those that they get.
