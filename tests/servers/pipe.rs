@@ -2,6 +2,8 @@
 //! Prosody.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -215,6 +217,26 @@ fn two_empty_inputs_are_a_pipe_that_ends() {
     let mut caller = scene.pipe("in", "s5b");
     assert_eq!(caller.wait(LONG).code(), Some(0), "{}", caller.log());
     assert_eq!(listening.wait().0, "0");
+}
+
+/// Nobody has the pipe open for writing when `xtls` comes to it, and its content must be read up to its end all the same.
+#[test]
+fn a_named_pipe_whose_writer_has_gone_is_read_to_its_end() {
+    let scene = Scene::start("");
+    let path = scene.alice.home().join("in");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    // Nobody waits for the other end, which this one is as well.
+    let mut writer = File::options().read(true).write(true).open(&path).unwrap();
+    let input = File::open(&path).unwrap();
+    writer.write_all(&[b'x'; 4096]).unwrap();
+    drop(writer);
+    let mut listening = scene.listen("s5b", "</dev/null >\"$OUT\"");
+    let (command, file) =
+        (scene.alice.command(["pipe", scene.bob.jid()]), |name| scene.alice.home().join(name));
+    let mut caller = Process::start_reading(command, input, &file("out"), &file("pipe.log"));
+    assert_eq!(caller.wait(LONG).code(), Some(0), "{}", caller.log());
+    assert_eq!(listening.wait().0, "0");
+    assert_eq!(read(&listening.out), "x".repeat(4096));
 }
 
 /// A reader that goes away ends quietly, and its sender is not told that everything has arrived.

@@ -28,10 +28,15 @@ impl Process {
     }
 
     /// Starts `command` between two files; its messages go to the file `log`.
-    pub fn start_between(mut command: Command, input: &Path, output: &Path, log: &Path) -> Self {
+    pub fn start_between(command: Command, input: &Path, output: &Path, log: &Path) -> Self {
+        Self::start_reading(command, File::open(input).unwrap(), output, log)
+    }
+
+    /// The same with an input that is open.
+    pub fn start_reading(mut command: Command, input: File, output: &Path, log: &Path) -> Self {
         let name = command.get_program().to_string_lossy().into_owned();
         command
-            .stdin(File::open(input).unwrap())
+            .stdin(input)
             .stdout(File::create(output).unwrap())
             .stderr(File::options().create(true).append(true).open(log).unwrap());
         let child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
