@@ -11,7 +11,7 @@
 //! | how a component logs in | [`handshake`] |
 //! | in which form addresses are compared | [`jid`] |
 //! | how TLS is offered in a Jingle session | [`offer`], in the four dialects of [`dialect`] |
-//! | what a Jingle action looks like | [`jingle`], [`transport`], [`transport_kind`]; words that are not known here: [`word`] |
+//! | what a Jingle action looks like | [`jingle`], [`transport`], [`transport_kind`], [`ice`]; words that are not known here: [`word`] |
 //! | how in-band bytestreams work | [`ibb`] decides, [`ibb_window`] says how much may be under way, [`ibb_xml`] reads and writes; the text of blocks: [`block_text`] |
 //! | how a SOCKS5 bytestream is named | [`dst_addr`] |
 //! | whether a stream begins as TLS does | [`client_hello`]; whether a later leg of it begins as it must: [`path_use`] |
@@ -28,6 +28,7 @@ pub mod handshake;
 pub mod ibb;
 pub mod ibb_window;
 pub mod ibb_xml;
+pub mod ice;
 pub mod jid;
 pub mod jingle;
 pub mod key;

@@ -50,6 +50,8 @@ pub const JINGLE_S5B: &str = "urn:xmpp:jingle:transports:s5b:1";
 pub const JINGLE_IBB: &str = "urn:xmpp:jingle:transports:ibb:1";
 /// Jingle in-band bytestreams transport as of 2009.
 pub const JINGLE_IBB_0: &str = "urn:xmpp:jingle:transports:ibb:0";
+/// Jingle ICE transport (XEP-0371).
+pub const JINGLE_ICE: &str = "urn:xmpp:jingle:transports:ice:0";
 /// A raw TLS stream as Jingle application.
 pub const APPS_TLS: &str = "urn:xmpp:jingle:apps:tls";
 /// Jingle file transfer (XEP-0234).
