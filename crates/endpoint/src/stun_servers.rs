@@ -12,9 +12,13 @@ use fingerpost_carry::iq::Answer;
 use fingerpost_wire::{ns, stanza::RequestKind};
 use jid::Jid;
 use minidom::Element;
-use tokio::time::timeout;
+use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 
-use super::{direct::addresses, discovery, hub::Hub};
+use super::{
+    direct::{Listening, Observation, addresses},
+    discovery,
+    hub::Hub,
+};
 
 /// The usual port (RFC 8489, section 8).
 const PORT: u16 = 3478;
@@ -74,6 +78,40 @@ impl StunServers {
             _ => Vec::new(),
         }
     }
+}
+
+/// Asks STUN servers, all at once. Those that do not answer are not asked again.
+pub(super) async fn ask(
+    stun: Option<&StunServers>,
+    servers: &mut Option<Vec<SocketAddr>>,
+    listening: &Listening,
+) -> Vec<(TcpStream, Observation)> {
+    let found = match (&*servers, stun) {
+        (Some(servers), _) => servers.clone(),
+        (None, Some(stun)) => stun.find().await,
+        (None, None) => Vec::new(),
+    };
+    let mut asking = JoinSet::new();
+    for server in found {
+        let ask = listening.ask(server);
+        asking.spawn(async move { (server, ask.await) });
+    }
+    let mut answers = Vec::new();
+    let answered = servers.insert(Vec::new());
+    while let Some(asked) = asking.join_next().await {
+        match asked {
+            Ok((server, Ok(answer))) => {
+                answered.push(server);
+                answers.push(answer);
+            }
+            Ok((server, Err(error))) => {
+                tracing::debug!(%server, %error, "a STUN server does not answer");
+            }
+            // They neither panic nor are they aborted.
+            Err(_) => {}
+        }
+    }
+    answers
 }
 
 /// Returns the services that answer STUN over TCP, each as `host:port`. A TURN server is a STUN server too (RFC 8656), and asks for

@@ -187,6 +187,26 @@ impl Listening {
         Some(SocketAddr::new(ip, port))
     }
 
+    /// Dials from the listener's port; `None` without a listener of the family.
+    pub(crate) fn dial(
+        &self,
+        target: SocketAddr,
+    ) -> Option<impl Future<Output = io::Result<TcpStream>> + use<>> {
+        let local = self.dialling_address(target.ip())?;
+        Some(async move { shared(local)?.connect(target).await })
+    }
+
+    /// Takes the next connection, of either family.
+    ///
+    /// # Cancel safety
+    /// No connection is lost if the future is dropped.
+    pub(crate) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        tokio::select! {
+            accepted = accept(self.v4.as_ref()) => accepted,
+            accepted = accept(self.v6.as_ref()) => accepted,
+        }
+    }
+
     /// Returns what to dial of a peer's candidates, and how.
     fn targets(&self, theirs: &[Candidate]) -> Vec<(SocketAddr, Pace)> {
         let pace = |Target { address, kind, is_guess }: Target| {
@@ -342,14 +362,12 @@ impl Attempt {
                 Step::Wait(until) => until,
                 Step::Over => break,
             };
-            let Listening { v4, v6, .. } = &self.listening;
             tokio::select! {
                 () = found.closed() => return,
                 Some(change) = changes.recv() => self.change(change),
                 Some(greeted) = self.greetings.join_next() => self.greeted(greeted, &found),
                 Some(dialled) = self.dials.join_next() => self.dialled(dialled),
-                accepted = accept(v4.as_ref()) => self.accepted(accepted).await,
-                accepted = accept(v6.as_ref()) => self.accepted(accepted).await,
+                accepted = self.listening.accept() => self.accepted(accepted).await,
                 () = sleep_until(until) => {}
             }
         }
@@ -388,27 +406,15 @@ impl Attempt {
     fn dial(&mut self, number: usize) {
         let (target, _) = self.targets[number];
         // Targets have the family of a listener.
-        let Some(local) = self.listening.dialling_address(target.ip()) else { return };
-        self.dials.spawn(async move {
-            let dialling = async { shared(local)?.connect(target).await };
-            (number, dialling.await)
-        });
+        let Some(dialling) = self.listening.dial(target) else { return };
+        self.dials.spawn(async move { (number, dialling.await) });
     }
 
     fn dialled(&mut self, dialled: Result<(usize, io::Result<TcpStream>), JoinError>) {
         // Dials neither panic nor are they aborted while their results count.
         let Ok((number, stream)) = dialled else { return };
         let (target, _) = self.targets[number];
-        let result = match &stream {
-            Ok(_) => Dialled::Connected,
-            Err(error) => match error.kind() {
-                io::ErrorKind::ConnectionRefused
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::HostUnreachable => Dialled::Refused,
-                io::ErrorKind::AddrNotAvailable => Dialled::InUse,
-                _ => Dialled::Unreachable,
-            },
-        };
+        let result = Dialled::of(&stream);
         tracing::trace!(%target, ?result, "dialled a candidate");
         self.punch.dialled(number, result, Instant::now(), rand::random());
         if let Ok(stream) = stream {

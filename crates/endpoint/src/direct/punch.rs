@@ -19,7 +19,7 @@
 //! Nothing is dialled after 5 s or 400 dials, and each candidate has its share of these. So neither a candidate that
 //! refuses quickly nor a peer that names other people's machines costs more.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use tokio::time::Instant;
 
@@ -57,6 +57,22 @@ pub(super) enum Dialled {
     InUse,
     /// There is no way to this network, or a router or a NAT says so.
     Unreachable,
+}
+
+impl Dialled {
+    /// Returns what came of a dial.
+    pub(super) fn of<T>(connected: &io::Result<T>) -> Self {
+        match connected.as_ref().map_err(io::Error::kind) {
+            Ok(_) => Self::Connected,
+            Err(
+                io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::HostUnreachable,
+            ) => Self::Refused,
+            Err(io::ErrorKind::AddrNotAvailable) => Self::InUse,
+            Err(_) => Self::Unreachable,
+        }
+    }
 }
 
 /// How a candidate that refuses is dialled again.
@@ -109,6 +125,15 @@ struct Dials {
 }
 
 impl Dials {
+    fn new(pace: Pace, share: u32) -> Self {
+        let crosses = pace == Pace::Crossing;
+        let mut dials = Self { state: State::New, pace, crosses, count: 0, share };
+        if pace == Pace::Slow {
+            dials.slow_down();
+        }
+        dials
+    }
+
     fn slow_down(&mut self) {
         self.pace = Pace::Slow;
         self.share = self.share.min(MOST_SLOW_DIALS);
@@ -155,15 +180,7 @@ impl Punch {
     pub(super) fn restart(&mut self, paces: impl ExactSizeIterator<Item = Pace>, now: Instant) {
         let left = MOST_DIALS.saturating_sub(self.dialled);
         let share = left / u32::try_from(paces.len().max(1)).unwrap_or(MOST_DIALS);
-        let dials = |pace| {
-            let crosses = pace == Pace::Crossing;
-            let mut dials = Dials { state: State::New, pace, crosses, count: 0, share };
-            if pace == Pace::Slow {
-                dials.slow_down();
-            }
-            dials
-        };
-        self.candidates = paces.map(dials).collect();
+        self.candidates = paces.map(|pace| Dials::new(pace, share)).collect();
         self.next_new = now;
         self.is_refused = false;
     }

@@ -34,7 +34,7 @@ use crate::{
     hub::Hub,
     network::Network,
     session::Session,
-    stun_servers::StunServers,
+    stun_servers::{self, StunServers},
     transport::TcpLeg,
 };
 
@@ -207,7 +207,8 @@ impl Finder {
             let observed = observer.observed(&sid).await?;
             Some(Observation { local, observed })
         };
-        let asking = timeout(OBSERVED, ask(self.stun.as_ref(), &mut self.servers, &listening));
+        let asking =
+            timeout(OBSERVED, stun_servers::ask(self.stun.as_ref(), &mut self.servers, &listening));
         let (seen, answers) = tokio::join!(component, asking);
         seen.into_iter().for_each(|seen| listening.observed(seen));
         answers.into_iter().flatten().for_each(|answer| listening.keep(answer));
@@ -366,40 +367,6 @@ impl Finder {
             }
         }
     }
-}
-
-/// Asks STUN servers, all at once. Those that do not answer are not asked again.
-async fn ask(
-    stun: Option<&StunServers>,
-    servers: &mut Option<Vec<SocketAddr>>,
-    listening: &Listening,
-) -> Vec<(TcpStream, Observation)> {
-    let found = match (&*servers, stun) {
-        (Some(servers), _) => servers.clone(),
-        (None, Some(stun)) => stun.find().await,
-        (None, None) => Vec::new(),
-    };
-    let mut asking = JoinSet::new();
-    for server in found {
-        let ask = listening.ask(server);
-        asking.spawn(async move { (server, ask.await) });
-    }
-    let mut answers = Vec::new();
-    let answered = servers.insert(Vec::new());
-    while let Some(asked) = asking.join_next().await {
-        match asked {
-            Ok((server, Ok(answer))) => {
-                answered.push(server);
-                answers.push(answer);
-            }
-            Ok((server, Err(error))) => {
-                tracing::debug!(%server, %error, "a STUN server does not answer");
-            }
-            // They neither panic nor are they aborted.
-            Err(_) => {}
-        }
-    }
-    answers
 }
 
 /// Returns a connection that the TLS client uses, and its number.
