@@ -98,8 +98,9 @@ impl Builder {
     }
 
     /// Requires this transport on this side of every session: no other is announced, offered or accepted, and if it is
-    /// not available the session ends with [`Error::Transport`](crate::Error::Transport). By default both are accepted,
-    /// SOCKS5 first.
+    /// not available the session ends with [`Error::Transport`](crate::Error::Transport). By default all are accepted. SOCKS5 is offered
+    /// first; without a broker it is ICE, to peers that may learn this machine's addresses and whose program has ICE but no direct
+    /// paths.
     pub fn transport(self, transport: TransportKind) -> Self {
         Self { transport: Some(transport), ..self }
     }
@@ -158,7 +159,8 @@ impl Builder {
     /// Sets which STUN servers are asked at which address they see this machine, each `host:port` or `[IPv6]:port`, instead
     /// of those that the user's own XMPP server names (XEP-0215). Two at most are asked. None are with an empty list.
     ///
-    /// They are asked over TCP, and only after both sides of a session have agreed to a direct connection.
+    /// They are asked over TCP: for ICE when it is offered or accepted, otherwise only after both sides of a session have agreed to a
+    /// direct connection.
     pub fn stun_servers(self, servers: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let servers = servers.into_iter().map(Into::into).collect();
         Self { stun: StunChoice::These(servers), ..self }

@@ -344,10 +344,18 @@ impl Endpoint {
         self.inner.builder.link.map_or(Scope::Network, |[own, peer]| Scope::Link { own, peer })
     }
 
-    /// Returns the first transport to offer.
-    pub(super) fn first_transport(&self) -> TransportKind {
-        let Builder { transport, prefer, .. } = &self.inner.builder;
-        transport.or(*prefer).unwrap_or(TransportKind::S5b)
+    /// Returns the transports to offer, one after the other.
+    pub(super) fn transports_in_order(&self) -> Vec<TransportKind> {
+        let Builder { transport, prefer, via, .. } = &self.inner.builder;
+        if let Some(only) = transport {
+            return vec![*only];
+        }
+        let (ice, first) = match prefer {
+            Some(first @ (TransportKind::S5b | TransportKind::Ibb)) => (false, *first),
+            Some(TransportKind::Ice) | None => (via.is_none(), TransportKind::S5b),
+        };
+        let ice = ice.then_some(TransportKind::Ice);
+        ice.into_iter().chain([first, first.other()]).collect()
     }
 
     pub(super) fn policy(&self) -> &dyn Policy {

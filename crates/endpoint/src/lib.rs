@@ -73,6 +73,7 @@ mod error;
 mod fast;
 mod guesses;
 mod hub;
+mod ice;
 mod keeper;
 mod login;
 mod managed;

@@ -29,6 +29,7 @@ use super::{
     endpoint::Endpoint,
     error::{Detail, Error},
     hub::Arrival,
+    ice::OfferedIce,
     method::expected,
     paths::{Keys, PathLeg},
     places::SessionPlace,
@@ -39,6 +40,7 @@ use super::{
     registry::RegistryAnswer,
     session::{Session, payload},
     stream::{Learned, SecureStream},
+    transport::{OfferedTransport, SessionLeg},
 };
 
 /// How long a peer's user may take to decide.
@@ -80,15 +82,15 @@ impl Endpoint {
         {
             return Err(cause::room(peer.as_str()));
         }
-        let first = self.first_transport();
-        let error = match self.initiate_over(first, peer, application).await {
-            // If one transport is not available, the other may be.
-            Err(Error::Transport(_)) if self.transport().is_none() => {
-                self.initiate_over(first.other(), peer, application).await
+        let mut outcome = Err(Error::Transport(String::new()));
+        for kind in self.transports_in_order() {
+            outcome = self.initiate_over(kind, peer, application).await;
+            // If one transport is not available, another may be.
+            if !matches!(outcome, Err(Error::Transport(_))) {
+                break;
             }
-            done => done,
-        };
-        match error {
+        }
+        match outcome {
             Err(
                 Error::Refused(_)
                 | Error::Unreachable(_)
@@ -109,7 +111,13 @@ impl Endpoint {
         let sid = random_id();
         let inbox = self.hub().session(&address, &sid);
         let mut session = Session::new(self, inbox, address, sid);
-        let (offered, transport) = session.offer_transport(kind).await;
+        let (offered, transport) = match session.offer(kind).await {
+            Ok(offer) => offer,
+            Err(error) => {
+                session.over = true;
+                return Err(error);
+            }
+        };
         session.bytestream = transport.attr("sid").map(str::to_owned);
         let mut children = application.to_elements(&self.offered());
         children.push(transport);
@@ -122,8 +130,18 @@ impl Endpoint {
             session.over = true;
             return Err(error);
         }
-        let (_, jingle) = match session.expect(&[Action::SessionAccept], ACCEPT).await {
-            Ok(accept) => accept,
+        let accepted = match &offered {
+            Offered::Bytestream(_) => {
+                let accepted = session.expect(&[Action::SessionAccept], ACCEPT).await;
+                accepted.map(|(_, jingle)| (jingle, Vec::new()))
+            }
+            Offered::Ice(gathered) => {
+                session.say_gathered(gathered);
+                session.ice_accepted(ACCEPT).await
+            }
+        };
+        let (jingle, early) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 session.terminate(Reason::Cancel, "").await;
                 return Err(error);
@@ -134,8 +152,15 @@ impl Endpoint {
             session.answer = Application::read(&content).description().cloned();
             let hints = session.hints(&content)?;
             let expected = expected(&session.peer, self.method(), &content)?;
-            let leg = session.initiator_leg(&content, offered).await?;
-            session.check_demand(&leg)?;
+            let leg = match offered {
+                Offered::Bytestream(offered) => {
+                    SessionLeg::Bytestream(session.initiator_leg(&content, offered).await?)
+                }
+                Offered::Ice(offered) => {
+                    session.ice_initiator_leg(&content, *offered, early).await?
+                }
+            };
+            session.demand(leg.transport_kind())?;
             let has_paths = offers_paths && content.has_child("paths", ns::PATHS);
             let leg = session.with_paths(leg, has_paths);
             let (mut tls, secured) = session.secure(leg, expected, application.protocol()).await?;
@@ -144,6 +169,25 @@ impl Endpoint {
         }
         .await;
         session.finish(outcome).await
+    }
+}
+
+/// The transport that we have offered as initiator.
+#[derive(Debug)]
+enum Offered {
+    Bytestream(OfferedTransport),
+    Ice(Box<OfferedIce>),
+}
+
+impl Session {
+    async fn offer(&self, kind: TransportKind) -> Result<(Offered, Element), Error> {
+        if kind == TransportKind::Ice {
+            let offered = self.offer_ice().await?;
+            let transport = offered.transport().to_element();
+            return Ok((Offered::Ice(Box::new(offered)), transport));
+        }
+        let (offered, transport) = self.offer_transport(kind).await;
+        Ok((Offered::Bytestream(offered), transport))
     }
 }
 
@@ -254,8 +298,13 @@ impl Request {
                 let transport = content.children().find(|child| child.name() == "transport");
                 session.bytestream =
                     transport.and_then(|transport| transport.attr("sid")).map(str::to_owned);
-                let leg = session.responder_leg(&content, children).await?;
-                session.check_demand(&leg)?;
+                let leg = match transport.filter(|transport| transport.has_ns(ns::JINGLE_ICE)) {
+                    Some(ice) => session.ice_responder_leg(&content, ice, children).await?,
+                    None => {
+                        SessionLeg::Bytestream(session.responder_leg(&content, children).await?)
+                    }
+                };
+                session.demand(leg.transport_kind())?;
                 let leg = session.with_paths(leg, has_paths);
                 Ok((session.secure(leg, expected, protocol).await?, hints))
             };

@@ -56,14 +56,20 @@ impl Builder {
         if self.raw {
             features.push(ns::APPS_TLS.to_owned());
         }
-        if self.transport != Some(TransportKind::Ibb) {
+        let takes = |kind| self.transport.is_none_or(|only| only == kind);
+        if takes(TransportKind::S5b) {
             features.push(ns::JINGLE_S5B.to_owned());
         }
-        if self.transport != Some(TransportKind::S5b) {
+        if takes(TransportKind::Ibb) {
             features.extend([ns::IBB, ns::JINGLE_IBB, ns::JINGLE_IBB_0].map(str::to_owned));
         }
         if self.direct_path != DirectPath::Never {
             features.push(ns::PATHS.to_owned());
+            // Sessions of a broker have no use of it, and on a link nothing has to be found.
+            let is_reached = self.via.is_none() || self.accept_direct;
+            if is_reached && self.link.is_none() && takes(TransportKind::Ice) {
+                features.push(ns::JINGLE_ICE.to_owned());
+            }
         }
         features.extend(self.features.iter().cloned());
         let admission = Admission {

@@ -222,7 +222,7 @@ impl SecureStream {
     pub fn path(&self) -> watch::Receiver<Path> {
         match self.tls.get_ref().0.paths() {
             Some(paths) => paths.path(),
-            None => watch::channel(Path::Relay).1,
+            None => watch::channel(self.tls.get_ref().0.only_path()).1,
         }
     }
 

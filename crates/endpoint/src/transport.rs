@@ -22,12 +22,31 @@ use tokio::{sync::mpsc, time::timeout};
 use super::{
     application::first_content,
     error::Error,
+    ice::IceStream,
     s5b::{self, OwnCandidates},
     session::{STEP, Session},
 };
 
 /// The transport of a session: a TCP connection to the component or the peer, or an in-band bytestream.
 pub(super) type TcpLeg = leg::Leg<TcpStream>;
+
+/// What carries a session.
+#[derive(Debug)]
+pub(super) enum SessionLeg {
+    /// A SOCKS5 or an in-band bytestream.
+    Bytestream(TcpLeg),
+    /// A connection by ICE.
+    Ice(IceStream),
+}
+
+impl SessionLeg {
+    pub(super) fn transport_kind(&self) -> TransportKind {
+        match self {
+            Self::Bytestream(leg) => leg.transport_kind(),
+            Self::Ice(_) => TransportKind::Ice,
+        }
+    }
+}
 
 /// The in-band block size that we offer, in bytes.
 const BLOCK: u16 = 8192;
@@ -73,7 +92,7 @@ impl Session {
     }
 
     /// Checks that this transport may be used here.
-    fn demand(&self, kind: TransportKind) -> Result<(), Error> {
+    pub(super) fn demand(&self, kind: TransportKind) -> Result<(), Error> {
         match self.endpoint.transport() {
             Some(demanded) if demanded != kind => Err(Error::Transport(format!(
                 "{} are not available, and no other transport is accepted here",

@@ -9,17 +9,21 @@ pub enum TransportKind {
     S5b,
     /// In-band bytestreams (XEP-0047).
     Ibb,
+    /// A TCP connection of the two programs, found by ICE (XEP-0371, RFC 6544). No broker carries it.
+    Ice,
 }
 
 impl TransportKind {
-    /// Both, in the order of preference.
+    /// Those of a leg of a broker, in the order of preference.
     pub const ALL: [Self; 2] = [Self::S5b, Self::Ibb];
+    /// Those of two programs.
+    pub const OF_PROGRAMS: [Self; 3] = [Self::S5b, Self::Ibb, Self::Ice];
 
     /// Returns the transport that may replace it.
     pub fn other(self) -> Self {
         match self {
             Self::S5b => Self::Ibb,
-            Self::Ibb => Self::S5b,
+            Self::Ibb | Self::Ice => Self::S5b,
         }
     }
 
@@ -28,6 +32,7 @@ impl TransportKind {
         match self {
             Self::S5b => "SOCKS5 bytestreams",
             Self::Ibb => "in-band bytestreams",
+            Self::Ice => "connections by ICE",
         }
     }
 
@@ -36,6 +41,7 @@ impl TransportKind {
         match self {
             Self::S5b => "s5b",
             Self::Ibb => "ibb",
+            Self::Ice => "ice",
         }
     }
 }
@@ -48,13 +54,13 @@ impl fmt::Display for TransportKind {
 
 /// The name of a transport is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected s5b or ibb")]
+#[error("expected s5b, ibb or ice")]
 pub struct UnknownTransport;
 
 impl FromStr for TransportKind {
     type Err = UnknownTransport;
 
     fn from_str(text: &str) -> Result<Self, UnknownTransport> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(UnknownTransport)
+        Self::OF_PROGRAMS.into_iter().find(|kind| kind.as_str() == text).ok_or(UnknownTransport)
     }
 }

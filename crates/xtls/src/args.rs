@@ -38,12 +38,15 @@ impl Cli {
     }
 }
 
-/// Reads the name of a transport. Help and completions list the names.
-fn transports() -> impl TypedValueParser<Value = TransportKind> {
-    let names = TransportKind::ALL.map(|kind| {
+/// Reads the name of one of these transports. Help and completions list the names.
+fn transports<const N: usize>(
+    known: [TransportKind; N],
+) -> impl TypedValueParser<Value = TransportKind> {
+    let names = known.map(|kind| {
         PossibleValue::new(kind.as_str()).help(match kind {
             TransportKind::S5b => "SOCKS5 bytestreams (XEP-0065)",
             TransportKind::Ibb => "In-band bytestreams (XEP-0047)",
+            TransportKind::Ice => "A TCP connection found by ICE (XEP-0371), without a broker",
         })
     });
     PossibleValuesParser::new(names).try_map(|name| name.parse())
@@ -64,10 +67,10 @@ pub(super) struct Common {
     #[arg(long, global = true, default_value = "x509")]
     pub(super) method: Method,
     /// The only transport to accept on this side; if it is not available, the session fails
-    #[arg(long, global = true, value_parser = transports())]
+    #[arg(long, global = true, value_parser = transports(TransportKind::OF_PROGRAMS))]
     pub(super) transport: Option<TransportKind>,
     /// The transport to offer first; the other one is used if it is not available
-    #[arg(long, global = true, conflicts_with = "transport", value_parser = transports())]
+    #[arg(long, global = true, conflicts_with = "transport", value_parser = transports(TransportKind::ALL))]
     pub(super) prefer: Option<TransportKind>,
     /// Write one JSON object per line to standard output
     #[arg(long, global = true)]

@@ -25,7 +25,13 @@ fn an_unknown_option_is_a_usage_error() {
 
 #[test]
 fn an_unknown_transport_is_told_the_known_ones() {
-    let output = xtls(&["listen", "--transport", "ice"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("[possible values: s5b, ibb]"));
+    for (option, unknown, known) in [
+        ("--transport", "udp", "[possible values: s5b, ibb, ice]"),
+        // A connection by ICE is offered by itself where it can be had.
+        ("--prefer", "ice", "[possible values: s5b, ibb]"),
+    ] {
+        let output = xtls(&["listen", option, unknown]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8(output.stderr).unwrap().contains(known), "{option}");
+    }
 }

@@ -39,12 +39,13 @@ pub(crate) use self::{
     addresses::{Candidate, CandidateKind},
     greeting::GreetingKeys,
     mapping::{Mapping, Observation},
+    punch::{Dialled, Pace, Punch, Step},
 };
 use self::{
     addresses::{Scope, Target},
     greeting::{Greeting, NONCE},
     mapping::mapping,
-    punch::{Dialled, MOST_MOVES, Pace, Punch, Step},
+    punch::MOST_MOVES,
 };
 use super::path;
 
@@ -208,7 +209,7 @@ impl Listening {
     }
 
     /// Returns what to dial of a peer's candidates, and how.
-    fn targets(&self, theirs: &[Candidate]) -> Vec<(SocketAddr, Pace)> {
+    pub(crate) fn targets(&self, theirs: &[Candidate]) -> Vec<(SocketAddr, Pace)> {
         let pace = |Target { address, kind, is_guess }: Target| {
             self.port(address.ip())?;
             let is_reflexive = kind == CandidateKind::ServerReflexive;

@@ -48,7 +48,7 @@ const IN_USE: Duration = Duration::from_secs(1);
 
 /// The result of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dialled {
+pub(crate) enum Dialled {
     /// There is a connection, with the peer or with a stranger.
     Connected,
     /// The other side, or a NAT before it, has refused.
@@ -61,7 +61,7 @@ pub(super) enum Dialled {
 
 impl Dialled {
     /// Returns what came of a dial.
-    pub(super) fn of<T>(connected: &io::Result<T>) -> Self {
+    pub(crate) fn of<T>(connected: &io::Result<T>) -> Self {
         match connected.as_ref().map_err(io::Error::kind) {
             Ok(_) => Self::Connected,
             Err(
@@ -77,7 +77,7 @@ impl Dialled {
 
 /// How a candidate that refuses is dialled again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pace {
+pub(crate) enum Pace {
     /// At once.
     Quick,
     /// At once, so that the two sides' SYNs cross: a NAT maps the candidate. Only these refusals are a reason to take another port.
@@ -88,7 +88,7 @@ pub(super) enum Pace {
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Dial the candidate of this number.
     Dial(usize),
     /// Take another port, and [begin again](Punch::restart) with it.
@@ -142,7 +142,7 @@ impl Dials {
 
 /// The dials of one attempt.
 #[derive(Debug)]
-pub(super) struct Punch {
+pub(crate) struct Punch {
     candidates: Vec<Dials>,
     end: Instant,
     /// When the next new candidate is dialled.
@@ -158,7 +158,7 @@ pub(super) struct Punch {
 
 impl Punch {
     /// Begins an attempt with candidates of these paces.
-    pub(super) fn new(
+    pub(crate) fn new(
         paces: impl ExactSizeIterator<Item = Pace>,
         is_client: bool,
         now: Instant,
@@ -185,8 +185,17 @@ impl Punch {
         self.is_refused = false;
     }
 
+    /// Adds a candidate of this pace. All have the same share then; those that come late get what is left.
+    pub(crate) fn add(&mut self, pace: Pace) {
+        self.candidates.push(Dials::new(pace, MOST_DIALS));
+        let count = u32::try_from(self.candidates.len()).unwrap_or(MOST_DIALS);
+        for dials in &mut self.candidates {
+            dials.share = dials.share.min(MOST_DIALS / count);
+        }
+    }
+
     /// Returns what to do. Call it again after a dial, a result or the end of a wait.
-    pub(super) fn next(&mut self, now: Instant) -> Step {
+    pub(crate) fn next(&mut self, now: Instant) -> Step {
         if now >= self.end {
             return Step::Over;
         }
@@ -220,7 +229,7 @@ impl Punch {
                 wait = wait.min(at);
                 continue;
             }
-            if dials.count >= dials.share {
+            if dials.count >= dials.share || self.dialled >= MOST_DIALS {
                 dials.state = State::Done;
                 continue;
             }
@@ -236,7 +245,7 @@ impl Punch {
     }
 
     /// Takes the result of a dial. `random` is a new random number.
-    pub(super) fn dialled(&mut self, number: usize, result: Dialled, now: Instant, random: u32) {
+    pub(crate) fn dialled(&mut self, number: usize, result: Dialled, now: Instant, random: u32) {
         let Some(dials) = self.candidates.get_mut(number) else { return };
         let State::Dialling(since) = dials.state else { return };
         self.is_refused |=
@@ -267,7 +276,7 @@ impl Punch {
     }
 
     /// Dials no more: there is a connection to the peer. The attempt goes on, because only the peer may know which one is used.
-    pub(super) fn succeeded(&mut self) {
+    pub(crate) fn succeeded(&mut self) {
         self.has_peer = true;
     }
 }
@@ -446,6 +455,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn candidates_that_come_later_are_dialled_within_the_same_limits() {
+        let start = Instant::now();
+        let mut punch = quick(0, start);
+        assert_eq!(dials(&mut punch, start), (vec![], Some(ATTEMPT)));
+        punch.add(Pace::Quick);
+        assert_eq!(dials(&mut punch, start).0, [0]);
+        let mut now = start;
+        for _ in 0..300 {
+            now += 6 * MS;
+            punch.dialled(0, Dialled::Refused, now, 0);
+            assert_eq!(dials(&mut punch, now).0, [0]);
+        }
+        punch.add(Pace::Quick);
+        let mut count = 0;
+        while now < start + ATTEMPT {
+            for number in dials(&mut punch, now).0 {
+                count += 1;
+                punch.dialled(number, Dialled::Refused, now, 0);
+            }
+            now += 6 * MS;
+        }
+        assert_eq!(count, MOST_DIALS - 301);
     }
 
     #[test]

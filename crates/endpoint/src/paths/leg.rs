@@ -31,7 +31,7 @@ use super::{
     machine::{Machine, Need, Role, is_direct},
     records::{USE_LENGTH, read_use},
 };
-use crate::{network::Network, transport::TcpLeg};
+use crate::{ice::IceStream, network::Network, transport::TcpLeg};
 
 /// The most sealed messages of the peer that wait to be read.
 const SEALED: usize = 4;
@@ -48,6 +48,8 @@ pub(crate) enum PathLeg {
     Plain(TcpLeg),
     /// Records over the relay's leg and, at times, a direct connection.
     Paths(PathStream),
+    /// A direct connection from the beginning, without a relay.
+    Ice(IceStream),
 }
 
 impl PathLeg {
@@ -86,7 +88,7 @@ impl PathLeg {
     /// Returns what moves the stream to direct connections; `None` without the path layer.
     pub(crate) fn paths(&self) -> Option<Paths> {
         match self {
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Ice(_) => None,
             Self::Paths(stream) => Some(Paths { shared: Arc::clone(&stream.shared) }),
         }
     }
@@ -96,6 +98,7 @@ impl PathLeg {
     pub(crate) fn is_gone(&self) -> bool {
         match self {
             Self::Plain(leg) => leg.is_gone(),
+            Self::Ice(leg) => leg.is_gone(),
             Self::Paths(stream) => {
                 let mut state = stream.shared.lock();
                 state.is_looked_at = true;
@@ -109,14 +112,25 @@ impl PathLeg {
     pub(crate) fn delivered(&self) -> Option<u64> {
         match self {
             Self::Plain(leg) => leg.delivered(),
+            // The kernel counts frames and checks too.
+            Self::Ice(_) => None,
             Self::Paths(stream) => Some(stream.shared.lock().machine.acknowledged()),
         }
     }
 
-    /// Returns the kind of the relay's leg.
+    /// Returns the path of a stream that stays on one.
+    pub(crate) fn only_path(&self) -> Path {
+        match self {
+            Self::Plain(_) | Self::Paths(_) => Path::Relay,
+            Self::Ice(leg) => Path::Direct(leg.remote()),
+        }
+    }
+
+    /// Returns the kind of the relay's leg, or of the only one.
     pub(crate) fn transport_kind(&self) -> TransportKind {
         match self {
             Self::Plain(leg) => leg.transport_kind(),
+            Self::Ice(_) => TransportKind::Ice,
             Self::Paths(stream) => stream.shared.lock().relay.kind,
         }
     }
@@ -586,6 +600,7 @@ impl AsyncRead for PathLeg {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(leg) => Pin::new(leg).poll_read(cx, buf),
+            Self::Ice(leg) => Pin::new(leg).poll_read(cx, buf),
             Self::Paths(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -599,6 +614,7 @@ impl AsyncWrite for PathLeg {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(leg) => Pin::new(leg).poll_write(cx, buf),
+            Self::Ice(leg) => Pin::new(leg).poll_write(cx, buf),
             Self::Paths(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -610,6 +626,7 @@ impl AsyncWrite for PathLeg {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(leg) => Pin::new(leg).poll_write_vectored(cx, bufs),
+            Self::Ice(leg) => Pin::new(leg).poll_write_vectored(cx, bufs),
             Self::Paths(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
@@ -617,6 +634,7 @@ impl AsyncWrite for PathLeg {
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Plain(leg) => leg.is_write_vectored(),
+            Self::Ice(leg) => leg.is_write_vectored(),
             Self::Paths(stream) => stream.is_write_vectored(),
         }
     }
@@ -624,6 +642,7 @@ impl AsyncWrite for PathLeg {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(leg) => Pin::new(leg).poll_flush(cx),
+            Self::Ice(leg) => Pin::new(leg).poll_flush(cx),
             Self::Paths(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -631,6 +650,7 @@ impl AsyncWrite for PathLeg {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(leg) => Pin::new(leg).poll_shutdown(cx),
+            Self::Ice(leg) => Pin::new(leg).poll_shutdown(cx),
             Self::Paths(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

@@ -35,7 +35,7 @@ use crate::{
     network::Network,
     session::Session,
     stun_servers::{self, StunServers},
-    transport::TcpLeg,
+    transport::SessionLeg,
 };
 
 /// How long to wait before each attempt after the first, and after the loss of a direct connection.
@@ -65,9 +65,14 @@ impl Endpoint {
 }
 
 impl Session {
-    /// Puts the path layer on a leg, if both sides have it.
-    pub(crate) fn with_paths(&self, leg: TcpLeg, has_paths: bool) -> PathLeg {
-        if has_paths { PathLeg::with_paths(leg, self.initiator) } else { PathLeg::Plain(leg) }
+    /// Puts the path layer on a leg of a relay, if both sides have it.
+    pub(crate) fn with_paths(&self, leg: SessionLeg, has_paths: bool) -> PathLeg {
+        match leg {
+            SessionLeg::Bytestream(leg) if has_paths => PathLeg::with_paths(leg, self.initiator),
+            SessionLeg::Bytestream(leg) => PathLeg::Plain(leg),
+            // It is a direct connection already.
+            SessionLeg::Ice(leg) => PathLeg::Ice(leg),
+        }
     }
 
     /// Finds direct paths for the stream of the session, whose peer is verified. Without a `consent` the user is asked.
