@@ -16,6 +16,7 @@ mod direct;
 mod e2e_ejabberd;
 mod e2e_prosody;
 mod harness;
+mod ice;
 mod idle;
 mod interop;
 mod interop_tls;
