@@ -278,6 +278,12 @@ fn xtls_asks_the_stun_server_that_its_own_server_names_and_only_if_both_sides_ag
     let of_user = [&always[..], &["--stun", &named]].concat();
     send_settled(&internet, [&of_user, &without], true, "a server of the user's");
     assert_eq!(asked(), before + 1, "{}", server.log());
+    // Those of the account win too, and the options over them.
+    internet.alice.change_account(|text| format!("{text}stun = [\"none\"]\n"));
+    send_settled(&internet, [&always, &without], true, "none in the account");
+    assert_eq!(asked(), before + 1, "{}", server.log());
+    send_settled(&internet, [&of_user, &without], true, "none in the account, one in the options");
+    assert_eq!(asked(), before + 2, "{}", server.log());
 }
 
 /// The first byte comes over the relay, so that it never waits for a direct connection. Only with all that is tried: this one

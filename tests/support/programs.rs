@@ -321,12 +321,17 @@ impl Xtls {
 
     /// Lets the user's `xtls` decide about direct paths as it does by itself.
     pub fn with_direct_paths(self) -> Self {
+        self.change_account(|text| text.replace("direct_path = \"never\"\n", ""));
+        self
+    }
+
+    /// Changes the file of the user's account.
+    pub fn change_account(&self, change: impl FnOnce(&str) -> String) {
         let account = self.home().join("xtls").join(&self.jid).join("account.toml");
         let text = std::fs::read_to_string(&account).unwrap();
-        let changed = text.replace("direct_path = \"never\"\n", "");
+        let changed = change(&text);
         assert_ne!(changed, text, "{text}");
         std::fs::write(account, changed).unwrap();
-        self
     }
 
     /// Returns the user's address.

@@ -98,7 +98,7 @@ pub(super) struct Common {
     #[arg(long, global = true, value_name = "WHEN")]
     pub(super) direct_path: Option<DirectPathChoice>,
     /// A STUN server to ask, over TCP, at which address it sees this machine, instead of those that your XMPP server names;
-    /// up to two, or none. Asked only once you and the peer have agreed to connect directly
+    /// up to two, or none. Asked only once you and the peer have agreed to connect directly (default: the account's)
     #[arg(long, global = true, value_name = "HOST:PORT", value_parser = stun_server)]
     pub(super) stun: Vec<String>,
     /// For --method srp: read the shared password from the first line of this file

@@ -87,7 +87,7 @@ impl Client {
             accept_new_device: common.accept_new_device,
             declined: Mutex::default(),
             direct_path: common.direct_path.or(account.direct_path).unwrap_or_default().into(),
-            stun: common.stun.clone(),
+            stun: if common.stun.is_empty() { &account.stun } else { &common.stun }.clone(),
             offered,
             via: component.clone().filter(|_| !common.direct),
             component,

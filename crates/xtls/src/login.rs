@@ -65,6 +65,7 @@ pub(super) async fn login(
         via: common.via.clone(),
         ca_file,
         direct_path: common.direct_path,
+        stun: common.stun.clone(),
     };
     // This tests the password, not a stored token.
     let mut login = account.login(common);
