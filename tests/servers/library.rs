@@ -4,10 +4,13 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use fingerpost_endpoint::{Application, DirectPath, Endpoint, Error, FirstUse, Login, Reason};
+use fingerpost_secure::identity::Identity;
 use support::process::{Output, Process, read, run};
 use support::programs::{Component, Options, Xtls, clean};
 use support::servers::{Kind, Server};
 use support::{COMPONENT, DOMAIN, USERS, root, wait_for};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Builds the examples, which are not built with any test, and returns the path of one.
 fn example(name: &str) -> PathBuf {
@@ -94,4 +97,62 @@ fn the_examples_talk_to_each_other_and_to_xtls() {
     let sent = carol.run(["send".as_ref(), echo.as_ref(), carol.home().join("in").as_os_str()]);
     assert_eq!(sent.code, 5, "{sent:?}");
     assert!(sent.stderr.contains("only raw TLS streams are echoed"), "{sent:?}");
+}
+
+/// A peer that goes away when its whole stream has come does not keep the program from ending well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_has_the_whole_stream_ends_well_though_its_peer_goes_away() {
+    const SIZE: usize = 1 << 20;
+    let server = Server::start(Kind::Prosody);
+    let component = Component::start(&server, &Options::default());
+    let login = async |user: &str| {
+        let (_, password) = USERS.iter().find(|(name, _)| *name == user).unwrap();
+        let jid = format!("{user}@{DOMAIN}").parse().unwrap();
+        let mut login = Login::new(jid, (*password).to_owned());
+        login.server = Some(server.client_address());
+        login.trust.ca_file = Some(server.ca().into());
+        let identity = Identity::generate(&login.jid).unwrap();
+        Endpoint::builder(identity)
+            .via(COMPONENT.parse().unwrap())
+            .policy(FirstUse::default())
+            .direct_path(DirectPath::Always)
+            .login(&login)
+            .await
+            .unwrap()
+    };
+    let (bob, mut incoming) = login("bob").await;
+    bob.appear(0).await;
+    let (alice, _none) = login("alice").await;
+    let (secured, at_bob) = tokio::join!(
+        async {
+            alice.initiate(&format!("bob@{DOMAIN}").parse().unwrap(), &Application::tls()).await
+        },
+        async { incoming.next().await.unwrap().accept().await }
+    );
+    let (mut session, mut stream) = secured.unwrap();
+    let (mut session_of_bob, mut stream_of_bob) = at_bob.unwrap();
+    stream.write_all(&vec![7; SIZE]).await.unwrap();
+    stream.shutdown().await.unwrap();
+
+    let (read, has_read) = tokio::sync::oneshot::channel();
+    let (release, released) = tokio::sync::oneshot::channel();
+    let reading = session_of_bob.during(async {
+        let mut got = Vec::new();
+        stream_of_bob.read_to_end(&mut got).await.unwrap();
+        read.send(()).unwrap();
+        released.await.unwrap();
+        Ok::<_, Error>(got.len())
+    });
+    let ending = async {
+        has_read.await.unwrap();
+        session.terminate(Reason::Gone, "").await;
+        let ended = || component.log().contains("session terminated");
+        wait_for("the end", Duration::from_secs(20), || component.log(), ended);
+        // What the component answers now comes after the news of the end.
+        bob.check_component().await.unwrap();
+        tokio::task::yield_now().await;
+        let _given_up = release.send(());
+    };
+    let (worked, ()) = tokio::join!(reading, ending);
+    assert_eq!(worked, Ok(SIZE));
 }

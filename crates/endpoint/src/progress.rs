@@ -50,7 +50,7 @@ impl Monitor {
     /// Returns whether the peer has ended its direction.
     #[cfg(any(test, feature = "testing"))]
     pub fn has_ended(&self) -> bool {
-        self.0.lock().ended
+        self.0.has_ended()
     }
 }
 
@@ -164,6 +164,11 @@ impl Progress {
         let mut state = self.lock();
         state.moved = Instant::now();
         (state.reading, state.ended) = (false, true);
+    }
+
+    /// Returns whether the peer has ended its direction.
+    pub(super) fn has_ended(&self) -> bool {
+        self.lock().ended
     }
 
     /// Returns how many bytes have come from the peer.

@@ -196,7 +196,8 @@ impl Session {
     /// Does `work` on the session's stream until it is done, or the peer ends the session.
     ///
     /// A peer that ends it with success has sent everything. Bytes on their way still arrive while the stream moves,
-    /// and `work` has unlimited time for the bytes that it has read. A lost XMPP connection does not end a stream that
+    /// and `work` has unlimited time for the bytes that it has read. The same holds for a peer that goes away, once TLS has shown
+    /// the end of its stream. A lost XMPP connection does not end a stream that
     /// may run beside it. An in-band stream cannot show the loss of the component or of the peer by itself, so while it
     /// is silent the other side is asked whether the session exists.
     ///
@@ -220,17 +221,17 @@ impl Session {
             ended = self.terminated() => ended,
             error = missed => return Err(self.with_received(error).into()),
         };
-        match ended {
-            Ok(()) => tokio::select! {
-                biased;
-                done = work => done,
-                () = self.progress.stalled(LINGER) => {
-                    let text = "the session was ended before the stream";
-                    Err(self.with_received(Error::failed(text)).into())
-                }
-            },
-            Err(_) if !self.over => work.await,
-            Err(error) => Err(self.with_received(error).into()),
+        let error = match ended {
+            Ok(()) => Error::failed("the session was ended before the stream"),
+            Err(_) if !self.over => return work.await,
+            // The whole of the peer's stream has come, and the work may only need a moment to end.
+            Err(error @ Error::Failed(_)) if self.progress.has_ended() => error,
+            Err(error) => return Err(self.with_received(error).into()),
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.progress.stalled(LINGER) => Err(self.with_received(error).into()),
         }
     }
 
