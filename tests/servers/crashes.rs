@@ -450,10 +450,16 @@ fn a_network_that_is_gone_ends_every_stage_on_both_sides() {
 
 /// A stream over SOCKS5 does not need the server. When Prosody stops, it says of all users that they go, which ends no
 /// stream.
-fn a_stream_outlives_its_server(kind: Kind) {
+fn a_stream_outlives_its_server(kind: Kind, has_paths: bool) {
     let mut world = World::start_at(kind, None, None);
+    if has_paths {
+        // They know each other by now, so their streams may leave the relay.
+        for user in [&world.alice, &world.bob] {
+            user.allow_direct_paths();
+        }
+    }
     for (what, links) in [("reload", 0), ("restart", 1), ("kill", 1)] {
-        let case = format!("{kind:?}, {what}");
+        let case = format!("{kind:?}, {what}, {has_paths}");
         let (mut sender, mut listener) = half_a_file(&world, &world.alice, &world.bob, "half");
         match what {
             "reload" => world.server.reload(),
@@ -478,12 +484,16 @@ fn a_stream_outlives_its_server(kind: Kind) {
 
 #[test]
 fn prosody_a_stream_outlives_its_server() {
-    a_stream_outlives_its_server(Kind::Prosody);
+    for has_paths in [false, true] {
+        a_stream_outlives_its_server(Kind::Prosody, has_paths);
+    }
 }
 
 #[test]
 fn ejabberd_a_stream_outlives_its_server() {
-    a_stream_outlives_its_server(Kind::Ejabberd);
+    for has_paths in [false, true] {
+        a_stream_outlives_its_server(Kind::Ejabberd, has_paths);
+    }
 }
 
 /// A network comes back: the server still holds the silently dead connection, and accepts the new one all the same,

@@ -321,8 +321,13 @@ impl Xtls {
 
     /// Lets the user's `xtls` decide about direct paths as it does by itself.
     pub fn with_direct_paths(self) -> Self {
-        self.change_account(|text| text.replace("direct_path = \"never\"\n", ""));
+        self.allow_direct_paths();
         self
+    }
+
+    /// Does the same.
+    pub fn allow_direct_paths(&self) {
+        self.change_account(|text| text.replace("direct_path = \"never\"\n", ""));
     }
 
     /// Changes the file of the user's account.

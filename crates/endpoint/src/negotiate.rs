@@ -353,7 +353,8 @@ impl Session {
                 self.is_secured = true;
                 let is_in_band = stream.learned().transport == TransportKind::Ibb;
                 // A stream with the path layer finds out by itself, and may outlive the component.
-                self.asks_for_session = is_in_band && !stream.has_paths();
+                self.paths = stream.paths();
+                self.asks_for_session = is_in_band && self.paths.is_none();
                 if !is_in_band {
                     self.inbox.secured();
                 }

@@ -19,6 +19,7 @@ use super::{
     endpoint::Endpoint,
     error::{Detail, Error, condition},
     hub::Inbox,
+    paths::Paths,
     places::SessionPlace,
     progress::{Monitor, Progress, Waiting},
 };
@@ -60,6 +61,8 @@ pub struct Session {
     pub(super) progress: Arc<Progress>,
     /// Whether the peer has proven its key.
     pub(super) is_secured: bool,
+    /// The path layer of the stream, if it has one.
+    pub(super) paths: Option<Paths>,
     /// Whether the other side is asked for the session while the stream is silent.
     pub(super) asks_for_session: bool,
     /// The place of a session that the peer started.
@@ -101,6 +104,7 @@ impl Session {
             answer: None,
             progress: Arc::default(),
             is_secured: false,
+            paths: None,
             asks_for_session: false,
             place: None,
             bytestream: None,
@@ -125,6 +129,7 @@ impl Session {
             answer: None,
             progress: Arc::clone(&self.progress),
             is_secured: true,
+            paths: None,
             asks_for_session: false,
             place: None,
             bytestream: None,
@@ -196,9 +201,8 @@ impl Session {
     /// Does `work` on the session's stream until it is done, or the peer ends the session.
     ///
     /// A peer that ends it with success has sent everything. Bytes on their way still arrive while the stream moves,
-    /// and `work` has unlimited time for the bytes that it has read. The same holds for a peer that goes away, once TLS has shown
-    /// the end of its stream. A lost XMPP connection does not end a stream that
-    /// may run beside it. An in-band stream cannot show the loss of the component or of the peer by itself, so while it
+    /// and `work` has unlimited time for the bytes that it has read. The same holds for a peer that goes away, if the end of its
+    /// stream may have come. A lost XMPP connection does not end a stream that may run beside it. An in-band stream cannot show the loss of the component or of the peer by itself, so while it
     /// is silent the other side is asked whether the session exists.
     ///
     /// # Errors
@@ -221,17 +225,29 @@ impl Session {
             ended = self.terminated() => ended,
             error = missed => return Err(self.with_received(error).into()),
         };
-        let error = match ended {
-            Ok(()) => Error::failed("the session was ended before the stream"),
+        let reason = match ended {
+            Ok(()) => None,
             Err(_) if !self.over => return work.await,
-            // The whole of the peer's stream has come, and the work may only need a moment to end.
-            Err(error @ Error::Failed(_)) if self.progress.has_ended() => error,
+            // The end of the peer's stream may have come, and the work may only need a moment for what it has not read yet.
+            Err(error @ Error::Failed(_)) if self.paths.is_some() || self.progress.has_ended() => {
+                Some(error)
+            }
             Err(error) => return Err(self.with_received(error).into()),
         };
+        if let Some(paths) = &self.paths {
+            // Nobody negotiates a new leg of the relay any more.
+            paths.give_up();
+        }
         tokio::select! {
             biased;
-            done = work => done,
-            () = self.progress.stalled(LINGER) => Err(self.with_received(error).into()),
+            done = work => match (done, reason) {
+                (Err(_), Some(reason)) => Err(self.with_received(reason).into()),
+                (done, _) => done,
+            },
+            () = self.progress.stalled(LINGER) => {
+                let early = || Error::failed("the session was ended before the stream");
+                Err(self.with_received(reason.unwrap_or_else(early)).into())
+            }
         }
     }
 

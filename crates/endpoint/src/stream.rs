@@ -24,7 +24,7 @@ use tokio_rustls::TlsStream;
 use super::{
     application::CHUNKS,
     error::{Detail, Error},
-    paths::{Path, PathLeg, VANISHED},
+    paths::{Path, PathLeg, Paths, VANISHED},
     policy::{Hint, Known, Listed, Standing},
     progress::{Direction, Monitor, Progress},
 };
@@ -166,9 +166,9 @@ impl SecureStream {
         &self.learned
     }
 
-    /// Returns whether the path layer is below the stream.
-    pub(super) fn has_paths(&self) -> bool {
-        self.tls.get_ref().0.paths().is_some()
+    /// Returns the path layer below the stream, if there is one.
+    pub(super) fn paths(&self) -> Option<Paths> {
+        self.tls.get_ref().0.paths()
     }
 
     /// Returns the user at the other end.

@@ -19,7 +19,10 @@ mod records;
 mod renewal;
 mod task;
 
-pub(crate) use self::{keys::Keys, leg::PathLeg};
+pub(crate) use self::{
+    keys::Keys,
+    leg::{PathLeg, Paths},
+};
 
 /// The error of a stream whose last path does not answer.
 pub(crate) const VANISHED: &str = "timed out: the network or the proxy does not answer";
