@@ -35,6 +35,8 @@ use super::{
 const FLUSH: Duration = Duration::from_secs(2);
 /// How long the component may take to answer a check.
 const CHECK: Duration = Duration::from_secs(10);
+/// How long a peer's program may take to say what it can do.
+const FEATURES: Duration = Duration::from_secs(5);
 /// How long a server may take to say whether an address belongs to chat rooms.
 const ROOM: Duration = Duration::from_secs(3);
 /// How long the closing of the stream may take at the end.
@@ -195,6 +197,13 @@ impl Endpoint {
             }
         }
         false
+    }
+
+    /// Asks a peer's program what it can do (XEP-0030).
+    pub(super) async fn info_of(&self, address: &Jid) -> Answer {
+        let query = Element::bare("query", ns::DISCO_INFO);
+        let asked = self.hub().request(RequestKind::Get, address, query);
+        tokio::time::timeout(FEATURES, asked).await.unwrap_or(Answer::Timeout)
     }
 
     async fn presence(&self, type_: Option<&str>, child: Option<Element>) {

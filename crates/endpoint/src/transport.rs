@@ -1,19 +1,12 @@
 //! The transport of a session: SOCKS5 if possible, otherwise in-band bytestreams (XEP-0260, XEP-0261).
 
-use std::time::Duration;
-
 use fingerpost_carry::{
     iq::{Answer, random_id},
     leg,
 };
 use fingerpost_wire::{
-    dst_addr::DstAddr,
-    ibb_xml::IbbPayload,
-    jingle::Action,
-    ns,
-    stanza::{RequestKind, Stanza},
-    transport_kind::TransportKind,
-    xml,
+    dst_addr::DstAddr, ibb_xml::IbbPayload, jingle::Action, ns, stanza::Stanza,
+    transport_kind::TransportKind, xml,
 };
 use minidom::Element;
 use tokio::net::TcpStream;
@@ -50,8 +43,6 @@ impl SessionLeg {
 
 /// The in-band block size that we offer, in bytes.
 const BLOCK: u16 = 8192;
-/// How long the peer's program may take to say what it can do.
-const FEATURES: Duration = Duration::from_secs(5);
 
 /// The transport that we have offered.
 #[derive(Debug)]
@@ -125,15 +116,13 @@ impl Session {
     /// Returns whether addresses of this machine are of use to the peer's program: they would be in stanzas for nothing if it
     /// is one of ours and its user takes no direct connections. Other programs have no such setting.
     async fn takes_direct_connections(&self) -> bool {
-        let query = Element::bare("query", ns::DISCO_INFO);
-        let asked = self.endpoint.hub().request(RequestKind::Get, &self.address, query);
-        match timeout(FEATURES, asked).await {
-            Ok(Answer::Result(Some(info))) => {
+        match self.endpoint.info_of(&self.address).await {
+            Answer::Result(Some(info)) => {
                 let has = |feature: &str| xml::features(&info).any(|one| one == feature);
                 has(ns::PATHS) || !has(ns::HINTS)
             }
-            Ok(Answer::Timeout) | Err(_) => false,
-            Ok(_) => true,
+            Answer::Timeout => false,
+            Answer::Error(_) | Answer::Result(None) => true,
         }
     }
 

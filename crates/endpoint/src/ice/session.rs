@@ -10,7 +10,6 @@ use fingerpost_wire::{
     ice::IceTransport,
     jingle::{Action, Reason},
     ns,
-    stanza::RequestKind,
     transport_kind::TransportKind,
     xml,
 };
@@ -18,7 +17,7 @@ use jid::Jid;
 use minidom::Element;
 use tokio::{
     sync::mpsc,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::{Gathered, IceStream, attempt::Attempt};
@@ -32,8 +31,6 @@ use crate::{
     transport::SessionLeg,
 };
 
-/// How long the peer's program may take to say what it can do.
-const FEATURES: Duration = Duration::from_secs(5);
 /// How long the peer may take to name credentials after it has accepted the session.
 const CREDENTIALS: Duration = Duration::from_secs(5);
 /// The most transport-infos that come before the session-accept.
@@ -59,12 +56,9 @@ enum Outcome {
 }
 
 impl Endpoint {
-    /// Returns whether the peer's program has ICE, and is not one of this project's, which finds a direct path inside the stream.
-    /// `None` if it does not answer.
-    pub(crate) async fn has_ice(&self, address: &Jid) -> Option<[bool; 2]> {
-        let query = Element::bare("query", ns::DISCO_INFO);
-        let asked = self.hub().request(RequestKind::Get, address, query);
-        let Ok(Answer::Result(Some(info))) = timeout(FEATURES, asked).await else { return None };
+    /// Returns whether a program has ICE, and whether it has the direct paths of this project; `None` if it does not say.
+    async fn has_ice(&self, address: &Jid) -> Option<[bool; 2]> {
+        let Answer::Result(Some(info)) = self.info_of(address).await else { return None };
         let has = |feature: &str| xml::features(&info).any(|one| one == feature);
         Some([has(ns::JINGLE_ICE), has(ns::PATHS)])
     }
