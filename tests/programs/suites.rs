@@ -127,6 +127,14 @@ fn the_machines_of_sessions_read_no_clock_and_do_no_io() {
             assert!(!code.contains(effect), "{file} uses {effect}: let carriers.rs do that");
         }
     }
+    // And so it is decided which connection ICE uses. Addresses are values there.
+    for file in ["agent.rs", "frames.rs", "message.rs"] {
+        let text = read(&format!("crates/endpoint/src/ice/{file}"));
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for effect in effects.iter().filter(|effect| **effect != "std::net") {
+            assert!(!code.contains(effect), "{file} uses {effect}: let attempt.rs do that");
+        }
+    }
     // A part of the session's machine is one too.
     let parts = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sessions/session");
     for (path, _) in sources(&parts) {
