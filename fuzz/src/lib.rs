@@ -20,6 +20,7 @@ use fingerpost_wire::{
     dialect::{self, Dialect},
     ibb::{self, IbbMachine},
     ibb_xml::IbbPayload,
+    ice::{IceTransport, MOST_CANDIDATES},
     jid::{escape, proxied, unescape, unproxied},
     offer::{self, Offer},
     print::{HashKind, Method, Print},
@@ -36,13 +37,15 @@ use tokio::io::{AsyncRead, ReadBuf};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 20] = [
+pub const TARGETS: [Target; 22] = [
     ("base64", base64),
     ("chat_stream", chat_stream),
     ("client_hello", client_hello),
     ("file_offer", file_offer),
     ("hints", hints),
     ("ibb", ibb),
+    ("ice_agent", ice_agent),
+    ("ice_transport", ice_transport),
     ("jid_escaping", jid_escaping),
     ("mdns_message", mdns_message),
     ("mdns_name", mdns_name),
@@ -611,6 +614,21 @@ pub fn openpgp_spki(data: &[u8]) {
         let of = |der| Print::of_certificate(HashKind::SpkiSha256, der);
         assert_eq!(of(data), of(VOUCHED), "vouched for another TLS key");
     }
+}
+
+/// Two ICE agents, what is said between them, and what a stranger says.
+pub fn ice_agent(data: &[u8]) {
+    fingerpost_endpoint::ice_fuzzing::frames(data);
+    fingerpost_endpoint::ice_fuzzing::agents(data);
+}
+
+/// A peer's ICE transport: it is bounded, and reads back as it was understood.
+pub fn ice_transport(data: &[u8]) {
+    let Some(element) = element(data) else { return };
+    let Ok(read) = IceTransport::read(&element) else { return };
+    assert!(read.candidates.len() <= MOST_CANDIDATES && read.remote.len() <= MOST_CANDIDATES);
+    let understood = IceTransport { others: 0, ..read };
+    assert_eq!(IceTransport::read(&understood.to_element()), Ok(understood));
 }
 
 /// An offer in every dialect: a translation never offers more than the original, and removed prints are gone.

@@ -157,6 +157,8 @@ fuzz!(
     file_offer,
     hints,
     ibb,
+    ice_agent,
+    ice_transport,
     jid_escaping,
     mdns_message,
     mdns_name,

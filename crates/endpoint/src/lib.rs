@@ -102,6 +102,8 @@ pub use fingerpost_wire::{jingle::Reason, stanza::RequestKind, transport_kind::T
 
 #[cfg(feature = "testing")]
 pub use self::direct::probe;
+#[cfg(feature = "testing")]
+pub use self::ice::fuzzing as ice_fuzzing;
 #[cfg(any(test, feature = "testing"))]
 pub use self::stream::testing;
 pub use self::{

@@ -15,6 +15,8 @@
 mod agent;
 mod attempt;
 mod frames;
+#[cfg(feature = "testing")]
+pub mod fuzzing;
 mod message;
 mod session;
 mod stream;
