@@ -188,6 +188,54 @@ fn one_connection_is_selected_by_both() {
 }
 
 #[test]
+fn roles_in_conflict_are_decided_by_the_tie_breakers() {
+    // RFC 8445, 7.3.1.1: the higher one controls.
+    for roles in [[true, true], [false, false]] {
+        for tie_breakers in [[2, 1], [1, 2], [7, 7]] {
+            for dialler in 0..2 {
+                let mut net = Net::new(roles, 1);
+                for (agent, tie_breaker) in net.agents.iter_mut().zip(tie_breakers) {
+                    agent.tie_breaker = tie_breaker;
+                }
+                net.connect(1, [dialler == 0, dialler == 1]);
+                net.run();
+                let case = format!("{roles:?} {tie_breakers:?} {dialler}");
+                if tie_breakers[0] == tie_breakers[1] {
+                    // One in 2^64: all that counts is that it ends.
+                    continue;
+                }
+                assert_eq!(net.selected, [Some(1); 2], "{case}");
+                let controlling = net.agents.each_ref().map(|agent| agent.controlling);
+                assert_eq!(controlling, [tie_breakers[0] == 2, tie_breakers[1] == 2], "{case}");
+                assert!(net.agents.iter().all(|agent| agent.switches <= 1), "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_answer_without_the_peers_password_is_none() {
+    let mut alice = agent(true, "alice", "bobby", 1);
+    let (now, at) = (Instant::now(), address(1).parse().unwrap());
+    alice.dialled(1, at, now);
+    let Some(Output::Send(1, request)) = alice.poll() else { panic!("a check is sent") };
+    let check = Check::read(&request).unwrap();
+    let forged = check.success(at, &Credentials::new("bobby", &"wrong".repeat(6)).unwrap());
+    assert!(alice.received(1, &forged, now));
+    alice.timeout(now + PATIENCE);
+    assert_eq!(alice.poll(), None);
+    // The right one still counts.
+    let answer = check.success(at, &credentials("bobby"));
+    assert!(alice.received(1, &answer, now));
+    alice.timeout(now + PATIENCE);
+    let Some(Output::Send(1, request)) = alice.poll() else { panic!("it is nominated") };
+    assert!(Check::read(&request).unwrap().nominates);
+    // An answer to an older request says nothing about this one.
+    alice.received(1, &answer, now);
+    assert_eq!(alice.poll(), None);
+}
+
+#[test]
 fn a_better_pair_that_comes_at_once_is_nominated() {
     let mut net = Net::new([true, false], 1);
     let better = candidate("192.0.2.3:5000", TcpType::Passive, CandidateType::Host);
@@ -309,7 +357,9 @@ proptest! {
         let mut net = Net::new(roles, seed);
         net.connect(1, [true, false]);
         net.run();
-        let heard: Vec<Vec<u8>> = net.sent.iter().map(|(_, message)| message.clone()).collect();
+        // What was said to the victim: anything else ends the connection at once.
+        let heard: Vec<Vec<u8>> =
+            net.sent.iter().filter(|(side, _)| *side != victim).map(|(_, message)| message.clone()).collect();
         let names = [("alice", "bobby"), ("bobby", "alice")][victim];
         let mut target = agent(roles[victim], names.0, names.1, seed ^ 0x5555);
         let from = "203.0.113.7:4711".parse().unwrap();
@@ -326,6 +376,7 @@ proptest! {
         target.timeout(net.now + PATIENCE);
         outputs.extend(std::iter::from_fn(|| target.poll()));
         prop_assert!(!outputs.contains(&Output::Selected(STRANGER)));
+        prop_assert!(!outputs.contains(&Output::Close(STRANGER)), "all of it has the right password");
         prop_assert!(target.links.iter().all(|link| !link.is_valid));
     }
 

@@ -355,6 +355,46 @@ mod tests {
         }
     }
 
+    /// A peer that is not ours says the last of its check and the first of the stream at once.
+    #[tokio::test]
+    async fn what_follows_a_selection_is_the_stream_s() {
+        use crate::ice::message::{Check, Class, Request};
+        let (own, peer) = (credentials("alice"), credentials("bobby"));
+        let (bob, of_bob) = side(false, "bobby", "alice");
+        let passive = |one: &&Candidate| one.address.is_ipv4() && one.address.port() > 9;
+        let address = of_bob.iter().find(passive).unwrap().address;
+        let (_b, bob) = run(bob);
+        let mut far = TcpStream::connect(address).await.unwrap();
+        let request = |id: u128, nominates| {
+            let (id, priority, controlling, tie_breaker) = (id.into(), 1, true, 1);
+            let (own, peer) = (&own, &peer);
+            let request = Request { id, own, peer, priority, controlling, tie_breaker, nominates };
+            framed(&request.write())
+        };
+        async fn frame(far: &mut TcpStream) -> Vec<u8> {
+            let mut frame = vec![0; far.read_u16().await.unwrap().into()];
+            far.read_exact(&mut frame).await.unwrap();
+            frame
+        }
+        far.write_all(&request(1, true)).await.unwrap();
+        let answer = frame(&mut far).await;
+        assert_eq!(Check::read(&answer).unwrap().class, Class::Success);
+        let triggered = frame(&mut far).await;
+        let triggered = Check::read(&triggered).unwrap();
+        assert_eq!(triggered.class, Class::Request);
+        let answer = triggered.success(far.peer_addr().unwrap(), &own);
+        let early = framed(b"hello");
+        let all = [early, framed(&answer), request(2, false), framed(b" there")].concat();
+        far.write_all(&all).await.unwrap();
+        let mut bob = bob.await.unwrap().unwrap();
+        let mut got = [0; 11];
+        bob.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"hello there");
+        let answer = frame(&mut far).await;
+        let answer = Check::read(&answer).unwrap();
+        assert_eq!((answer.class, answer.id()), (Class::Success, 2.into()));
+    }
+
     #[tokio::test]
     async fn a_peer_with_another_password_is_not_taken() {
         let (mut alice, _) = side(true, "alice", "bobby");

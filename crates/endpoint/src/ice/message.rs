@@ -289,7 +289,11 @@ mod tests {
     fn strangers_are_refused() {
         let bytes = request(false);
         let check = Check::read(&bytes).unwrap();
-        for wrong in [of("alice"), Credentials::new("bobby", &"x".repeat(30)).unwrap()] {
+        for wrong in [
+            of("alice"),
+            Credentials::new("bobby", &"x".repeat(30)).unwrap(),
+            Credentials::new("other", of("bobby").pwd()).unwrap(),
+        ] {
             assert_eq!(code(&check.authenticate(&wrong).unwrap_err()), Some(401));
         }
         let kind = MessageType::from_class_method(MessageClass::Request, BINDING);
