@@ -1,7 +1,7 @@
 //! Decides which connection the session uses: an ICE agent for one component over TCP (RFC 8445, RFC 6544). No I/O.
 //!
 //! It is told of the peer's candidates, of connections and of what comes on them. It says what to send, which connections to close, and
-//! in the end which one is selected. When to dial whom is decided elsewhere (`direct/punch.rs`).
+//! in the end which one is selected. Which address is dialled when is decided elsewhere (`direct/punch.rs`).
 //!
 //! | on a connection | next |
 //! |---|---|
