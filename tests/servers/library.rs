@@ -110,7 +110,7 @@ async fn a_program_that_has_the_whole_stream_ends_well_though_its_peer_goes_away
         let jid = format!("{user}@{DOMAIN}").parse().unwrap();
         let mut login = Login::new(jid, (*password).to_owned());
         login.server = Some(server.client_address());
-        login.trust.ca_file = Some(server.ca().into());
+        login.trust.ca_file = Some(server.ca());
         let identity = Identity::generate(&login.jid).unwrap();
         Endpoint::builder(identity)
             .via(COMPONENT.parse().unwrap())
