@@ -15,8 +15,9 @@ use super::{
 };
 use crate::{application::first_content, error::Error, session::Session, transport::TcpLeg};
 
-/// The pauses before attempts, in seconds. While a stream stands still, its age decides as well.
-const PAUSES: [u64; 7] = [0, 1, 2, 4, 8, 15, 30];
+/// The pauses before attempts, and how long the other side may take to acknowledge each, in seconds. A component that is
+/// killed takes the request with it, and nobody answers. While a stream stands still, its age decides as well.
+const ATTEMPTS: [(u64, u64); 7] = [(0, 4), (1, 8), (2, 20), (4, 20), (8, 20), (15, 20), (30, 20)];
 /// How long an attempt may take, for the client and for the server.
 const ATTEMPT: Duration = Duration::from_secs(20);
 const ANSWER: Duration = Duration::from_secs(15);
@@ -94,9 +95,9 @@ impl Renewer {
     /// Tries a few times to get a new leg; returns whether the stream has one.
     async fn renew(&mut self) -> bool {
         let mut was_refused = false;
-        for pause in PAUSES {
+        for (pause, patience) in ATTEMPTS {
             sleep(Duration::from_secs(pause)).await;
-            match timeout(ATTEMPT, self.offer()).await {
+            match timeout(ATTEMPT, self.offer(Duration::from_secs(patience))).await {
                 Ok(Ok((leg, sid))) => return self.paths.replace(leg, sid),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "no new leg of the relay");
@@ -114,12 +115,14 @@ impl Renewer {
     }
 
     /// Offers another transport; returns the leg, and the id of its bytestream if that is a SOCKS5 one.
-    async fn offer(&mut self) -> Result<(TcpLeg, Option<String>), Error> {
+    async fn offer(&mut self, patience: Duration) -> Result<(TcpLeg, Option<String>), Error> {
         let session = &mut self.session;
         let kind = session.endpoint.transport().unwrap_or_else(|| self.paths.relay_kind());
         let (offered, transport) = session.offer_transport(kind).await;
         let sid = offered.sid().to_owned();
-        session.ask(session.jingle(Action::TransportReplace, None, vec![transport])).await?;
+        let replace = session.jingle(Action::TransportReplace, None, vec![transport]);
+        let acknowledged = timeout(patience, session.ask(replace)).await;
+        acknowledged.map_err(|_| Error::failed("the request was not acknowledged in time"))??;
         let content = loop {
             let wanted = [Action::TransportAccept, Action::TransportReject];
             let (action, jingle) = session.expect(&wanted, ATTEMPT).await?;
