@@ -180,25 +180,35 @@ impl AsyncWrite for IbbStream {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        shared.use_memory();
-        if !shared.machine.has_window() {
-            return Poll::Pending;
+        loop {
+            shared.use_memory();
+            if !shared.machine.has_window() {
+                return Poll::Pending;
+            }
+            this.writing = true;
+            let place = ready!(poll_place(&mut this.room, &this.link.outbound, cx))?;
+            this.writing = false;
+            let n = shared.machine.write(buf, now());
+            if let Some(stanza) = this.link.next_stanza(&mut shared) {
+                place.send(stanza)?;
+            }
+            if n > 0 {
+                return Poll::Ready(Ok(n));
+            }
         }
-        this.writing = true;
-        let place = ready!(poll_place(&mut this.room, &this.link.outbound, cx))?;
-        this.writing = false;
-        let n = shared.machine.write(buf, now());
-        if let Some(stanza) = this.link.next_stanza(&mut shared) {
-            place.send(stanza)?;
-        }
-        Poll::Ready(Ok(n))
     }
 
+    /// Returns when nothing waits for the rest of its block any more. What has been sent may still be on its way.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.writing = false;
-        this.link.lock().writer = Some(cx.waker().clone());
-        this.poll_drive(cx)
+        let mut shared = this.link.lock();
+        shared.use_memory();
+        let is_flushed = shared.machine.flush(now());
+        shared.writer = Some(cx.waker().clone());
+        drop(shared);
+        ready!(this.poll_drive(cx))?;
+        if is_flushed { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -226,6 +236,8 @@ impl Drop for IbbStream {
         let mut shared = self.link.lock();
         shared.machine.abort(now());
         shared.release();
+        // Nothing is left to a reader any more.
+        shared.reader = None;
         self.link.send_now(&mut shared);
         if !shared.machine.has_actions() || self.link.outbound.is_closed() {
             return;

@@ -29,6 +29,7 @@
 
 use std::{
     collections::VecDeque,
+    mem,
     time::{Duration, Instant},
 };
 
@@ -67,6 +68,9 @@ const REPEATED: u16 = 256;
 
 /// One more held block is allowed for each so many bytes of the room for messages.
 const BYTES_PER_ENTRY: usize = 512;
+
+/// A rest of less than this part of a block waits for more bytes.
+const SMALL: usize = 4;
 
 /// The longest block that is sent to settle a doubt, beyond the window. The peer has room for it, however slow its
 /// reader is.
@@ -223,6 +227,8 @@ pub struct IbbMachine {
     options: Options,
     opened: bool,
     next_out: u16,
+    /// Bytes of ours that wait for the rest of their block.
+    collected: Vec<u8>,
     /// Each block of ours that is not acknowledged, with its bytes; the last one's number is before `next_out`.
     unanswered: VecDeque<(usize, Departure)>,
     window: Window,
@@ -321,6 +327,7 @@ impl IbbMachine {
             options,
             opened: options.opened,
             next_out: 0,
+            collected: Vec::new(),
             unanswered: VecDeque::new(),
             window,
             delivered: 0,
@@ -363,6 +370,7 @@ impl IbbMachine {
     pub fn handle_lost(&mut self) {
         self.failure.get_or_insert(IbbError::Lost);
         self.unanswered.clear();
+        self.collected.clear();
         self.actions.clear();
         self.close = Close::Answered;
     }
@@ -536,6 +544,7 @@ impl IbbMachine {
             return;
         }
         self.peer_closed = true;
+        self.collected.clear();
         self.unanswered.clear();
         self.answer(id.map(|id| IbbAction::Ack { id: id.to_owned() }));
     }
@@ -601,10 +610,12 @@ impl IbbMachine {
                 if !self.options.acknowledged {
                     self.doubt = None;
                     self.settle(before, Some(asked), now);
+                    self.flush_if_alone(now);
                     self.pace(now);
                 } else if let Some(doubt) = &mut self.doubt {
                     doubt.alive = true;
                     self.ping.again = Some(now + PROBE);
+                    self.flush(now);
                 } else {
                     self.ping.again = Some(now + REPEAT);
                 }
@@ -628,6 +639,7 @@ impl IbbMachine {
         if due(self.unpaced_deadline()) {
             self.ping.unpaced = true;
             self.forget_all(now);
+            self.flush(now);
         }
         if due(self.silence_deadline()) {
             let lost = self.doubt.is_some_and(|doubt| doubt.alive);
@@ -685,8 +697,13 @@ impl IbbMachine {
         !self.actions.is_empty()
     }
 
-    /// Returns whether the window lets another block go now.
+    /// Returns whether bytes may be written now.
     pub fn has_window(&self) -> bool {
+        self.is_writable() && self.lets_block_go()
+    }
+
+    /// Returns whether the window lets another block go now.
+    fn lets_block_go(&self) -> bool {
         let out = self.unanswered.len();
         let free = match self.doubt {
             // Messages to an absent peer may reach another resource.
@@ -698,27 +715,74 @@ impl IbbMachine {
                 doubt.alive && doubt.trial.is_none() && room
             }
         };
-        self.opened && self.is_writable() && free
+        self.opened && self.may_send() && free
     }
 
     /// Returns whether writing is still possible, now or later.
     pub fn is_writable(&self) -> bool {
-        self.quiet_since.is_none()
-            && !self.peer_closed
-            && self.close == Close::NotSent
-            && self.failure.is_none()
+        self.quiet_since.is_none() && self.may_send()
     }
 
-    /// Sends the first bytes as one block and returns how many: 0 if [`Self::has_window`] is false.
+    /// Returns whether blocks can be sent, now or later.
+    fn may_send(&self) -> bool {
+        !self.peer_closed && self.close == Close::NotSent && self.failure.is_none()
+    }
+
+    /// Takes the first bytes for one block and returns how many: 0 if [`Self::has_window`] is false, or if bytes that were
+    /// taken before fill a block.
+    ///
+    /// A small rest waits for more while other blocks are on their way (as in RFC 896), because a stanza costs a server
+    /// about as much as some kilobytes. It goes when its block is full, by [`Self::flush`], or when everything before it
+    /// has arrived.
     pub fn write(&mut self, bytes: &[u8], now: Instant) -> usize {
         if !self.has_window() || bytes.is_empty() {
             return 0;
         }
-        let most = match self.doubt {
+        let most = self.longest();
+        let n = bytes.len().min(most.saturating_sub(self.collected.len()));
+        // The answer to a block in doubt may come with this one only.
+        let at_once = self.unanswered.is_empty() || self.doubt.is_some();
+        if self.collected.is_empty() && (n >= most / SMALL || at_once) {
+            self.send(bytes[..n].to_vec(), now);
+            return n;
+        }
+        self.collected.extend_from_slice(&bytes[..n]);
+        if self.collected.len() >= most || at_once {
+            self.send_collected(most, now);
+        }
+        n
+    }
+
+    /// Sends what waits for the rest of its block, as far as the window lets it go now. Returns whether nothing is left.
+    pub fn flush(&mut self, now: Instant) -> bool {
+        while !self.collected.is_empty() && self.lets_block_go() {
+            self.send_collected(self.longest(), now);
+        }
+        self.collected.is_empty() || !self.may_send()
+    }
+
+    /// Sends what waits for the rest of its block if nothing else is on its way.
+    fn flush_if_alone(&mut self, now: Instant) {
+        if self.unanswered.is_empty() {
+            self.flush(now);
+        }
+    }
+
+    /// Returns how many bytes the next block may have.
+    fn longest(&self) -> usize {
+        match self.doubt {
             Some(_) => TRIAL.min(usize::from(self.options.block_size)),
             None => self.window.next_block().unwrap_or_default(),
-        };
-        let n = bytes.len().min(most);
+        }
+    }
+
+    fn send_collected(&mut self, most: usize, now: Instant) {
+        let rest = self.collected.split_off(self.collected.len().min(most));
+        let block = mem::replace(&mut self.collected, rest);
+        self.send(block, now);
+    }
+
+    fn send(&mut self, payload: Vec<u8>, now: Instant) {
         let seq = self.next_out;
         self.next_out = seq.wrapping_add(1);
         if let Some(doubt) = &mut self.doubt {
@@ -727,21 +791,22 @@ impl IbbMachine {
         if self.unanswered.is_empty() {
             (self.progress, self.heard) = (now, now);
         }
+        let n = payload.len();
         self.unanswered.push_back((n, self.window.depart(n, now)));
-        self.actions.push_back(IbbAction::SendData { seq, payload: bytes[..n].to_vec() });
+        self.actions.push_back(IbbAction::SendData { seq, payload });
         self.pace(now);
-        n
     }
 
-    /// Returns whether every block was acknowledged (or never will be).
+    /// Returns whether every byte was acknowledged (or never will be).
     pub fn is_flushed(&self) -> bool {
-        self.unanswered.is_empty() || self.failure.is_some()
+        self.unanswered.is_empty() && self.collected.is_empty() || self.failure.is_some()
     }
 
     /// Ends the local user's writing; returns whether that is new.
     pub fn shutdown(&mut self, now: Instant) -> bool {
         let news = self.quiet_since.is_none();
         self.quiet_since.get_or_insert(now);
+        self.flush(now);
         news
     }
 
@@ -750,6 +815,7 @@ impl IbbMachine {
         self.shutdown(now);
         self.gone = true;
         self.held.clear();
+        self.collected.clear();
         (self.held_bytes, self.taken) = (0, 0);
         if !self.peer_closed {
             self.send_close(now);
@@ -817,6 +883,7 @@ impl IbbMachine {
     fn fail(&mut self, error: IbbError, now: Instant) {
         self.failure.get_or_insert(error);
         self.unanswered.clear();
+        self.collected.clear();
         self.send_close(now);
     }
 
@@ -865,6 +932,7 @@ impl IbbMachine {
         self.waiting = false;
         self.ping.absent = 0;
         self.ping.missed = false;
+        self.flush_if_alone(now);
     }
 
     /// Notes an error that says that a block was not delivered. The block's number is known if it was sent by IQ.
@@ -958,7 +1026,8 @@ impl IbbMachine {
     }
 
     fn linger_deadline(&self) -> Option<Instant> {
-        let done = self.unanswered.is_empty() && self.close == Close::NotSent && !self.peer_closed;
+        let arrived = self.unanswered.is_empty() && self.collected.is_empty();
+        let done = arrived && self.close == Close::NotSent && !self.peer_closed;
         self.quiet_since.filter(|_| done).map(|since| since + self.options.close_linger)
     }
 }

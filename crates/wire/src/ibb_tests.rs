@@ -316,6 +316,94 @@ fn a_block_holds_no_more_than_block_size() {
     assert_eq!(actions(&mut machine), [IbbAction::SendData { seq: 0, payload: b"abc".to_vec() }]);
 }
 
+/// Returns the lengths of the blocks that are to be sent.
+fn lengths(machine: &mut IbbMachine) -> Vec<usize> {
+    let length = |action| match action {
+        IbbAction::SendData { payload, .. } => payload.len(),
+        other => panic!("{other:?}"),
+    };
+    actions(machine).into_iter().map(length).collect()
+}
+
+/// Returns a machine with a large window and blocks of 8,192 bytes, one of which is on its way.
+fn busy() -> (IbbMachine, Instant) {
+    let (mut machine, now) = machine(Options::default());
+    machine.window.set_size(MAX_UNACKNOWLEDGED);
+    assert_eq!(machine.write(&[7; 8192], now), 8192);
+    assert_eq!(lengths(&mut machine), [8192]);
+    (machine, now)
+}
+
+#[test]
+fn writes_are_collected_to_whole_blocks_while_others_are_on_their_way() {
+    let (mut machine, now) = busy();
+    // A TLS record of 16,406 bytes is written twice.
+    let mut sent = Vec::new();
+    for _ in 0..2 {
+        let mut rest = 16_406;
+        while rest > 0 {
+            rest -= machine.write(&vec![7; rest], now);
+            sent.extend(lengths(&mut machine));
+        }
+    }
+    assert_eq!(sent, [8192; 4], "44 bytes wait for the rest of their block");
+    assert!(!machine.is_flushed());
+    assert!(machine.flush(now));
+    assert_eq!(lengths(&mut machine), [44]);
+    assert!(machine.flush(now) && lengths(&mut machine).is_empty());
+}
+
+#[test]
+fn what_was_collected_goes_when_everything_before_it_has_arrived() {
+    let (mut machine, now) = busy();
+    assert_eq!(machine.write(b"abc", now), 3);
+    assert_eq!(machine.write(b"def", now), 3);
+    assert!(lengths(&mut machine).is_empty());
+    machine.handle_answer(0, BlockAnswer::Taken, now);
+    let sent = IbbAction::SendData { seq: 1, payload: b"abcdef".to_vec() };
+    assert_eq!(actions(&mut machine), [sent]);
+    assert!(!machine.is_flushed());
+    machine.handle_answer(1, BlockAnswer::Taken, now);
+    assert!(machine.is_flushed());
+    assert_eq!(machine.delivered(), 8192 + 6);
+    // Nothing is on its way now, so nothing waits.
+    assert_eq!(machine.write(b"ghi", now), 3);
+    assert_eq!(lengths(&mut machine), [3]);
+}
+
+#[test]
+fn what_was_collected_settles_a_doubt() {
+    let (mut machine, now) = busy();
+    assert_eq!(machine.write(&[7; 2 * TRIAL], now), 2 * TRIAL);
+    machine.handle_answer(0, BlockAnswer::Undelivered, now);
+    assert!(!machine.flush(now), "the peer may be absent");
+    assert_eq!(actions(&mut machine), [IbbAction::Ping]);
+    machine.handle_pong(Pong::Alive, now);
+    assert_eq!(lengths(&mut machine), [TRIAL]);
+    machine.handle_answer(1, BlockAnswer::Taken, now);
+    assert_eq!(lengths(&mut machine), [TRIAL]);
+}
+
+#[test]
+fn an_end_of_the_stream_waits_for_nothing_that_was_collected() {
+    let (mut machine, now) = busy();
+    machine.write(b"abc", now);
+    machine.handle_close(Some("c"));
+    assert!(machine.flush(now) && machine.is_flushed());
+    let (mut machine, now) = busy();
+    machine.write(b"abc", now);
+    machine.shutdown(now);
+    assert_eq!(lengths(&mut machine), [3]);
+    let (mut machine, now) = busy();
+    machine.write(b"abc", now);
+    machine.abort(now);
+    let sent = actions(&mut machine);
+    assert!(
+        matches!(&sent[..], [IbbAction::SendData { seq: 1, .. }, IbbAction::SendClose]),
+        "{sent:?}"
+    );
+}
+
 #[test]
 fn an_ack_waits_for_the_reader() {
     let (mut machine, now) = machine(Options::default());
@@ -472,6 +560,7 @@ fn under_way() -> (IbbMachine, Instant) {
     let (mut machine, now) = machine(Options { block_size: 4096, ..Options::default() });
     for _ in 0..16 {
         assert_eq!(machine.write(b"x", now), 1);
+        assert!(machine.flush(now));
     }
     assert_eq!(actions(&mut machine).len(), 16);
     (machine, now)
@@ -588,6 +677,7 @@ fn blocks_are_found_by_number_across_the_wrap() {
     machine.next_out = 65_534;
     for _ in 0..4 {
         assert_eq!(machine.write(b"x", now), 1);
+        assert!(machine.flush(now));
     }
     let awaited = [65_533, 65_534, 65_535, 0, 1, 2].map(|seq| machine.place(seq).is_some());
     assert_eq!(awaited, [false, true, true, true, true, false]);
@@ -605,6 +695,7 @@ fn blocks_that_were_lost_without_a_word_are_found_by_the_next_one() {
     }
     // Ten answers were lost, and no block.
     machine.write(b"y", now);
+    assert!(machine.flush(now));
     machine.handle_answer(16, BlockAnswer::Taken, now);
     assert_eq!((machine.is_flushed(), machine.delivered()), (true, 17));
 
