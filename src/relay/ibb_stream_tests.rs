@@ -500,6 +500,57 @@ async fn answers_wait_for_room_in_the_queue() {
     assert_eq!(reader.await.unwrap(), b"xxxxx");
 }
 
+/// The component's link writes everything that is in its queue at once.
+#[tokio::test]
+async fn a_reader_of_the_component_sends_the_acknowledgement_with_what_it_passes_on() {
+    let (outbound, mut sent) = mpsc::channel(8);
+    let permits = permits(1 << 20);
+    let (mut romeo, handle) = sharing(params(), outbound, &permits);
+    // Nobody reads yet, so nothing waits for a reader.
+    handle.handle_block("0", 0, "eA==");
+    assert!(sent.try_recv().is_ok());
+    let mut byte = [0; 8];
+    assert_eq!(romeo.read(&mut byte).await.unwrap(), 1);
+    let reader = tokio::spawn(async move {
+        let mut byte = [0; 8];
+        assert_eq!(romeo.read(&mut byte).await.unwrap(), 1);
+        romeo
+    });
+    tokio::task::yield_now().await;
+    handle.handle_block("1", 1, "eA==");
+    assert!(sent.try_recv().is_err(), "the reader has not run");
+    let mut romeo = reader.await.unwrap();
+    let answer = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
+    assert_eq!((answer.type_, answer.id.as_str()), (StanzaType::Result, "1"));
+    // A reader that is gone answers nothing.
+    let waiting = romeo.read(&mut byte);
+    assert!(tokio::time::timeout(Duration::ZERO, waiting).await.is_err());
+    drop(romeo);
+    assert!(carries(sent.recv().await, "close"));
+    handle.handle_block("2", 2, "eA==");
+    let answer = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
+    assert_eq!((answer.type_, answer.id.as_str()), (StanzaType::Error, "2"));
+}
+
+#[tokio::test]
+async fn a_flush_sends_what_waits_for_the_rest_of_its_block() {
+    let (outbound, mut sent) = mpsc::channel(8);
+    let (mut romeo, handle) = IbbStream::new(params(), outbound);
+    romeo.write_all(b"a").await.unwrap();
+    assert!(carries(sent.recv().await, "data"));
+    romeo.write_all(b"b").await.unwrap();
+    romeo.write_all(b"c").await.unwrap();
+    assert!(sent.try_recv().is_err(), "the first block is on its way");
+    romeo.flush().await.unwrap();
+    let stanza = Stanza::parse(sent.recv().await.unwrap().into_element()).unwrap();
+    let Ok(Some(IbbPayload::Data { seq, text, .. })) = IbbPayload::parse(stanza.payload().unwrap())
+    else {
+        panic!("{stanza:?}");
+    };
+    assert_eq!((seq, text.as_str()), (1, "YmM="));
+    drop(handle);
+}
+
 #[tokio::test]
 async fn the_close_of_a_dropped_stream_waits_for_room() {
     let (outbound, mut sent) = mpsc::channel(1);

@@ -128,7 +128,15 @@ impl IbbHandle {
         let mut shared = self.link.lock();
         shared.make_room(false, text.len());
         shared.machine.handle_data(Some(id), seq, text, now());
-        self.settle(&mut shared);
+        if shared.memory.is_some() && shared.reader.is_some() {
+            // A reader of the component runs next. It sends the acknowledgement together with what it passes on, so that
+            // both go in one write.
+            shared.give_back();
+            shared.tell();
+            Self::wake(&mut shared);
+        } else {
+            self.settle(&mut shared);
+        }
     }
 
     /// Takes an answer if it is the peer's to an IQ of the stream, and returns whether it is.
@@ -238,6 +246,10 @@ impl IbbHandle {
         shared.give_back();
         shared.tell();
         self.link.send_now(shared);
+        Self::wake(shared);
+    }
+
+    fn wake(shared: &mut SharedMachine) {
         for waker in [shared.reader.take(), shared.writer.take()].into_iter().flatten() {
             waker.wake();
         }
