@@ -5,11 +5,13 @@
 //! so it serves single bytes and idle pairs only.
 //!
 //! For in-band bytestreams there is a component that does nothing but read, find the ends of stanzas, and write them
-//! again, many in one call. So it moves as many stanzas and bytes in either direction as one that brokers a stream.
+//! again, many in one call. So it moves as many stanzas and bytes in either direction as one that brokers a stream. It
+//! may wait before each read, so that several blocks have come.
 
 use std::io::{BufRead, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::time::Duration;
 
 use base64::{Engine, engine};
 use rustix::buffer::spare_capacity;
@@ -17,8 +19,10 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 /// Names the ports of the listener and of the sink for a process that is to be this relay.
 const PORTS: &str = "FINGERPOST_BENCH_BOUND";
-/// Names the port of the server, and whether to read and write base64, for a process that is to be this component.
+/// Names the port of the server and the work for a process that is to be this component.
 const SERVER: &str = "FINGERPOST_BENCH_BOUND_IN_BAND";
+/// How long a component waits until several blocks have come.
+const WAIT: Duration = Duration::from_micros(200);
 /// The name of the listener among events.
 const LISTENER: u64 = u64::MAX;
 
@@ -29,18 +33,31 @@ pub(crate) fn command(port: u16, sink: u16) -> Command {
     command
 }
 
+/// What a component does with blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Decodes and encodes them.
+    Base64,
+    /// Copies them.
+    Copy,
+    /// Copies them, after waiting until several have come.
+    CopyLater,
+}
+
 /// Returns a command that runs this program as the component.
-pub(crate) fn component(port: u16, base64: bool) -> Command {
+pub(crate) fn component(port: u16, work: Work) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.env(SERVER, format!("{port} {base64}"));
+    command.env(SERVER, format!("{port} {work:?}"));
     command
 }
 
 /// Runs the relay or the component, and never returns, if this process is to be one.
 pub(crate) fn run_if_asked() {
     if let Ok(server) = std::env::var(SERVER) {
-        let (port, base64) = server.split_once(' ').unwrap();
-        run_component(port.parse().unwrap(), base64.parse().unwrap());
+        let (port, work) = server.split_once(' ').unwrap();
+        let works = [Work::Base64, Work::Copy, Work::CopyLater];
+        let work = works.into_iter().find(|known| format!("{known:?}") == work).unwrap();
+        run_component(port.parse().unwrap(), work);
     }
     let Ok(ports) = std::env::var(PORTS) else { return };
     let (port, sink) = ports.split_once(' ').unwrap();
@@ -89,13 +106,16 @@ pub(crate) fn run_if_asked() {
     }
 }
 
-fn run_component(port: u16, base64: bool) -> ! {
+fn run_component(port: u16, work: Work) -> ! {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_nodelay(true).unwrap();
     let engine = engine::Simd::standard(engine::general_purpose::PAD);
     let (mut bytes, mut end, mut out) = (vec![0; 1 << 18], 0, Vec::new());
     let mut block = vec![0; 1 << 17];
     loop {
+        if work == Work::CopyLater {
+            std::thread::sleep(WAIT);
+        }
         match stream.read(&mut bytes[end..]) {
             Ok(n @ 1..) => end += n,
             _ => std::process::exit(0),
@@ -104,7 +124,7 @@ fn run_component(port: u16, base64: bool) -> ! {
         while let Some(length) = stanza(&bytes[start..end]) {
             let stanza = &bytes[start..start + length];
             start += length;
-            match text(stanza).filter(|_| base64) {
+            match text(stanza).filter(|_| work == Work::Base64) {
                 Some((begin, end)) => {
                     let n = engine.decode_slice(&stanza[begin..end], &mut block).unwrap();
                     out.extend_from_slice(&stanza[..begin]);

@@ -23,6 +23,7 @@ mod sessions;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use bound::Work;
 use relays::Relay;
 use support::servers::Kind;
 
@@ -57,6 +58,8 @@ const HAPROXY: &str = "HAProxy, splice";
 const BOUND: &str = "*System calls alone*";
 /// The same for in-band bytestreams, with the blocks read and written.
 const BOUND_BASE64: &str = "*System calls and base64*";
+/// The name of the program that does the least with several in-band blocks at a time.
+const BOUND_BATCH: &str = "*System calls alone, after 0.2 ms*";
 const HAPROXY_LARGE: &str = "HAProxy, splice, 1 MiB pipes";
 
 fn main() {
@@ -388,11 +391,16 @@ fn in_band(alone: &Relay, rounds: usize) -> String {
         Relay::fingerpost_at("Fingerpost at Prosody", Kind::Prosody),
         Relay::fingerpost_at("Fingerpost at ejabberd", Kind::Ejabberd),
     ];
-    let bounds = [Relay::in_band_bound(true), Relay::in_band_bound(false)];
+    let bounds = [
+        Relay::in_band_bound(BOUND_BASE64, Work::Base64),
+        Relay::in_band_bound(BOUND, Work::Copy),
+        Relay::in_band_bound(BOUND_BATCH, Work::CopyLater),
+    ];
     let mut text = "\nOne stream with up to 80 KiB in flight. *Of straight* is the speed through the component, divided \
                     by that of a stream from user to user through the same server. Processor seconds are the \
-                    component's. The last two programs only read stanzas and write them again, many in one system call, \
-                    either with the blocks decoded and encoded or as they are.\n\n\
+                    component's. The last three programs only read stanzas and write them again, many in one system call, \
+                    either with the blocks decoded and encoded or as they are. The last one waits for 0.2 ms before each \
+                    read, so that several blocks have come.\n\n\
                     | | block | MB/s | of straight | s/GB |\n|---|---|---|---|---|\n"
         .to_owned();
     for (block, goal) in BLOCKS {

@@ -11,10 +11,11 @@ use data_encoding::HEXLOWER;
 use sha1::{Digest, Sha1};
 use tempfile::TempDir;
 
+use super::bound::Work;
 use super::link::Link;
 use support::process::Process;
 use support::servers::{Kind, LOAD, PROXY, Server};
-use support::{COMPONENT, SECRET, free_port, wait_for};
+use support::{COMPONENT, SECRET, free_port, own_program, wait_for};
 
 /// A relay, and the way to get a pair of connections through it.
 pub(crate) struct Relay {
@@ -73,15 +74,14 @@ impl Relay {
         Self::forward(super::BOUND, |port, sink, _| super::bound::command(port, sink))
     }
 
-    /// The least that a component can do with an in-band bytestream; with base64, or only with the text of blocks.
-    pub(crate) fn in_band_bound(base64: bool) -> Self {
+    /// The least that a component can do with an in-band bytestream.
+    pub(crate) fn in_band_bound(name: &'static str, work: Work) -> Self {
         let server = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let command = super::bound::component(server.local_addr().unwrap().port(), base64);
+        let command = super::bound::component(server.local_addr().unwrap().port(), work);
         let process = Process::start(command, &directory.path().join("log"));
         let link = Arc::new(Mutex::new(Link::plain(&server)));
         let way = Way::Socks5 { port: 0, jid: COMPONENT, link };
-        let name = if base64 { super::BOUND_BASE64 } else { super::BOUND };
         Self { process: Some(process), _directory: Some(directory), ..Self::of(name, way) }
     }
 
@@ -371,7 +371,7 @@ fn start_fingerpost(server: &str) -> (Process, TempDir, [u16; 2]) {
          sessions_per_user = 1000000\n[ibb]\nmemory = 1073741824\n"
     );
     std::fs::write(&config, text).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fingerpost"));
+    let mut command = Command::new(own_program("fingerpost"));
     command.arg("serve").arg("-c").arg(config);
     (Process::start(command, &directory.path().join("log")), directory, [port, http])
 }
