@@ -39,7 +39,7 @@ pub struct Account {
     pub ca_file: Option<PathBuf>,
     /// With which peers its sessions may leave the relay.
     pub direct_path: Option<DirectPathChoice>,
-    /// The STUN servers to ask instead of those that the XMPP server names, as [`Common::stun`] has them; empty for the latter.
+    /// The STUN servers to ask instead of those that the XMPP server names, as `--stun` takes them; empty for the latter.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stun: Vec<String>,
 }
