@@ -5,8 +5,8 @@
 //! unavailable database delays no session: changes that could not be written are kept, and a session that ends
 //! meanwhile is removed from them. So at most one entry per session is kept.
 //!
-//! At the next start [`Journal::settle`] goes on with sessions whose users' programs can, and notifies the users of the others
-//! that they are gone.
+//! At the next start the sessions whose users' programs can go on with them are taken back, and the users of the others are
+//! notified that they are gone.
 
 use std::{
     collections::HashMap,
