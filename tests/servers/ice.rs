@@ -247,7 +247,7 @@ fn without_consent_no_address_is_told_and_nothing_is_dialled() {
         random_file(&internet.bob.home().join("in"), 1000);
         let (pipe, client) = begin(&internet, nat, true, &of(choice), json!({"refused": true}));
         let report = client.report();
-        let text = "unsupported-transports text: this user takes no direct connections from that one: offer another transport";
+        let text = "unsupported-transports text: direct connections with this peer are not allowed: offer another transport";
         assert_eq!(report["refused"], text, "{report}");
         assert_eq!((&report["told"], &report["codes"]), (&json!([]), &json!([])), "{report}");
         pipe.signal("TERM");

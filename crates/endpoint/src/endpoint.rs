@@ -18,6 +18,7 @@ use fingerpost_wire::{
 };
 use jid::{BareJid, Jid};
 use minidom::Element;
+use tokio::sync::Semaphore;
 
 use super::{
     builder::Builder,
@@ -54,6 +55,8 @@ pub(super) struct EndpointShared {
     pub(super) hub: Hub,
     pub(super) builder: Builder,
     pub(super) guesses: Guesses,
+    /// Places for attempts to connect by ICE that peers have asked for.
+    pub(super) ice: Semaphore,
     pub(super) task: tokio::task::AbortHandle,
     /// The task that reconnects, if any.
     pub(super) keeper: Option<Keeper>,

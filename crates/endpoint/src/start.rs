@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use fingerpost_wire::{ns, transport_kind::TransportKind};
+use tokio::sync::Semaphore;
 
 use super::{
     builder::Builder,
@@ -17,6 +18,9 @@ use super::{
     network::Network,
     places::Places,
 };
+
+/// The most attempts at a time to connect by ICE that peers have asked for. Each dials addresses of the peer's choice.
+const MOST_ICE: usize = 4;
 
 impl Builder {
     /// Logs in, and starts.
@@ -83,6 +87,7 @@ impl Builder {
             hub,
             builder: self,
             guesses: Guesses::default(),
+            ice: Semaphore::new(MOST_ICE),
             task: task.abort_handle(),
             keeper,
             appeared: Mutex::default(),

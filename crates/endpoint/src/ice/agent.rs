@@ -358,7 +358,8 @@ impl Agent {
                 }
             }
             (Class::Error, Some(ErrorCode::ROLE_CONFLICT)) if self.switches < MOST_SWITCHES => {
-                // RFC 8445, 7.2.5.1.
+                // RFC 8445, 7.2.5.1 and 16.1.
+                [self.tie_breaker, _] = halves((self.random)());
                 self.switch(!sent.controlling);
                 if self.link(id).is_some_and(|link| !link.is_valid) {
                     self.check(id, false, now);

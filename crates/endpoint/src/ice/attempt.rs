@@ -23,6 +23,8 @@ use crate::{
 /// The most accepted connections on which the peer has not shown the password; one more takes the place of the oldest. So
 /// strangers keep the peer out only if they connect faster than it checks.
 const MOST_STRANGERS: usize = 16;
+/// The most accepted connections that have shown the session's ICE password. Servers have seen it, and the peer needs only a few.
+const MOST_OF_PEER: usize = 16;
 /// The most bytes of the application that come before a connection is selected: the first ones of TLS.
 const MOST_EARLY: usize = 16 * 1024;
 /// How long accepting pauses after an error, such as too many open files.
@@ -72,7 +74,7 @@ impl Attempt {
         }
     }
 
-    /// Adds candidates of the peer. Only those that may be dialled are.
+    /// Adds candidates of the peer. Skips addresses that must not be dialled.
     pub(super) fn add(&mut self, candidates: &[Candidate]) {
         self.agent.add_remote(candidates);
         let pairs = self.agent.pairs();
@@ -104,8 +106,11 @@ impl Attempt {
     ) -> Option<IceStream> {
         loop {
             while let Some(output) = self.agent.poll() {
-                if let Some(selected) = self.carry_out(output) {
-                    return Some(selected);
+                let is_last = matches!(output, Output::Selected(_));
+                let selected = self.carry_out(output);
+                if is_last || selected.is_some() {
+                    // `None` if the connection has just gone.
+                    return selected;
                 }
             }
             let until = match self.punch.next(Instant::now()) {
@@ -155,6 +160,10 @@ impl Attempt {
                 return sleep(PAUSE).await;
             }
         };
+        let is_peers = |link: &&Link| link.is_accepted && self.agent.is_peers(link.id);
+        if self.links.iter().filter(is_peers).count() >= MOST_OF_PEER {
+            return;
+        }
         let is_stranger = |link: &&Link| link.is_accepted && !self.agent.is_peers(link.id);
         if self.links.iter().filter(is_stranger).count() >= MOST_STRANGERS
             && let Some(oldest) = self.links.iter().find(is_stranger).map(|link| link.id)

@@ -48,7 +48,7 @@ enum News {
     Replaced(Element),
 }
 
-/// What ICE comes to.
+/// The outcome of an attempt.
 enum Outcome {
     Selected(IceStream),
     Failed(String),
@@ -71,9 +71,9 @@ impl Session {
         let text = if self.is_brokered() {
             "a broker carries no connections by ICE"
         } else if self.endpoint.scope() != Scope::Network {
-            "there is no need of ICE on this link"
+            "ICE is not used on this link"
         } else if self.endpoint.may_learn_addresses(&self.peer) != Some(true) {
-            "this user takes no direct connections from that one: offer another transport"
+            "direct connections with this peer are not allowed: offer another transport"
         } else {
             return Ok(());
         };
@@ -229,6 +229,12 @@ impl Session {
 
     /// Finds a connection. `theirs` is what the peer has told so far.
     async fn ice(&mut self, ours: Gathered, theirs: Vec<IceTransport>) -> Result<Outcome, Error> {
+        // The addresses are of the peer's choice, and it has not proved yet who it is.
+        let endpoint = self.endpoint.clone();
+        let place = (!self.initiator).then(|| endpoint.inner.ice.try_acquire());
+        if let Some(Err(_)) = place {
+            return Ok(Outcome::Failed("too many peers try to connect by ICE".to_owned()));
+        }
         let mut known = IceTransport::default();
         theirs.into_iter().for_each(|one| add(&mut known, one));
         let until = Instant::now() + CREDENTIALS;

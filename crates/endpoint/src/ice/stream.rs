@@ -41,7 +41,7 @@ pub(crate) struct IceStream {
     /// What the peer had sent before the connection was selected, and how much of it was read.
     early: Vec<u8>,
     taken: usize,
-    /// Whole frames, but for their beginning, which the kernel has.
+    /// Frames that the kernel has not taken completely, and how many of these bytes it has.
     pending: Vec<u8>,
     written: usize,
 }
@@ -92,8 +92,9 @@ impl IceStream {
 
     fn wrote(&mut self, count: usize) {
         self.written += count;
-        if self.written == self.pending.len() {
-            self.pending.clear();
+        // A peer that reads slowly must not make what it has read already stay here.
+        if self.written == self.pending.len() || self.written >= MOST {
+            self.pending.drain(..self.written);
             self.written = 0;
         }
     }
