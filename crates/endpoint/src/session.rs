@@ -35,6 +35,14 @@ const LINGER: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(10);
 /// The most actions that wait for their turn.
 const HELD: usize = 32;
+/// The reasons of a session whose two sides do not reach each other any more.
+const PARTED: [Reason; 5] = [
+    Reason::ConnectivityError,
+    Reason::Expired,
+    Reason::FailedTransport,
+    Reason::Gone,
+    Reason::Timeout,
+];
 /// How long the reason of a stream's end may come after the end itself.
 const REASON: Duration = Duration::from_secs(2);
 
@@ -61,6 +69,10 @@ pub struct Session {
     pub(super) progress: Arc<Progress>,
     /// Whether the peer has proven its key.
     pub(super) is_secured: bool,
+    /// Whether the session ended because the two sides do not reach each other any more.
+    is_parted: bool,
+    /// Why the session ended while the stream's user ended well; [`confirmed`](Self::confirmed) says it.
+    reason: Option<Error>,
     /// The path layer of the stream, if it has one.
     pub(super) paths: Option<Paths>,
     /// Whether the other side is asked for the session while the stream is silent.
@@ -104,6 +116,8 @@ impl Session {
             answer: None,
             progress: Arc::default(),
             is_secured: false,
+            is_parted: false,
+            reason: None,
             paths: None,
             asks_for_session: false,
             place: None,
@@ -129,6 +143,8 @@ impl Session {
             answer: None,
             progress: Arc::clone(&self.progress),
             is_secured: true,
+            is_parted: false,
+            reason: None,
             paths: None,
             asks_for_session: false,
             place: None,
@@ -229,7 +245,8 @@ impl Session {
             Ok(()) => None,
             Err(_) if !self.over => return work.await,
             // The end of the peer's stream may have come, and the work may only need a moment for what it has not read yet.
-            Err(error @ Error::Failed(_)) if self.paths.is_some() || self.progress.has_ended() => {
+            Err(error) if self.is_parted && (self.paths.is_some() || self.progress.has_ended()) => {
+                self.reason = Some(error.clone());
                 Some(error)
             }
             Err(error) => return Err(self.with_received(error).into()),
@@ -256,6 +273,9 @@ impl Session {
     /// # Errors
     /// If the session ends in another way, or is gone.
     pub async fn confirmed(&mut self) -> Result<(), Error> {
+        if let Some(reason) = self.reason.take() {
+            return Err(reason);
+        }
         let missed = self.missed(true);
         tokio::select! {
             biased;
@@ -368,6 +388,7 @@ impl Session {
         }
         self.over = true;
         let end = Farewell::read(&jingle);
+        self.is_parted = end.reason.known().is_some_and(|reason| PARTED.contains(&reason));
         if end.reason == Reason::Success {
             return Ok((action, jingle));
         }
@@ -387,13 +408,9 @@ impl Session {
         let Farewell { reason, text: more, .. } = end;
         let text = format!("{ended_by} ended the session: {reason}{more}");
         match reason.known() {
-            Some(
-                Reason::ConnectivityError
-                | Reason::Expired
-                | Reason::FailedTransport
-                | Reason::Gone
-                | Reason::Timeout,
-            ) => Error::failed(format!("the session with {peer} was ended: {reason}{more}")),
+            Some(known) if PARTED.contains(&known) => {
+                Error::failed(format!("the session with {peer} was ended: {reason}{more}"))
+            }
             Some(Reason::UnsupportedTransports) => Error::Transport(text),
             Some(Reason::SecurityError) if component.is_some() => {
                 match mark.and_then(|mark| mark.attr("owner")) {
