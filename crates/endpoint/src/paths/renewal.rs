@@ -21,6 +21,8 @@ const ATTEMPTS: [(u64, u64); 7] = [(0, 4), (1, 8), (2, 20), (4, 20), (8, 20), (1
 /// How long an attempt may take, for the client and for the server.
 const ATTEMPT: Duration = Duration::from_secs(20);
 const ANSWER: Duration = Duration::from_secs(15);
+/// How many refusals the client takes for the end of the session: a few seconds pass between the first and the last.
+const REFUSALS: u8 = 3;
 /// How often the server tells the client of a loss that has stopped the stream.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -94,7 +96,7 @@ impl Renewer {
 
     /// Tries a few times to get a new leg; returns whether the stream has one.
     async fn renew(&mut self) -> bool {
-        let mut was_refused = false;
+        let mut refusals = 0;
         for (pause, patience) in ATTEMPTS {
             sleep(Duration::from_secs(pause)).await;
             match timeout(ATTEMPT, self.offer(Duration::from_secs(patience))).await {
@@ -102,9 +104,8 @@ impl Renewer {
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "no new leg of the relay");
                     // A component that has just been started may not know its sessions yet.
-                    if matches!(error, Error::Refused(_))
-                        && std::mem::replace(&mut was_refused, true)
-                    {
+                    refusals += u8::from(matches!(error, Error::Refused(_)));
+                    if refusals == REFUSALS {
                         return false;
                     }
                 }
