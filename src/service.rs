@@ -520,9 +520,14 @@ impl Among {
         self.tasks.spawn(async move {
             let settling = async {
                 if links.wait_for(|up| *up).await.is_ok() && cluster.leads() {
-                    broker.settle(drain).await;
                     // Somebody may have lost access meanwhile.
-                    control.enforce();
+                    let settled = || {
+                        let ended = control.enforce();
+                        if ended > 0 {
+                            info!(ended, "ended sessions of users who have lost access");
+                        }
+                    };
+                    broker.settle(drain, || cluster.leads(), settled).await;
                 }
             };
             stop.run_until_cancelled(settling).await;
@@ -561,6 +566,7 @@ impl Among {
                 cluster::Event::Yield(done) => {
                     // Without a link these stanzas are not sent.
                     self.journal.leave_to_the_next().await;
+                    self.broker.leave_renewable();
                     self.broker.end_in_band();
                     self.follow_in_order().await;
                     let _ = done.send(());

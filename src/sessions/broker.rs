@@ -35,7 +35,7 @@ use super::{
     directory::{Facts, SessionEntry, SessionInfo, SessionKey},
     driver::SessionDriver,
     features,
-    journal::{Journal, LeftSession},
+    journal::{Journal, LeftSession, Restored},
     legs::LegState,
     options::BrokerOptions,
     own::{self, OwnSession},
@@ -257,18 +257,23 @@ impl Broker {
 
     /// Goes on with the sessions that an earlier run has left, and notifies the users of those that cannot continue. That run
     /// may still carry their streams, for as long as `drain`. Call it when the link is up.
-    pub async fn settle(&self, drain: Duration) {
-        let shared = &self.shared;
+    ///
+    /// It ends early if `leads` returns `false`: the sessions are another instance's then. It calls `settled` when the sessions
+    /// are here, before the database has to take anything.
+    pub async fn settle(&self, drain: Duration, leads: impl Fn() -> bool, settled: impl FnOnce()) {
+        let BrokerState { journal, outbound, .. } = &*self.shared;
         let patience = drain + session::RENEWAL;
-        shared.journal.settle(&shared.outbound, |left| self.restore(left, patience)).await;
+        let told = journal.settle(outbound, &leads, |left| self.restore(left, patience)).await;
+        settled();
+        journal.forget_told(told, leads).await;
     }
 
-    /// Goes on with a session; returns whether it exists now.
-    fn restore(&self, left: LeftSession, patience: Duration) -> bool {
+    /// Goes on with a session.
+    fn restore(&self, left: LeftSession, patience: Duration) -> Restored {
         let shared = &self.shared;
         let options = shared.options();
         if !options.direct {
-            return false;
+            return Restored::Lost;
         }
         let peers = &left.peers;
         let facts = Arc::new(Facts::new(peers.initiator.user(), peers.responder.user()));
@@ -277,9 +282,16 @@ impl Broker {
             let mut state = shared.lock();
             if peers.iter().any(|peer| state.has(&peer.pair, &peer.sid)) {
                 // This process has it: another one has led for a while.
-                return true;
+                drop(state);
+                shared.journal.end(&left);
+                return Restored::Here;
             }
-            let Ok(place) = shared.admit(&mut state, &facts.users.initiator) else { return false };
+            if state.draining {
+                return Restored::Later;
+            }
+            let Ok(place) = shared.admit(&mut state, &facts.users.initiator) else {
+                return Restored::Lost;
+            };
             for side in Side::BOTH {
                 state.legs.insert(SessionEntry {
                     facts: Arc::clone(&facts),
@@ -306,7 +318,16 @@ impl Broker {
         metrics::SESSIONS.count(&[]);
         let driver = Box::new(SessionDriver::new(guard, machine, line, None));
         self.tasks.spawn(in_span(facts, Box::pin(driver.run(inputs))));
-        true
+        Restored::Here
+    }
+
+    /// Leaves the sessions with which another instance can go on. The programs of their users then do so there.
+    pub fn leave_renewable(&self) {
+        for entry in self.shared.lock().legs.iter_mut() {
+            if entry.side == Side::Initiator {
+                entry.tell(SessionInput::GoOnElsewhere);
+            }
+        }
     }
 
     /// Starts a session between a user and the component itself, which proves the offered key.

@@ -9,7 +9,7 @@
 //! notified that they are gone.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -46,6 +46,8 @@ const WAIT: Duration = Duration::from_secs(2);
 const WRITE: Duration = Duration::from_secs(15);
 /// The pause before another try after the database has failed.
 const AGAIN: Duration = Duration::from_secs(2);
+/// The transports of legs that can be replaced.
+const TRANSPORTS: [&str; 3] = [ns::JINGLE_S5B, ns::JINGLE_IBB, ns::JINGLE_IBB_0];
 /// The text for the users of a lost session.
 const LOST: &str = "The service was restarted";
 
@@ -81,6 +83,8 @@ struct JournalState {
     failing: bool,
     /// The present sessions, and what becomes of their lines.
     lines: HashMap<Arc<str>, LineFate>,
+    /// The sessions of this run that it has left to another process. It may have to go on with them itself.
+    left: HashSet<Arc<str>>,
 }
 
 /// The journal of one component. Cheap to clone.
@@ -118,8 +122,21 @@ pub(super) struct Renewable {
 /// A session that an earlier run has left, and that can be gone on with.
 #[derive(Clone, Debug)]
 pub(super) struct LeftSession {
+    /// Its name in the journal.
+    pub(super) session: String,
     pub(super) peers: PerSide<SessionPeer>,
     pub(super) renewable: Renewable,
+}
+
+/// What becomes of a session that an earlier run has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Restored {
+    /// It exists here.
+    Here,
+    /// Another process takes it.
+    Later,
+    /// Its users are told that it is over.
+    Lost,
 }
 
 impl LeftSession {
@@ -139,8 +156,12 @@ impl LeftSession {
             (of(Side::Initiator)?, of(Side::Responder)?);
         let transports =
             PerSide { initiator: first.transport.clone(), responder: second.transport.clone() };
+        if !transports.iter().all(|namespace| TRANSPORTS.contains(&namespace.as_str())) {
+            return None;
+        }
         let renewable = Renewable { content: first.content.clone(), transports };
-        Some(Self { peers: PerSide { initiator, responder }, renewable })
+        let session = sides.first()?.session.clone();
+        Some(Self { session, peers: PerSide { initiator, responder }, renewable })
     }
 }
 
@@ -172,11 +193,21 @@ impl Journal {
         line
     }
 
-    /// Records a session that an earlier run has left, as one of this run.
+    /// Records a session that an earlier run has left, as one of this run. The same transaction removes the old line.
     pub(super) fn go_on(&self, left: &LeftSession) -> JournalLine {
         let mut line = self.begin([]);
         line.renew(&left.peers, left.renewable.clone());
+        self.end(left);
         line
+    }
+
+    /// Removes the line of a session that an earlier run has left.
+    pub(super) fn end(&self, left: &LeftSession) {
+        let mut state = self.lock();
+        state.left.remove(left.session.as_str());
+        state.changes.insert(left.session.clone(), LineChange::Ended);
+        drop(state);
+        self.news.notify_one();
     }
 
     /// Writes changes until `stop`, then the rest.
@@ -250,45 +281,65 @@ impl Journal {
     /// Returns the recorded sessions of this run, or, without `own`, those that an earlier run left open.
     async fn open(&self, own: bool) -> Result<Vec<OpenSide>, StoreError> {
         let mut open = self.store.open_sides(&self.component).await?;
-        open.retain(|side| side.session.starts_with(&self.run) == own);
+        let state = self.lock();
+        let is_own =
+            |session: &str| session.starts_with(&self.run) && !state.left.contains(session);
+        open.retain(|side| is_own(&side.session) == own);
         Ok(open)
     }
 
     /// Goes on with the sessions that were open when the component died, or notifies their users; then forgets their lines.
-    /// `restore` returns whether it has taken a session. Call this when the link is up for the first time.
+    /// `restore` says what becomes of a session, and `leads` whether they are still this instance's. Call this when the link is
+    /// up for the first time. Returns the lines to [forget](Self::forget_told).
     pub(super) async fn settle(
         &self,
         outbound: &Outbound,
-        mut restore: impl FnMut(LeftSession) -> bool,
-    ) {
-        let lost = loop {
-            match self.open(false).await {
-                Ok(lost) => break lost,
+        leads: impl Fn() -> bool,
+        mut restore: impl FnMut(LeftSession) -> Restored,
+    ) -> Vec<OpenSide> {
+        let open = loop {
+            let open = self.open(false).await;
+            if !leads() {
+                return Vec::new();
+            }
+            match open {
+                Ok(open) => break open,
                 Err(error) => warn!(%error, "cannot read the sessions of the last run yet"),
             }
             sleep(AGAIN).await;
         };
-        if lost.is_empty() {
-            return;
-        }
-        let mut restored = 0;
+        let (mut restored, mut told) = (0, Vec::new());
         // Those of one session are one after the other.
-        for sides in lost.chunk_by(|one, next| one.session == next.session) {
-            if LeftSession::read(sides).is_some_and(&mut restore) {
-                restored += 1;
-                continue;
-            }
-            for side in sides {
-                if outbound.send(terminate(side).into()).await.is_err() {
-                    return;
+        for sides in open.chunk_by(|one, next| one.session == next.session) {
+            match LeftSession::read(sides).map_or(Restored::Lost, &mut restore) {
+                Restored::Here => restored += 1,
+                Restored::Later => {}
+                Restored::Lost => {
+                    for side in sides {
+                        if outbound.send(terminate(side).into()).await.is_err() {
+                            return told;
+                        }
+                    }
+                    told.extend_from_slice(sides);
                 }
             }
         }
-        info!(
-            users = lost.len(),
-            restored, "handled the sessions that were open when the service ended"
-        );
-        while let Err(error) = self.forget(lost.clone()).await {
+        if !open.is_empty() {
+            let users = told.len();
+            info!(
+                restored,
+                users, "took back sessions of the last run, and told the users of others"
+            );
+        }
+        told
+    }
+
+    /// Forgets the sessions whose users have been told of their end.
+    pub(super) async fn forget_told(&self, told: Vec<OpenSide>, leads: impl Fn() -> bool) {
+        while !told.is_empty()
+            && leads()
+            && let Err(error) = self.forget(told.clone()).await
+        {
             warn!(%error, "cannot remove lost sessions from the journal yet");
             sleep(AGAIN).await;
         }
@@ -433,6 +484,7 @@ impl Drop for JournalLine {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
         if state.lines.remove(&self.session) == Some(LineFate::Left) {
+            state.left.insert(Arc::clone(&self.session));
             return;
         }
         if !matches!(
@@ -471,6 +523,12 @@ mod tests {
         Journal::new(store.clone(), BareJid::new("xtls.example.org").unwrap())
     }
 
+    /// Tells the users of all sessions that an earlier run has left.
+    async fn tell(journal: &Journal, outbound: &Outbound) {
+        let told = journal.settle(outbound, || true, |_| Restored::Lost).await;
+        journal.forget_told(told, || true).await;
+    }
+
     fn run(journal: &Journal) -> (CancellationToken, TaskTracker) {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(journal.clone().run(stop.clone()));
@@ -495,13 +553,13 @@ mod tests {
 
         let (outbound, mut sent) = mpsc::channel(8);
         let other = Journal::new(store.clone(), BareJid::new("other.example.org").unwrap());
-        other.settle(&outbound, |_| false).await;
+        tell(&other, &outbound).await;
         assert!(sent.try_recv().is_err(), "another component's sessions are its own");
         let second = journal(&store);
         let (stop, tasks) = run(&second);
         let mut own = second.begin(&[peer("dave")]);
         own.written().await;
-        second.settle(&outbound, |_| false).await;
+        tell(&second, &outbound).await;
         for name in ["alice", "bob"] {
             let iq = sent.recv().await.unwrap().into_element();
             assert_eq!(iq.attr("to"), Some(format!("{name}@example.org/x").as_str()));
@@ -540,7 +598,7 @@ mod tests {
         stop.cancel();
         tasks.wait().await;
         let (outbound, mut sent) = mpsc::channel(8);
-        second.settle(&outbound, |_| false).await;
+        tell(&second, &outbound).await;
         for name in ["carol", "dave"] {
             let to = format!("{name}@example.org/x");
             assert_eq!(sent.recv().await.unwrap().into_element().attr("to"), Some(to.as_str()));
@@ -613,9 +671,13 @@ mod tests {
                 assert_eq!(session.peers[side].sid, peers[side].sid);
             }
             lines.push(second.go_on(&session));
-            lines.len() == 1
+            if lines.len() == 1 { Restored::Here } else { Restored::Lost }
         };
-        second.settle(&outbound, restore).await;
+        // Another instance may lead by now.
+        assert_eq!(second.settle(&outbound, || false, |_| panic!("its own")).await, []);
+        assert!(sent.try_recv().is_err());
+        let told = second.settle(&outbound, || true, restore).await;
+        assert_eq!(told.len(), 2);
         assert_eq!(lines.len(), 2, "the session that ended is not there");
         for name in ["alice", "bob"] {
             let iq = sent.recv().await.unwrap().into_element();
@@ -623,9 +685,20 @@ mod tests {
         }
         assert!(sent.try_recv().is_err(), "only those of the session that was not taken");
         lines[0].written().await;
+        second.forget_told(told, || true).await;
         assert_eq!(second.open(false).await.unwrap(), []);
         assert!(!second.open(true).await.unwrap().is_empty());
+        // What it has left itself, and nobody else has taken, it may take back.
+        lines[0].leave();
         drop(lines);
+        let mut again = Vec::new();
+        let take = |session: LeftSession| {
+            again.push(second.go_on(&session));
+            Restored::Here
+        };
+        assert_eq!(second.settle(&outbound, || true, take).await, []);
+        assert_eq!(again.len(), 1);
+        drop(again);
         stop.cancel();
         tasks.wait().await;
         assert_eq!(second.open(true).await.unwrap(), []);

@@ -119,11 +119,8 @@ fn side(row: &Row) -> Result<OpenSide, StoreError> {
 }
 
 fn renewable(row: &Row) -> Result<Option<RenewableSide>, StoreError> {
-    let role: Option<String> = row.try_get("role")?;
-    let Some(role) = role else { return Ok(None) };
-    Ok(Some(RenewableSide {
-        role,
-        content: row.try_get("content")?,
-        transport: row.try_get("transport")?,
-    }))
+    let text = |column| -> Result<Option<String>, StoreError> { Ok(row.try_get(column)?) };
+    let all = (text("role")?, text("content")?, text("transport")?);
+    let (Some(role), Some(content), Some(transport)) = all else { return Ok(None) };
+    Ok(Some(RenewableSide { role, content, transport }))
 }

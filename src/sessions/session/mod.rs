@@ -112,6 +112,8 @@ pub(crate) enum SessionInput {
     End(Reason, String),
     /// The link is about to end, and the stream with it: it is in-band, or not there yet.
     EndInBand,
+    /// Another instance leads: the users may go on with the session there.
+    GoOnElsewhere,
     /// The features of the responder's client.
     Features(Vec<String>),
     /// The responder's client does not tell its features, and may be absent.
@@ -418,12 +420,15 @@ impl BrokeredSession {
             }
             SessionInput::Check => self.check_users(now),
             // The running stream may end in time.
+            // Nothing of it is under way here.
+            SessionInput::Drain(_) if matches!(self.phase, SessionPhase::Restored) => self.stop(),
             SessionInput::Drain(until) if until <= now => {
                 self.stop();
             }
             SessionInput::Drain(until) => self.timers.set(Timer::Stop, until),
             SessionInput::End(reason, text) => self.end_both(reason, &text),
-            SessionInput::EndInBand if self.goes_on() => self.stop(),
+            SessionInput::EndInBand | SessionInput::GoOnElsewhere if self.goes_on() => self.stop(),
+            SessionInput::GoOnElsewhere => {}
             SessionInput::EndInBand => {
                 self.end_both(Reason::Gone, "The service is being restarted: try again");
             }
@@ -732,7 +737,8 @@ impl BrokeredSession {
     /// Asks a side whether the session exists, by an empty session-info.
     fn ping(&mut self, side: Side, now: Instant) {
         self.timers.set(Timer::Ping(side), now + PING);
-        if self.is_told(side) {
+        // The stream of a session that was taken back may run elsewhere, beside a user's lost connection to the server.
+        if self.is_told(side) && !matches!(self.phase, SessionPhase::Restored) {
             let ping = jingle::own(jingle::Action::SessionInfo, &self.frame(side));
             self.ask(side, ping, Question::Ping(side));
         }

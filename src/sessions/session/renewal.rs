@@ -67,7 +67,7 @@ impl BrokeredSession {
     pub(crate) fn restored(
         options: Arc<BrokerOptions>,
         ids: fn() -> String,
-        LeftSession { peers, renewable }: LeftSession,
+        LeftSession { peers, renewable, .. }: LeftSession,
         now: Instant,
         deadline: Instant,
     ) -> Self {

@@ -116,11 +116,11 @@ fn only_the_initiator_replaces_legs_and_a_responder_that_refuses_ends_the_sessio
 
 /// Returns what another run gets of a session, with the time by which somebody must go on with it.
 fn restored(left: &World) -> (World, Duration) {
-    let patience = Duration::from_secs(50);
+    let patience = Duration::from_secs(90);
     let renewable = left.session.renewable().unwrap();
     let peers = left.session.peers().clone();
     let options = Arc::new(BrokerOptions::of_tests());
-    let left_session = LeftSession { peers, renewable };
+    let left_session = LeftSession { session: "s".to_owned(), peers, renewable };
     let until = left.now + patience;
     let session = BrokeredSession::restored(options, count_up, left_session, left.now, until);
     let (asked, sent, other) = (Vec::new(), Vec::new(), Vec::new());
@@ -130,6 +130,9 @@ fn restored(left: &World) -> (World, Duration) {
 #[test]
 fn a_stop_keeps_a_session_that_another_run_can_go_on_with_and_says_nothing() {
     for (agreed, goes_on) in [(PATHS, true), ("", false)] {
+        let mut world = joined(agreed);
+        world.tell(SessionInput::GoOnElsewhere);
+        assert_eq!((world.session.is_over(), world.terminated().len()), (goes_on, 0));
         for stop in [SessionInput::Drain(Instant::now()), SessionInput::EndInBand] {
             let mut world = joined(agreed);
             assert_eq!(world.session.renewable().is_some(), goes_on);
@@ -157,6 +160,9 @@ fn another_run_goes_on_with_a_session_over_new_legs() {
     assert!(world.asked.is_empty() && !world.session.is_over());
     world.open(Side::Initiator, "a-stream");
     assert_eq!(world.refused(), ["not-acceptable"]);
+    world.now += PING;
+    world.tell(SessionInput::Timeout);
+    assert!(world.asked.is_empty() && !world.session.is_over(), "and is not asked");
     replace(&mut world);
     assert!(matches!(world.other.first(), Some(SessionAction::Part)), "{:?}", world.other);
     assert_eq!(sid(&world.told(Side::Initiator, "transport-accept")[0]), "another");
@@ -175,6 +181,10 @@ fn a_session_that_nobody_goes_on_with_in_another_run_is_forgotten_without_a_word
     world.tell(SessionInput::Timeout);
     assert!(world.session.is_over());
     assert!(world.sent.is_empty() && world.asked.is_empty());
+    // A stop does not wait for it.
+    let (mut world, _) = restored(&joined(PATHS));
+    world.tell(SessionInput::Drain(world.now + patience));
+    assert!(world.session.is_over() && world.sent.is_empty());
     // A user that ends it ends it for both.
     let (mut world, _) = restored(&joined(PATHS));
     world.jingle(Side::Responder, "session-terminate", "<reason><success/></reason>");
