@@ -281,7 +281,10 @@ impl Journal {
     /// Returns the recorded sessions of this run, or, without `own`, those that an earlier run left open.
     async fn open(&self, own: bool) -> Result<Vec<OpenSide>, StoreError> {
         let mut open = self.store.open_sides(&self.component).await?;
-        let state = self.lock();
+        let mut state = self.lock();
+        // Other processes have taken the rest.
+        let there: HashSet<&str> = open.iter().map(|side| side.session.as_str()).collect();
+        state.left.retain(|session| there.contains(&**session));
         let is_own =
             |session: &str| session.starts_with(&self.run) && !state.left.contains(session);
         open.retain(|side| is_own(&side.session) == own);
