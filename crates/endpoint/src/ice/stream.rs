@@ -337,6 +337,19 @@ mod tests {
         assert!(stream.pending.len() <= MOST_ANSWERS + MOST + 64);
     }
 
+    #[tokio::test]
+    async fn a_peer_that_reads_slowly_and_checks_on_leaves_no_growing_buffer() {
+        let (mut stream, _far) = pair(b"").await;
+        // It never empties the buffer: as much comes as it reads.
+        stream.pending = vec![7; MOST];
+        for _ in 0..100 {
+            stream.pending.extend([7; 1 << 10]);
+            stream.wrote(1 << 10);
+            assert!(stream.pending.len() <= 2 * MOST, "{}", stream.pending.len());
+            assert_eq!(stream.pending.len() - stream.written, MOST);
+        }
+    }
+
     /// Writes, unless the kernel takes nothing.
     async fn write_now(stream: &mut IceStream, block: &[u8]) -> Option<usize> {
         std::future::poll_fn(|cx| {
