@@ -115,3 +115,8 @@ pub(super) fn first_content(jingle: &Element) -> Result<Element, Error> {
         .cloned()
         .ok_or_else(|| Error::failed("the peer's session has no content"))
 }
+
+/// Returns the transport of a content, of any kind.
+pub(super) fn transport_of(content: &Element) -> Option<&Element> {
+    content.children().find(|child| child.name() == "transport")
+}

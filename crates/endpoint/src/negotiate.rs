@@ -24,12 +24,12 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_rustls::TlsStream;
 
 use super::{
-    application::{Application, answer, first_content},
+    application::{Application, answer, first_content, transport_of},
     cause,
     endpoint::Endpoint,
     error::{Detail, Error},
     hub::Arrival,
-    ice::OfferedIce,
+    ice::Gathered,
     method::expected,
     paths::{Keys, PathLeg},
     places::SessionPlace,
@@ -176,7 +176,7 @@ impl Endpoint {
 #[derive(Debug)]
 enum Offered {
     Bytestream(OfferedTransport),
-    Ice(Box<OfferedIce>),
+    Ice(Box<Gathered>),
 }
 
 impl Session {
@@ -295,7 +295,7 @@ impl Request {
                 if has_paths {
                     children.push(Element::bare("paths", ns::PATHS));
                 }
-                let transport = content.children().find(|child| child.name() == "transport");
+                let transport = transport_of(&content);
                 session.bytestream =
                     transport.and_then(|transport| transport.attr("sid")).map(str::to_owned);
                 let leg = match transport.filter(|transport| transport.has_ns(ns::JINGLE_ICE)) {

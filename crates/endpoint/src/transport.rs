@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    application::first_content,
+    application::{first_content, transport_of},
     error::Error,
     ice::IceStream,
     s5b::{self, OwnCandidates},
@@ -132,7 +132,7 @@ impl Session {
         content: &Element,
         offered: OfferedTransport,
     ) -> Result<TcpLeg, Error> {
-        let transport = content.children().find(|child| child.name() == "transport");
+        let transport = transport_of(content);
         let transport = transport.ok_or_else(|| Error::failed("the peer named no transport"))?;
         let hub = self.endpoint.hub().clone();
         if !transport.has_ns(ns::JINGLE_S5B) {
@@ -160,11 +160,8 @@ impl Session {
         if action == Action::TransportReject {
             return Err(Error::failed("SOCKS5 failed and the peer refuses the in-band transport"));
         }
-        let size = first_content(&jingle)?
-            .children()
-            .find(|child| child.name() == "transport")
-            .and_then(block_size)
-            .unwrap_or(BLOCK);
+        let accepted = first_content(&jingle)?;
+        let size = transport_of(&accepted).and_then(block_size).unwrap_or(BLOCK);
         let address = self.address.clone();
         let open = hub.open(&address, &sid, size.min(BLOCK));
         Ok(TcpLeg::Ibb(self.unless_ended(open).await?))
@@ -186,7 +183,7 @@ impl Session {
         content: &Element,
         mut children: Vec<Element>,
     ) -> Result<TcpLeg, Error> {
-        let Some(transport) = content.children().find(|child| child.name() == "transport") else {
+        let Some(transport) = transport_of(content) else {
             return Err(Error::failed("the peer offered no transport"));
         };
         let senders = content.attr("senders");
@@ -211,7 +208,7 @@ impl Session {
             self.demand(TransportKind::Ibb)?;
             let (_, jingle) = self.expect(&[Action::TransportReplace], STEP).await?;
             let content = first_content(&jingle)?;
-            let replaced = content.children().find(|child| child.name() == "transport").cloned();
+            let replaced = transport_of(&content).cloned();
             let Some(replaced) = replaced.filter(|transport| transport.has_ns(ns::JINGLE_IBB))
             else {
                 return Err(Error::failed("the peer requested an unknown transport"));

@@ -30,7 +30,7 @@ use fingerpost_wire::ice::{
 };
 use tokio::time::timeout;
 
-pub(crate) use self::{session::OfferedIce, stream::IceStream};
+pub(crate) use self::stream::IceStream;
 use crate::{
     direct::{self, CandidateKind, Listening, addresses::Scope},
     stun_servers::{self, StunServers},

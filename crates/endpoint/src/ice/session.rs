@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{Gathered, IceStream, attempt::Attempt};
 use crate::{
-    application::first_content,
+    application::{first_content, transport_of},
     direct::addresses::Scope,
     endpoint::Endpoint,
     error::Error,
@@ -37,9 +37,6 @@ const CREDENTIALS: Duration = Duration::from_secs(5);
 const MOST_EARLY: usize = 32;
 /// The most that wait to be taken by an attempt.
 const MOST_NEWS: usize = 16;
-
-/// What we have offered.
-pub(crate) type OfferedIce = Gathered;
 
 /// What the peer says of the transport.
 enum News {
@@ -84,7 +81,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Transport`] if ICE cannot be used with this peer. Nothing was told to it by then.
-    pub(crate) async fn offer_ice(&self) -> Result<OfferedIce, Error> {
+    pub(crate) async fn offer_ice(&self) -> Result<Gathered, Error> {
         if let Err(Error::Transport(_)) = self.refuse_ice() {
             let peer = &self.peer;
             return Err(Error::Transport(if self.is_brokered() {
@@ -142,7 +139,7 @@ impl Session {
                 Action::TransportReplace => {
                     // A session that is not accepted can be started again with another transport.
                     let content = first_content(&jingle)?;
-                    let theirs = content.children().find(|child| child.name() == "transport");
+                    let theirs = transport_of(&content);
                     let theirs = theirs.cloned().into_iter().collect();
                     self.tell(self.jingle(Action::TransportReject, None, theirs)).await?;
                 }
@@ -155,7 +152,7 @@ impl Session {
     pub(crate) async fn ice_initiator_leg(
         &mut self,
         content: &Element,
-        offered: OfferedIce,
+        offered: Gathered,
         early: Vec<IceTransport>,
     ) -> Result<SessionLeg, Error> {
         let theirs = content.get_child("transport", ns::JINGLE_ICE);
@@ -221,7 +218,7 @@ impl Session {
     /// Takes the transport that the peer offers instead.
     async fn replaced(&mut self, jingle: &Element) -> Result<SessionLeg, Error> {
         let content = first_content(jingle)?;
-        let transport = content.children().find(|child| child.name() == "transport");
+        let transport = transport_of(&content);
         self.bytestream = transport.and_then(|transport| transport.attr("sid")).map(str::to_owned);
         let leg = self.accepted_leg(Action::TransportAccept, &content, Vec::new()).await?;
         Ok(SessionLeg::Bytestream(leg))

@@ -13,7 +13,12 @@ use super::{
     leg::{Paths, taken},
     machine::Need,
 };
-use crate::{application::first_content, error::Error, session::Session, transport::TcpLeg};
+use crate::{
+    application::{first_content, transport_of},
+    error::Error,
+    session::Session,
+    transport::TcpLeg,
+};
 
 /// The pauses before attempts, and how long the other side may take to acknowledge each, in seconds. A component that is
 /// killed takes the request with it, and nobody answers. While a stream stands still, its age decides as well.
@@ -203,8 +208,4 @@ impl Renewer {
         }
         Ok(())
     }
-}
-
-fn transport_of(content: &Element) -> Option<&Element> {
-    content.children().find(|child| child.name() == "transport")
 }
