@@ -323,10 +323,8 @@ impl Broker {
 
     /// Leaves the sessions with which another instance can go on. The programs of their users then do so there.
     pub fn leave_renewable(&self) {
-        for entry in self.shared.lock().legs.iter_mut() {
-            if entry.side == Side::Initiator {
-                entry.tell(SessionInput::GoOnElsewhere);
-            }
+        for entry in self.shared.lock().legs.sessions_mut() {
+            entry.tell(SessionInput::GoOnElsewhere);
         }
     }
 
@@ -541,10 +539,8 @@ impl Broker {
 
     /// Checks the users of all sessions, because some may have gone unnoticed.
     pub fn check_users(&self) {
-        for entry in self.shared.lock().legs.iter_mut() {
-            if entry.side == Side::Initiator {
-                entry.tell(SessionInput::Check);
-            }
+        for entry in self.shared.lock().legs.sessions_mut() {
+            entry.tell(SessionInput::Check);
         }
     }
 
@@ -581,11 +577,11 @@ impl Broker {
 
     /// Ends the streams inside XMPP, because the link is about to end.
     pub fn end_in_band(&self) {
-        for entry in self.shared.lock().legs.iter_mut() {
+        for entry in self.shared.lock().legs.sessions_mut() {
             let legs = entry.facts.legs.get();
             let needs_link =
                 legs.is_none_or(|legs| legs.iter().any(|leg| *leg == TransportKind::Ibb));
-            if entry.side == Side::Initiator && needs_link {
+            if needs_link {
                 entry.tell(SessionInput::EndInBand);
             }
         }
@@ -606,10 +602,8 @@ impl Broker {
     pub fn drain(&self, deadline: Instant) {
         let mut state = self.shared.lock();
         state.draining = true;
-        for entry in state.legs.iter_mut() {
-            if entry.side == Side::Initiator {
-                entry.tell(SessionInput::Drain(deadline));
-            }
+        for entry in state.legs.sessions_mut() {
+            entry.tell(SessionInput::Drain(deadline));
         }
     }
 }

@@ -227,8 +227,13 @@ impl Legs {
     }
 
     /// Returns all legs.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut SessionEntry> {
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut SessionEntry> {
         self.by_ends.values_mut().flatten()
+    }
+
+    /// Returns one leg of each session that two users have, and of each with the component: the initiator's.
+    pub(super) fn sessions_mut(&mut self) -> impl Iterator<Item = &mut SessionEntry> {
+        self.iter_mut().filter(|entry| entry.side == Side::Initiator)
     }
 
     pub(super) fn insert(&mut self, entry: SessionEntry) {
