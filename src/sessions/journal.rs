@@ -406,15 +406,7 @@ fn terminate(side: &OpenSide) -> Element {
 impl JournalLine {
     /// Records the session as it is now.
     pub(super) fn write<'a>(&mut self, peers: impl IntoIterator<Item = &'a SessionPeer>) {
-        let side = |peer: &SessionPeer| OpenSide {
-            session: self.session.to_string(),
-            user: peer.user().clone(),
-            mask: peer.mask().clone(),
-            sid: peer.sid.clone(),
-            namespace: peer.namespace.to_owned(),
-            renewable: None,
-        };
-        self.change(peers.into_iter().map(side).collect());
+        self.change(peers.into_iter().map(|peer| self.side(peer, None)).collect());
     }
 
     /// Records that a later run can go on with the session.
@@ -422,21 +414,28 @@ impl JournalLine {
         if self.renewable.as_ref() == Some(&renewable) {
             return;
         }
-        let side = |side: Side| OpenSide {
-            session: self.session.to_string(),
-            user: peers[side].user().clone(),
-            mask: peers[side].mask().clone(),
-            sid: peers[side].sid.clone(),
-            namespace: peers[side].namespace.to_owned(),
-            renewable: Some(RenewableSide {
+        let side = |side: Side| {
+            let renewable = RenewableSide {
                 role: side.as_str().to_owned(),
                 content: renewable.content.clone(),
                 transport: renewable.transports[side].clone(),
-            }),
+            };
+            self.side(&peers[side], Some(renewable))
         };
         self.change(Side::BOTH.map(side).into());
         self.renewable = Some(renewable);
         self.decide(LineFate::Renewable);
+    }
+
+    fn side(&self, peer: &SessionPeer, renewable: Option<RenewableSide>) -> OpenSide {
+        OpenSide {
+            session: self.session.to_string(),
+            user: peer.user().clone(),
+            mask: peer.mask().clone(),
+            sid: peer.sid.clone(),
+            namespace: peer.namespace.to_owned(),
+            renewable,
+        }
     }
 
     fn change(&mut self, sides: Vec<OpenSide>) {
