@@ -341,10 +341,7 @@ impl Service {
         doors.set_configured(access(config));
         // A user who asks after the answer to the reload sees what was read.
         lock(&self.router).reload(router_options(config, doors.clone()));
-        let ended = self.control.enforce();
-        if ended > 0 {
-            info!(ended, "ended sessions of users who have lost access");
-        }
+        enforce(&self.control);
         self.config = config.clone();
         restart
     }
@@ -521,13 +518,7 @@ impl Among {
             let settling = async {
                 if links.wait_for(|up| *up).await.is_ok() && cluster.leads() {
                     // Somebody may have lost access meanwhile.
-                    let settled = || {
-                        let ended = control.enforce();
-                        if ended > 0 {
-                            info!(ended, "ended sessions of users who have lost access");
-                        }
-                    };
-                    broker.settle(drain, || cluster.leads(), settled).await;
+                    broker.settle(drain, || cluster.leads(), || enforce(&control)).await;
                 }
             };
             stop.run_until_cancelled(settling).await;
@@ -585,6 +576,14 @@ impl Among {
                 }
             }
         }
+    }
+}
+
+/// Ends the sessions of users who have lost access.
+fn enforce(control: &Control) {
+    let ended = control.enforce();
+    if ended > 0 {
+        info!(ended, "ended sessions of users who have lost access");
     }
 }
 
