@@ -412,6 +412,27 @@ mod tests {
     }
 
     #[test]
+    fn clients_are_told_no_address_that_nobody_can_reach() {
+        let told = |address| parse(&format!("{SMALL}[socks5]\nadvertise = ['{address}']"), &[]);
+        for good in ["proxy.example.org:7625", "192.0.2.1:7625", "[2001:db8::1]:7625"] {
+            told(good).unwrap();
+        }
+        for wrong in [
+            "0.0.0.0:7625",
+            "[::]:7625",
+            "[::ffff:0.0.0.0]:7625",
+            "224.0.0.1:1",
+            "[ff02::1]:1",
+            "255.255.255.255:1",
+        ] {
+            let error = told(wrong).unwrap_err();
+            let expected =
+                format!("\"host:port\" that clients can reach in the list, found \"{wrong}\"");
+            assert!(error.contains(&expected), "{error}");
+        }
+    }
+
+    #[test]
     fn a_secret_is_found_among_the_credentials_else_beside_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("config.toml");

@@ -19,8 +19,8 @@ use super::{
     keys::{Sections, Setting},
     values::{
         ALLOWED, DAY, Format, LEVELS, POLICIES, SHORTEST, VISIBILITIES, address, admin, bare,
-        boolean, choice, database_url, domain, duration, host_port, level, list, name, number,
-        one_or_several, own_address, path, secret, segment, status_address, text, uri, user,
+        boolean, choice, database_url, domain, duration, level, list, name, number, one_or_several,
+        own_address, path, secret, segment, status_address, text, told_address, uri, user,
     },
 };
 use crate::{registry::model::Visibility, sessions::hints::VerdictPolicy};
@@ -188,7 +188,7 @@ settings! {
         listen: Vec<String>, default ["[::]:7625"], list("\"address:port\"", own_address), restart;
         /// The addresses that clients are told; by default the component's address with the listening port. Use names: most clients
         /// on IPv6-only networks cannot reach an IPv4 address.
-        advertise: Vec<(String, u16)>, example ["proxy.example.org:7625"], list("\"host:port\"", host_port), reload;
+        advertise: Vec<(String, u16)>, example ["proxy.example.org:7625"], list("\"host:port\" that clients can reach", told_address), reload;
         /// Whether a load balancer in front sends the PROXY protocol (v1 or v2).
         proxy_protocol: bool, default false, boolean, restart;
         /// The largest TCP segment of SOCKS5 connections in bytes, both ways. 0: the two TCP ends choose the size. 1220 fits every path

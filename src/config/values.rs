@@ -1,6 +1,7 @@
 //! The values of settings: readers that say what they expect.
 
 use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -272,6 +273,17 @@ pub(super) fn level(text: &str) -> Option<String> {
 /// Splits `host:port`; removes the brackets of an IPv6 address. Port 0 is not valid.
 pub(super) fn host_port(text: &str) -> Option<(String, u16)> {
     host_or_any_port(text).filter(|(_, port)| *port != 0)
+}
+
+/// Reads `host:port` that clients are told. Nobody can connect to a wildcard or to several machines at once.
+pub(super) fn told_address(text: &str) -> Option<(String, u16)> {
+    host_port(text).filter(|(host, _)| {
+        let unusable = |ip: IpAddr| {
+            let ip = ip.to_canonical();
+            ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST)
+        };
+        !host.parse().is_ok_and(unusable)
+    })
 }
 
 /// Checks `host:port`, and leaves it as it is.
