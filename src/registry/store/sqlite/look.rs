@@ -29,18 +29,12 @@ pub(crate) async fn inspect(url: &str, migrate: bool) -> Result<Inspected, OpenE
         return Inspected::default()
             .with_schema(SchemaStanding::Behind { found: 0, needed }, migrate);
     }
-    let directory = directory_of(path);
-    usable(directory, Access::WRITE_OK | Access::EXEC_OK, "make files in this directory")?;
+    check_rights(path)?;
     if !path.try_exists().map_err(|error| OpenError::Open(error.into()))? {
         let found = Inspected::default();
         let found = found.with_schema(SchemaStanding::Behind { found: 0, needed }, migrate)?;
         let to_do = format!("`fingerpost serve` makes the database {}", path.display());
         return Ok(Inspected { to_do: Some(to_do), ..found });
-    }
-    for file in [path.to_owned(), beside(path, "-wal"), beside(path, "-shm")] {
-        if file.exists() {
-            usable(&file, Access::READ_OK | Access::WRITE_OK, "read and write this file")?;
-        }
     }
     let looked = async {
         let mut look = Look::open(path).await?;
@@ -138,6 +132,21 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 pub(crate) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Checks that this user may read and write the database and make files beside it.
+///
+/// # Errors
+/// [`OpenError::File`], with the name of the directory or file. SQLite names neither.
+pub(crate) fn check_rights(path: &Path) -> Result<(), OpenError> {
+    let directory = directory_of(path);
+    usable(directory, Access::WRITE_OK | Access::EXEC_OK, "make files in this directory")?;
+    for file in [path.to_owned(), beside(path, "-wal"), beside(path, "-shm")] {
+        if file.exists() {
+            usable(&file, Access::READ_OK | Access::WRITE_OK, "read and write this file")?;
+        }
+    }
+    Ok(())
 }
 
 fn usable(path: &Path, how: Access, what: &str) -> Result<(), OpenError> {

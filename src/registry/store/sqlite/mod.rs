@@ -113,6 +113,7 @@ impl SqliteDatabase {
                 .await;
             (pool, None)
         } else {
+            look::check_rights(&path)?;
             make_private(&path);
             before = inode(&path);
             let trusted = trust.clone();
