@@ -3,7 +3,10 @@
 use std::io::Write;
 
 use time::OffsetDateTime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -14,7 +17,7 @@ use crate::{
     link::LinkError,
     logging::{self, LogLevel},
     registry::store::open::OpenError,
-    relay::plane::Plane,
+    relay::{listener::open_all, plane::Plane},
     service::{self, Service, ServiceEvent, StartError},
     systemd::{self, Inherited},
 };
@@ -26,7 +29,7 @@ impl From<StartError> for CommandFailure {
             StartError::Blocks(_) | StartError::Identity(_) => {
                 "run fingerpost check to find out what is wrong with the database"
             }
-            StartError::Listen { .. } => "stop what uses the port, or change [socks5] listen",
+            StartError::Listen(_) => "stop what uses the port, or change [socks5] listen",
             StartError::Http { .. } => "stop what uses the port, or change [http] listen",
         };
         let failure = Self::new(error.to_string()).with_hint(hint);
@@ -169,20 +172,28 @@ pub async fn run(
 /// log.
 const OTHER_FILES: u64 = 256 + http::CONNECTIONS as u64 + 100;
 
-/// Raises the limit of open files as far as the system allows: each SOCKS5 session needs two.
+/// Raises the limit of open files as far as the system allows: each SOCKS5 session needs two. Logs how many sessions it covers
+/// if these are fewer than `sessions`: as a warning if more than a tenth lacks.
 fn raise_descriptors(sessions: usize) {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let raised = setrlimit(Resource::Nofile, limit);
     let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let wanted = u64::try_from(sessions).unwrap_or(u64::MAX).saturating_mul(2);
-    let wanted = wanted.saturating_add(OTHER_FILES);
-    if raised.is_err() || most < wanted {
-        tracing::warn!(
+    let sessions = u64::try_from(sessions).unwrap_or(u64::MAX);
+    let wanted = sessions.saturating_mul(2).saturating_add(OTHER_FILES);
+    if raised.is_ok() && most >= wanted {
+        return;
+    }
+    let covered = most.saturating_sub(OTHER_FILES) / 2;
+    if covered >= sessions - sessions / 10 {
+        info!(open_files = most, covered, "the limit of open files covers almost limits.sessions");
+    } else {
+        warn!(
             open_files = most,
-            wanted,
-            "too few open files for limits.sessions: raise the limit (LimitNOFILE of the unit, ulimit -Hn)"
+            covered,
+            "the limit of open files covers fewer sessions than limits.sessions: set LimitNOFILE={wanted} in the unit, \
+             or `ulimit -Hn {wanted}`"
         );
     }
 }
@@ -280,6 +291,7 @@ async fn check(
     look_online: bool,
     out: &mut impl Write,
 ) -> Result<(), CommandFailure> {
+    check_ports(config).await?;
     let (found, store) = service::inspect(config).await?;
     for warning in &found.warnings {
         writeln!(out, "warning: {warning}")?;
@@ -296,6 +308,26 @@ async fn check(
         return Ok(());
     }
     online::run(config, store.as_ref(), out).await
+}
+
+/// Listens at every address of the configuration, as `serve` does, and stops at once.
+async fn check_ports(config: &Config) -> Result<(), CommandFailure> {
+    let socks5 = &config.socks5;
+    let bound = async {
+        open_all(&socks5.listen, socks5.max_segment).await.map_err(StartError::Listen)?;
+        if let Some(address) = &config.http.listen {
+            let bound = TcpListener::bind(address).await;
+            bound.map_err(|source| StartError::Http { address: address.clone(), source })?;
+        }
+        Ok(())
+    };
+    bound.await.map_err(|error: StartError| {
+        let mut failure = CommandFailure::from(error);
+        if let Some(hint) = &mut failure.hint {
+            hint.push_str("; `check` needs a stopped service, without its socket unit");
+        }
+        failure
+    })
 }
 
 #[cfg(test)]

@@ -67,13 +67,8 @@ pub enum StartError {
     #[error("the component's own certificate: {0}")]
     Identity(String),
     /// A SOCKS5 address cannot be listened on.
-    #[error("socks5.listen: cannot listen on {addresses}: {source}")]
-    Listen {
-        /// As configured.
-        addresses: String,
-        /// What the system says.
-        source: std::io::Error,
-    },
+    #[error("socks5.listen: {0}")]
+    Listen(std::io::Error),
     /// The status server's address cannot be listened on.
     #[error("http.listen: cannot listen on {address}: {source}")]
     Http {
@@ -160,10 +155,7 @@ impl Service {
             let wanted = &config.socks5.listen;
             let bound = Socks5Listener::with(wanted, given, options, &table, &accepting, &tasks)
                 .await
-                .map_err(|source| StartError::Listen {
-                    addresses: config.socks5.listen.join(", "),
-                    source,
-                })?;
+                .map_err(StartError::Listen)?;
             addresses = bound.local_addrs().to_vec();
             listener = Some(bound);
         }

@@ -4,7 +4,6 @@
 //! there is a cure.
 
 use std::io::{self, Write};
-use std::net::{TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -101,7 +100,7 @@ pub enum Task {
     Done,
     /// Run the component.
     Serve(Loaded),
-    /// Check the database and, with `online`, log in. The ports are free and the configuration is valid.
+    /// Check the ports and the database and, with `online`, log in. The configuration is valid.
     Check {
         /// The configuration.
         loaded: Loaded,
@@ -141,7 +140,7 @@ impl FingerpostCli {
     /// Data goes to `out`, warnings about the configuration to `err`.
     ///
     /// # Errors
-    /// A bad configuration, a port that is taken (for `check`), a directory that cannot be written.
+    /// A bad configuration, a directory that cannot be written.
     pub fn prepare(
         self,
         out: &mut impl Write,
@@ -152,9 +151,7 @@ impl FingerpostCli {
             // Its warnings belong in the log, in the log's format.
             ProgramCommand::Serve => Ok(Task::Serve(Config::load(file, vars())?)),
             ProgramCommand::Check { online } => {
-                let loaded = load(file, err)?;
-                check_ports(&loaded.config)?;
-                Ok(Task::Check { loaded, online })
+                Ok(Task::Check { loaded: load(file, err)?, online })
             }
             ProgramCommand::Attach { server } => {
                 let load = || Config::load(file, vars()).map(|loaded| loaded.config);
@@ -204,23 +201,6 @@ fn load(file: Option<&Path>, err: &mut impl Write) -> Result<Loaded, CommandFail
 pub(crate) fn vars() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-}
-
-/// Tries to listen at every address of the configuration.
-fn check_ports(config: &Config) -> Result<(), CommandFailure> {
-    let socks5 = config.socks5.listen.iter().map(|address| ("socks5.listen", address));
-    let http = config.http.listen.iter().map(|address| ("http.listen", address));
-    for (key, address) in socks5.chain(http) {
-        let bound = address.to_socket_addrs().and_then(|found| {
-            let found: Vec<_> = found.collect();
-            TcpListener::bind(found.as_slice())
-        });
-        if let Err(error) = bound {
-            return Err(CommandFailure::new(format!("{key}: cannot listen on {address}: {error}"))
-                .with_hint("stop what uses the port, or change it; `check` needs a stopped service, without its socket unit"));
-        }
-    }
-    Ok(())
 }
 
 fn write_man(dir: &Path) -> io::Result<()> {

@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    relay::{origins, proxy_header::HeaderReader},
+    relay::{listener::open_all, origins, proxy_header::HeaderReader},
 };
 
 /// How long a connection and its first bytes may take.
@@ -73,11 +73,11 @@ pub(crate) fn literals(config: &Config, out: &mut impl Write) -> io::Result<()> 
 pub(super) async fn look(config: &Config, out: &mut impl Write) -> io::Result<()> {
     let (arrivals, mut arrived) = mpsc::channel(STRANGERS);
     let mut tasks = JoinSet::new();
-    for address in &config.socks5.listen {
-        // An earlier check has found them free; another program may have taken one since.
-        if let Ok(listener) = TcpListener::bind(address).await {
-            tasks.spawn(receive(listener, config.socks5.proxy_protocol, arrivals.clone()));
-        }
+    // An earlier check has found them free; another program may have taken one since.
+    let opened = open_all(&config.socks5.listen, config.socks5.max_segment).await;
+    for socket in opened.into_iter().flatten() {
+        let listener = TcpListener::from_std(socket.socket)?;
+        tasks.spawn(receive(listener, config.socks5.proxy_protocol, arrivals.clone()));
     }
     if tasks.is_empty() {
         return Ok(());

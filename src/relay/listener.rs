@@ -108,7 +108,13 @@ impl Socks5Listener {
     ) -> io::Result<Self> {
         let mut listeners = Vec::new();
         let mut local_addrs = Vec::new();
-        let bind = inherited.is_empty();
+        if inherited.is_empty() {
+            for opened in open_all(addresses, options.max_segment).await? {
+                local_addrs.push(opened.bound);
+                listeners.extend(opened.others().map_err(|error| naming(&opened.name, &error))?);
+                listeners.push(opened.socket);
+            }
+        }
         for socket in inherited {
             socket.set_nonblocking(true)?;
             prepare(&SockRef::from(&socket), options.max_segment)?;
@@ -118,24 +124,6 @@ impl Socks5Listener {
                 listeners.push(socket.try_clone()?);
             }
             listeners.push(socket);
-        }
-        let mut wanted = Vec::new();
-        for name in addresses.iter().map(AsRef::as_ref).filter(|_| bind) {
-            let resolved = lookup_host(name).await.map_err(|error| naming(name, &error))?;
-            wanted.extend(resolved.map(|address| (name, address)));
-        }
-        for (name, address) in &wanted {
-            let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
-            let only_v6 = wanted.iter().any(|(_, other)| *other == v4) && address.port() != 0;
-            let segment = options.max_segment;
-            let opened = listen(*address, only_v6, segment).and_then(|first| {
-                let bound = first.local_addr()?;
-                local_addrs.push(bound);
-                listeners.push(first);
-                listeners.extend(others(*address, only_v6, bound, segment)?);
-                Ok(())
-            });
-            opened.map_err(|error| naming(name, &error))?;
         }
         let gate = Gate {
             connections: Arc::new(Semaphore::new(options.connections.min(Semaphore::MAX_PERMITS))),
@@ -217,6 +205,51 @@ impl Gate {
     }
 }
 
+/// A socket that listens at an address of the configuration, without blocking.
+#[derive(Debug)]
+pub struct OpenedSocket {
+    /// The socket.
+    pub socket: TcpListener,
+    /// Where it listens. `[::]` may have become `0.0.0.0`.
+    bound: SocketAddr,
+    name: String,
+    only_v6: bool,
+    max_segment: u32,
+}
+
+impl OpenedSocket {
+    /// Returns the other sockets of the address: one for each further core.
+    fn others(&self) -> io::Result<Vec<TcpListener>> {
+        let only_v6 = self.only_v6 && self.bound.is_ipv6();
+        (1..acceptors()).map(|_| open(self.bound, only_v6, true, self.max_segment)).collect()
+    }
+}
+
+/// Listens at every address (`host:port`; port 0 takes a free one), with one socket each. `[::]` takes IPv4 too, and becomes
+/// `0.0.0.0` where there is no IPv6.
+///
+/// # Errors
+/// The first address that cannot be resolved or bound, by name; none is open then.
+pub async fn open_all(
+    addresses: &[impl AsRef<str>],
+    max_segment: u32,
+) -> io::Result<Vec<OpenedSocket>> {
+    let mut wanted = Vec::new();
+    for name in addresses.iter().map(AsRef::as_ref) {
+        let resolved = lookup_host(name).await.map_err(|error| naming(name, &error))?;
+        wanted.extend(resolved.map(|address| (name, address)));
+    }
+    let opened = wanted.iter().map(|(name, address)| {
+        let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+        let only_v6 = wanted.iter().any(|(_, other)| *other == v4) && address.port() != 0;
+        let socket =
+            listen(*address, only_v6, max_segment).map_err(|error| naming(name, &error))?;
+        let bound = socket.local_addr()?;
+        Ok(OpenedSocket { socket, bound, name: (*name).to_owned(), only_v6, max_segment })
+    });
+    opened.collect()
+}
+
 fn naming(name: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen on {name}: {error}"))
 }
@@ -261,18 +294,6 @@ fn prepare(socket: &SockRef<'_>, max_segment: u32) -> io::Result<()> {
         .with_interval(KEEPALIVE.1)
         .with_retries(KEEPALIVE_PROBES);
     socket.set_tcp_keepalive(&keepalive)
-}
-
-/// Returns the other sockets of an address whose first is bound to `bound`: one for each further core.
-fn others(
-    wanted: SocketAddr,
-    only_v6: bool,
-    bound: SocketAddr,
-    max_segment: u32,
-) -> io::Result<Vec<TcpListener>> {
-    // `[::]` may have become `0.0.0.0`.
-    let only_v6 = only_v6 && wanted.is_ipv6();
-    (1..acceptors()).map(|_| open(bound, only_v6, true, max_segment)).collect()
 }
 
 fn acceptors() -> usize {

@@ -115,6 +115,27 @@ fn a_port_that_is_taken_fails_the_check() {
     let output = fingerpost(directory.path(), &["check"]);
     assert_eq!(output.code, 1, "{output:?}");
     assert!(output.stderr.starts_with("error: socks5.listen: cannot listen on "), "{output:?}");
+    assert_eq!(output.stderr.matches("cannot listen on").count(), 1, "{output:?}");
+    let served = fingerpost(directory.path(), &["serve"]);
+    assert!(served.stderr.ends_with(&served_end(&output.stderr)), "{served:?}");
+}
+
+/// Returns what `serve` reports where `check` has reported `checked`: the same without what only `check` needs.
+fn served_end(checked: &str) -> String {
+    checked.replace("; `check` needs a stopped service, without its socket unit", "")
+}
+
+#[test]
+fn check_and_serve_report_the_same_faults_of_the_database() {
+    for url in ["sqlite:/nowhere/fingerpost.db", "sqlite:fingerpost.toml", "mysql:x"] {
+        let directory = directory(&format!("[database]\nurl = {url:?}"));
+        let checked = fingerpost(directory.path(), &["check"]);
+        let served = fingerpost(directory.path(), &["serve"]);
+        assert_ne!(checked.code, 0, "{checked:?}");
+        assert_eq!(checked.code, served.code, "{served:?}");
+        assert!(checked.stderr.starts_with("error: "), "{checked:?}");
+        assert!(served.stderr.ends_with(&checked.stderr), "{checked:?}\n{served:?}");
+    }
 }
 
 #[test]
@@ -484,5 +505,21 @@ fn arguments_that_cannot_name_a_key_are_bad_usage() {
         let output = fingerpost(directory.path(), args);
         assert_eq!(output.code, 2, "{args:?}: {output:?}");
         assert!(output.stderr.contains(expected), "{args:?}: {output:?}");
+    }
+}
+
+#[test]
+fn too_few_open_files_are_logged_once_with_the_number_to_set() {
+    for (limit, told) in [
+        (1000, "set LimitNOFILE=20612 in the unit, or `ulimit -Hn 20612`"),
+        (19_000, "the limit of open files covers almost limits.sessions"),
+    ] {
+        let directory = directory("[database]\nurl = \"sqlite:/nowhere/fingerpost.db\"");
+        let mut shell = clean(Path::new("sh"));
+        shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" serve")]);
+        shell.arg(own_program("fingerpost")).current_dir(directory.path());
+        let output = run(shell, Duration::from_secs(30));
+        assert_eq!(output.stderr.matches("open files").count(), 1, "{output:?}");
+        assert!(output.stderr.contains(told), "{output:?}");
     }
 }
