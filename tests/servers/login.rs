@@ -2,15 +2,18 @@
 
 use std::cell::RefCell;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use support::process::{Output, Process, run};
-use support::programs::{Component, Listener, Options, Xtls, event};
+use support::programs::{Component, Listener, Options, Xtls, clean, event};
 use support::servers::{Kind, Server};
 use support::tap::Tap;
-use support::{COMPONENT, DOMAIN, free_port, random_file, sha256, wait_for};
+use support::{
+    COMPONENT, DOMAIN, free_port, make_certificate, own_program, random_file, sha256, wait_for,
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// The bytes of a file that pass before something happens.
@@ -284,6 +287,63 @@ fn a_self_signed_certificate_is_accepted_when_it_is_named() {
     let alice = Xtls::new(&server, "alice@example.test");
     let done = login(&alice, "alices-password", Some(&server.client_address()), None);
     assert_eq!(done.code, 0, "{done:?}\n{}", server.log());
+}
+
+/// A certificate that no authority has signed is shown, pinned as SSH pins a key, and then the only one that counts.
+#[test]
+fn an_unknown_certificate_is_shown_and_can_be_pinned() {
+    let mut server = Server::start(Kind::Prosody);
+    let _component = Component::start(&server, &Options::default());
+    let alice = Xtls::new(&server, "alice@example.test");
+    let bare = |args: &[&str]| {
+        let mut command = clean(&own_program("xtls"));
+        command.args(args).env("XTLS_HOME", alice.home().join("xtls"));
+        command.env("HOME", alice.home()).env("XTLS_PASSWORD", "alices-password");
+        run(command, LIMIT)
+    };
+    let address = server.client_address();
+    let log_in = |more: &[&str]| {
+        bare(&[&["login", alice.jid(), "--server", &address, "--via", COMPONENT], more].concat())
+    };
+    let print_of = |directory: &Path| {
+        let shown = Command::new("openssl")
+            .args(["x509", "-noout", "-fingerprint", "-sha256", "-in"])
+            .arg(directory.join("server.pem"))
+            .output()
+            .unwrap();
+        String::from_utf8(shown.stdout).unwrap().trim().rsplit('=').next().unwrap().to_owned()
+    };
+    let directory = server.directory().to_owned();
+    let print = print_of(&directory);
+
+    let unknown = log_in(&[]);
+    assert_eq!(unknown.code, 1, "{unknown:?}");
+    assert!(unknown.stderr.contains(&print), "{unknown:?}");
+    assert!(unknown.stderr.contains("hint: "), "{unknown:?}");
+    assert!(unknown.stderr.contains("--trust-certificate SHA256"), "{unknown:?}");
+
+    let wrong = log_in(&["--trust-certificate", &"AB".repeat(32)]);
+    assert_eq!(wrong.code, 1, "{wrong:?}");
+    assert!(wrong.stderr.contains(&print) && wrong.stderr.contains("AB:AB:AB"), "{wrong:?}");
+    let short = log_in(&["--trust-certificate", "ABAB"]);
+    assert_eq!(short.code, 2, "{short:?}");
+
+    let pinned = log_in(&["--trust-certificate", &print]);
+    assert_eq!(pinned.code, 0, "{pinned:?}");
+    for later in [&["keygen"][..], &["register"]] {
+        let done = bare(later);
+        assert_eq!(done.code, 0, "{later:?}: {done:?}");
+    }
+
+    server.reconfigure(true, |text| {
+        make_certificate(&directory);
+        text
+    });
+    let other = print_of(&directory);
+    assert_ne!(other, print);
+    let changed = bare(&["keys"]);
+    assert_eq!(changed.code, 1, "{changed:?}");
+    assert!(changed.stderr.contains(&other) && changed.stderr.contains(&print), "{changed:?}");
 }
 
 #[test]

@@ -52,6 +52,9 @@ pub enum Error {
     /// The XMPP server refused the login.
     #[error(transparent)]
     Login(Detail),
+    /// The XMPP server's certificate is not trusted; the sentence has its SHA-256 fingerprint.
+    #[error(transparent)]
+    Certificate(Detail),
     /// The connection to the XMPP server is lost.
     #[error("the connection to the XMPP server is lost")]
     Disconnected,

@@ -10,6 +10,7 @@ use fingerpost_carry::{iq::random_id, outbound::Outbound, reader::StanzaReader};
 use fingerpost_secure::redact::Secret;
 use fingerpost_wire::{
     ns,
+    print::Print,
     stanza::{Condition, Stanza},
     xml::{self, Received, Rules},
 };
@@ -17,7 +18,10 @@ use jid::{BareJid, FullJid};
 use minidom::Element;
 use rustls::{
     ClientConfig, RootCertStore,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
 };
@@ -29,7 +33,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use self::named::NamedServers;
+use self::{check::ServerCheck, named::NamedServers};
 use super::{
     dial::dial,
     discovery::{Target, servers},
@@ -82,6 +86,8 @@ const SASL_CB: &str = "urn:xmpp:sasl-cb:0";
 pub struct ServerTrust {
     /// The authorities to trust, PEM, instead of the system's.
     pub ca_file: Option<std::path::PathBuf>,
+    /// The SHA-256 fingerprint of the only certificate to trust, whatever its names, dates and issuer.
+    pub certificate: Option<Print>,
     /// Accept any certificate: for tests on this machine only.
     pub insecure: bool,
 }
@@ -471,6 +477,7 @@ async fn secure(
     };
     let only = targets.len() == 1;
     let mut failed: Vec<String> = Vec::new();
+    let mut distrusted = false;
     for target in targets {
         let attempt = secure_at(login, &target, domain, ascii);
         if only {
@@ -479,11 +486,15 @@ async fn secure(
         // A server that does not answer must not use up the time of the others.
         match timeout(TARGET, attempt).await {
             Ok(Ok(tls)) => return Ok(tls),
-            Ok(Err(failure)) => failed.push(failure.error.to_string()),
+            Ok(Err(failure)) => {
+                distrusted |= matches!(failure.error, Error::Certificate(_));
+                failed.push(failure.error.to_string());
+            }
             Err(_) => failed.push(format!("{} did not answer in time", target.address)),
         }
     }
-    Err(Error::login(failed.join("; ")).into())
+    let text = failed.join("; ");
+    Err(if distrusted { Error::Certificate(text.into()) } else { Error::login(text) }.into())
 }
 
 async fn secure_at(
@@ -499,7 +510,7 @@ async fn secure_at(
         .map_err(Error::login)?;
     tcp.set_nodelay(true).map_err(broken)?;
     let tcp = Watched::new(tcp);
-    let mut config = tls_config(&login.trust)?;
+    let (mut config, check) = tls_config(&login.trust)?;
     let tcp = if *is_direct {
         config.alpn_protocols = vec![ALPN.to_vec()];
         tcp
@@ -508,13 +519,25 @@ async fn secure_at(
     };
     // The certificate is for the domain, not for the host in its records (RFC 6120, section 13.7.2).
     let name = ServerName::try_from(ascii.to_owned()).map_err(broken)?;
-    let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(|error| {
-        let text = format!(
-            "TLS with the XMPP server failed: {error} (if the server has its own authority, name it with --ca-file)"
-        );
-        Error::login(Detail::new(text, error))
-    })?;
-    Ok(tls)
+    let connected = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+    Ok(connected.map_err(|error| match check.and_then(|check| check.refused()) {
+        Some(print) => distrusted(domain, &print, login.trust.certificate.as_ref(), error),
+        None => {
+            Error::login(Detail::new(format!("TLS with the XMPP server failed: {error}"), error))
+        }
+    })?)
+}
+
+/// Returns the error for a server's certificate that is not trusted.
+fn distrusted(domain: &str, shown: &Print, pinned: Option<&Print>, error: std::io::Error) -> Error {
+    let why = match pinned {
+        Some(pinned) => format!("only that with the SHA-256 fingerprint {pinned} is"),
+        None => error.to_string(),
+    };
+    let text = format!(
+        "the certificate of the XMPP server of {domain}, with the SHA-256 fingerprint {shown}, is not trusted: {why}"
+    );
+    Error::Certificate(Detail::new(text, error))
 }
 
 /// Prepares a connection for TLS with STARTTLS (RFC 6120, section 5).
@@ -768,30 +791,43 @@ async fn bind<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-fn tls_config(trust: &ServerTrust) -> Result<ClientConfig, Error> {
+/// Returns the configuration of TLS, with the check of the server's certificate if there is one.
+fn tls_config(trust: &ServerTrust) -> Result<(ClientConfig, Option<Arc<ServerCheck>>), Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(broken)?;
-    if trust.insecure {
-        let verifier = Arc::new(AnyServer(provider));
-        return Ok(builder
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth());
-    }
-    let Some(file) = &trust.ca_file else {
-        let mut roots = RootCertStore::empty();
-        let native = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(native.certs);
-        return Ok(builder.with_root_certificates(roots).with_no_client_auth());
+    let mut check = None;
+    let verifier: Arc<dyn ServerCertVerifier> = if trust.insecure {
+        Arc::new(AnyServer(provider))
+    } else {
+        let authorities: Arc<dyn ServerCertVerifier> = match (&trust.ca_file, &trust.certificate) {
+            // Only signatures are left to check.
+            (_, Some(_)) => Arc::new(AnyServer(provider)),
+            (Some(file), None) => Arc::new(
+                NamedServers::new(read_certificates(file)?, provider)
+                    .map_err(|error| unusable(file, error))?,
+            ),
+            (None, None) => system_authorities(provider)?,
+        };
+        let checked = Arc::new(ServerCheck::new(authorities, trust.certificate.clone()));
+        check = Some(Arc::clone(&checked));
+        checked
     };
-    let verifier = NamedServers::new(read_certificates(file)?, provider)
-        .map_err(|error| unusable(file, error))?;
-    Ok(builder
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth())
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    Ok((builder.with_no_client_auth(), check))
+}
+
+/// Returns the check by the authorities that this machine trusts.
+fn system_authorities(provider: Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(native.certs);
+    if roots.is_empty() {
+        return Err(Error::login("this machine has no certificates of authorities"));
+    }
+    let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    Ok(built.map_err(broken)?)
 }
 
 fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
@@ -810,7 +846,7 @@ fn unusable(file: &Path, error: impl Into<BoxedError>) -> Error {
     Error::login(Detail::new(format!("{}: {error}", file.display()), error))
 }
 
-/// Accepts any server's certificate: only with `--insecure-tls`.
+/// Accepts any server's certificate: with `--insecure-tls`, or below the check of a pinned one.
 #[derive(Debug)]
 struct AnyServer(Arc<CryptoProvider>);
 
@@ -851,6 +887,7 @@ impl ServerCertVerifier for AnyServer {
     }
 }
 
+mod check;
 mod named;
 #[cfg(test)]
 mod tests;

@@ -10,11 +10,12 @@ use std::{
 
 use fingerpost_endpoint::{FastStore, Login, ServerTrust};
 use fingerpost_secure::shared_file::{self, Lock};
+use fingerpost_wire::print::Print;
 use jid::BareJid;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    args::{Common, DirectPathChoice},
+    args::{self, Common, DirectPathChoice},
     fast::{self, FastFile},
     output::XtlsError,
     rights,
@@ -37,6 +38,8 @@ pub struct Account {
     pub via: Option<BareJid>,
     /// More certificates to trust for the XMPP server, PEM.
     pub ca_file: Option<PathBuf>,
+    /// The SHA-256 fingerprint of the only certificate of the XMPP server to trust.
+    pub trust_certificate: Option<String>,
     /// With which peers its sessions may leave the relay.
     pub direct_path: Option<DirectPathChoice>,
     /// The STUN servers to ask instead of those that the XMPP server names, as `--stun` takes them; empty for the latter.
@@ -86,9 +89,17 @@ pub(super) fn lock(dir: &Path) -> Result<Lock, XtlsError> {
         .map_err(|error| XtlsError::failed(format!("{}: cannot be locked: {error}", dir.display())))
 }
 
+/// Reads the fingerprint of a server's certificate.
+fn pinned(text: &str) -> Result<Print, XtlsError> {
+    args::certificate(text).map_err(|why| XtlsError::failed(format!("trust_certificate: {why}")))
+}
+
 impl Account {
     /// Returns the login of the account.
-    pub(super) fn login(&self, common: &Common) -> Login {
+    ///
+    /// # Errors
+    /// If its file has a fingerprint that cannot be read.
+    pub(super) fn login(&self, common: &Common) -> Result<Login, XtlsError> {
         if let Ok(dir) = directory(&self.jid) {
             for secret in [FILE, fast::FILE] {
                 rights::warn_of_password(&dir.join(secret));
@@ -98,6 +109,7 @@ impl Account {
         login.server.clone_from(&self.server);
         login.trust = ServerTrust {
             ca_file: common.ca_file.clone().or_else(|| self.ca_file.clone()),
+            certificate: self.trust_certificate.as_deref().map(pinned).transpose()?,
             insecure: common.insecure_tls,
         };
         login.fast =
@@ -105,7 +117,7 @@ impl Account {
         if let Some(seconds) = common.keepalive {
             login.keepalive = Duration::from_secs(seconds.max(1));
         }
-        login
+        Ok(login)
     }
 
     /// Stores the account.

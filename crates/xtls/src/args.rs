@@ -8,7 +8,10 @@ use clap::{
 };
 use fingerpost_endpoint::{DirectPath, TransportKind};
 use fingerpost_secure::identity::Algorithm;
-use fingerpost_wire::{print::Method, text};
+use fingerpost_wire::{
+    print::{HashKind, Method, Print},
+    text,
+};
 use jid::{BareJid, Jid};
 use serde::{Deserialize, Serialize};
 
@@ -176,6 +179,10 @@ pub(super) enum Command {
         /// Read the password from the first line of this file
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
+        /// The SHA-256 fingerprint of the XMPP server's certificate: only this certificate is then accepted, at each
+        /// later login too. For a server whose certificate no authority has signed
+        #[arg(long, value_name = "SHA256", value_parser = certificate)]
+        trust_certificate: Option<Print>,
     },
     /// List registered keys: your own, or another user's
     Keys {
@@ -336,6 +343,15 @@ fn server(value: &str) -> Result<String, &'static str> {
         .ok_or("expected HOST:PORT, such as example.org:5222 or [::1]:5222")
 }
 
+/// Reads the SHA-256 fingerprint of a certificate.
+pub(super) fn certificate(value: &str) -> Result<Print, String> {
+    let print = Print::pin(value, Method::X509).map_err(|error| error.to_string())?;
+    if print.hash() != HashKind::Sha256 {
+        return Err("expected the SHA-256 fingerprint of a whole certificate".to_owned());
+    }
+    Ok(print)
+}
+
 /// Returns the address of a STUN server, or `none`.
 fn stun_server(value: &str) -> Result<String, &'static str> {
     if value == NO_STUN {
@@ -408,6 +424,18 @@ mod tests {
         assert_eq!(stun(&two).unwrap(), ["stun.example.org:3478", "[::1]:3478"]);
         assert_eq!(stun(&["--stun", NO_STUN]).unwrap(), [NO_STUN]);
         assert_eq!(stun(&["--stun", "stun.example.org"]).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn a_servers_certificate_is_named_by_its_sha_256() {
+        let digits = "a1".repeat(32);
+        let print = Print::new(HashKind::Sha256, &[0xa1; 32]).unwrap();
+        for text in [digits.clone(), print.to_string(), format!("sha256 Fingerprint={print}")] {
+            assert_eq!(certificate(&text), Ok(print.clone()), "{text}");
+        }
+        for text in ["", "a1:a1", &"a1".repeat(20), &format!("pin-sha256:{}", "A".repeat(43))] {
+            assert!(certificate(text).is_err(), "{text}");
+        }
     }
 
     #[test]

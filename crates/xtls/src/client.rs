@@ -94,7 +94,7 @@ impl Client {
             transport: common.transport,
             prefer: common.prefer,
             takes: Takes::FILES,
-            login: account.login(common),
+            login: account.login(common)?,
             output,
         })
     }

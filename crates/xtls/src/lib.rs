@@ -88,8 +88,9 @@ pub async fn run(cli: Cli) -> u8 {
 
 async fn command(common: Common, command: Command, output: Output) -> Result<(), XtlsError> {
     match command {
-        Command::Login { ref jid, ref server, ref password_file } => {
-            login::login(&common, jid, server.clone(), password_file.as_deref(), output).await
+        Command::Login { ref jid, ref server, ref password_file, ref trust_certificate } => {
+            let (file, trusted) = (password_file.as_deref(), trust_certificate.as_ref());
+            login::login(&common, jid, server.clone(), file, trusted, output).await
         }
         Command::Keygen { openpgp: false, algorithm, .. } => {
             login::keygen(&common, algorithm, output)

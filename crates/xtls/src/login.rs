@@ -7,7 +7,7 @@ use fingerpost_secure::{
     identity::{Algorithm, Identity},
     openpgp::OpenPgpKey,
 };
-use fingerpost_wire::{ns, xml};
+use fingerpost_wire::{ns, print::Print, xml};
 use futures::future::join_all;
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -34,6 +34,7 @@ pub(super) async fn login(
     jid: &BareJid,
     server: Option<String>,
     password_file: Option<&Path>,
+    trust_certificate: Option<&Print>,
     output: Output,
 ) -> Result<(), XtlsError> {
     if jid.node().is_none() {
@@ -64,11 +65,12 @@ pub(super) async fn login(
         server,
         via: common.via.clone(),
         ca_file,
+        trust_certificate: trust_certificate.map(|print| print.to_string()),
         direct_path: common.direct_path,
         stun: common.stun.clone(),
     };
     // This tests the password, not a stored token.
-    let mut login = account.login(common);
+    let mut login = account.login(common)?;
     login.fast = None;
     let connection = fingerpost_endpoint::login(&login).await?;
     let mut note = String::new();

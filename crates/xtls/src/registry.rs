@@ -30,7 +30,7 @@ impl RegistryClient {
             .ok_or_else(|| XtlsError::usage("name the component with --via (or at xtls login)"))?;
         // No session is set up here, so any identity will do.
         let identity = Identity::generate(&account.jid)?;
-        let login = account.login(common);
+        let login = account.login(common)?;
         let (endpoint, _) =
             Endpoint::builder(identity).component(component.clone()).login(&login).await?;
         Ok(Self { endpoint, component })
