@@ -152,23 +152,25 @@ pub(super) fn answer(description: &Element, offset: u64) -> Element {
 
 /// Returns a name that stays inside its directory, shows its real type, and is valid on every file system.
 ///
-/// Only the last part of a path counts. Removed are:
+/// Only the last part of a path counts. Line breaks and other control characters inside become `_`. Removed are:
 /// - characters that are invisible or change the reading order ([`is_hidden`]),
 /// - leading dots, dashes and spaces: hidden files, options of commands,
 /// - trailing dots and spaces, which Windows drops, so that two names would be one.
 ///
 /// A name that Windows reserves for a device (`NUL`, `com1.txt`) gets a `_` in front. The length is at most [`NAME`]
-/// bytes; the extension stays if it is short. If nothing is left, the name is `file`.
+/// bytes; the extension stays if it is short, also one of two parts (`.tar.gz`). If nothing is left, the name is `file`.
 pub(super) fn safe_name(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
-    let name: String = last.chars().filter(|c| !is_hidden(*c)).collect();
     let edge = |c: char| c == '.' || c.is_whitespace();
+    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
+    let name: String = last
+        .trim_matches(|c| edge(c) || breaks(c))
+        .chars()
+        .map(|c| if breaks(c) { '_' } else { c })
+        .filter(|c| !is_hidden(*c))
+        .collect();
     let name = name.trim_start_matches(|c| edge(c) || c == '-').trim_end_matches(edge);
-    let extension = name
-        .rfind('.')
-        .map(|dot| &name[dot..])
-        .filter(|extension| name.len() > NAME && extension.len() <= 16)
-        .unwrap_or_default();
+    let extension = if name.len() > NAME { extension(name) } else { "" };
     let name = if name.len() <= NAME {
         name.to_owned()
     } else {
@@ -182,6 +184,17 @@ pub(super) fn safe_name(name: &str) -> String {
         _ if is_device(device) => format!("_{name}"),
         _ => name,
     }
+}
+
+/// Returns the extension of a name, with its dot; empty if there is none of at most 16 bytes.
+fn extension(name: &str) -> &str {
+    let Some((stem, last)) = name.rsplit_once('.') else { return "" };
+    let whole = &name[stem.len()..];
+    let double = stem.ends_with(".tar").then(|| &name[stem.len() - ".tar".len()..]);
+    double
+        .filter(|_| last.len() <= 4)
+        .or_else(|| (whole.len() <= 16).then_some(whole))
+        .unwrap_or("")
 }
 
 /// Returns whether a name, without its extensions, is that of a device on Windows.
@@ -204,6 +217,7 @@ mod tests {
     #[test]
     fn names_stay_inside_their_directory() {
         let long = format!("{}.tar.gz", "ä".repeat(300));
+        let report = format!("{}.pdf", "r".repeat(200));
         for (given, safe) in [
             ("../../etc/passwd", "passwd"),
             ("C:\\x\\y.txt", "y.txt"),
@@ -211,14 +225,17 @@ mod tests {
             ("-rf", "rf"),
             (" .-. .x", "x"),
             ("a\u{202e}txt.exe\n", "atxt.exe"),
-            ("a\u{61c}b\u{2028}c\u{2029}d\u{feff}e\u{e0041}f\u{ad}g\u{fe0f}h", "abcdefgh"),
+            ("a\u{61c}b\u{2028}c\u{2029}d\u{feff}e\u{e0041}f\u{ad}g\u{fe0f}h", "ab_c_defgh"),
             ("\u{200b}", "file"),
             ("report.pdf. . ", "report.pdf"),
             ("nul", "_nul"),
             ("COM1.tar.gz", "_COM1.tar.gz"),
             ("comet.txt", "comet.txt"),
             ("Größe 12:30?.txt", "Größe 12:30?.txt"),
-            (&long, &format!("{}.gz", "ä".repeat(98))),
+            ("one\ntwo\r\nthree.txt", "one_two__three.txt"),
+            ("\n\t-rf\n", "rf"),
+            (&long, &format!("{}.tar.gz", "ä".repeat(96))),
+            (&report, &format!("{}.pdf", "r".repeat(196))),
             ("..", "file"),
             ("", "file"),
         ] {
