@@ -398,6 +398,30 @@ fn a_directory_that_is_gone_is_told_to_its_owner_only() {
     assert!(listener.log().contains("received: No such file or directory"), "{}", listener.log());
 }
 
+/// The directory is made, and a listener that could store nothing does not begin to wait.
+#[test]
+fn a_listener_makes_its_directory_or_says_at_the_start_why_not() {
+    let scene = Scene::start();
+    let letter = scene.alice.home().join("letter.bin");
+    random_file(&letter, 10_000);
+    let inbox = scene.bob.home().join("new/inbox");
+    let mut listener = scene.bob.listen(&["--out", inbox.to_str().unwrap()]);
+    let sent = scene.alice.run([OsStr::new("send"), scene.bob.jid().as_ref(), letter.as_os_str()]);
+    assert_eq!(sent.code, 0, "{sent:?}");
+    assert_eq!(listener.wait(LONG), 0, "{}", listener.log());
+    assert_eq!(sha256(&inbox.join("letter.bin")), sha256(&letter));
+    for (out, why) in [
+        (letter.to_str().unwrap(), "letter.bin: not a directory"),
+        ("/proc/no/inbox", "/proc/no/inbox: cannot be created: "),
+        ("/proc", "/proc: cannot be written to: "),
+    ] {
+        let refused = scene.bob.run(["listen", "--out", out]);
+        assert_eq!(refused.code, 2, "{refused:?}");
+        assert!(refused.stderr.contains(why), "{refused:?}");
+        assert!(refused.stderr.contains("hint: name "), "{refused:?}");
+    }
+}
+
 #[test]
 fn a_chat_that_comes_to_a_listener_for_files_is_told_what_to_run() {
     let scene = Scene::start();

@@ -402,7 +402,10 @@ impl Xtls {
         let log = self.home.path().join("listen.log");
         let _old = std::fs::remove_file(&log);
         let mut command = self.command(["listen", "--json"]);
-        command.arg("--out").arg(&out).args(more);
+        if !more.contains(&"--out") {
+            command.arg("--out").arg(&out);
+        }
+        command.args(more);
         let process = Process::start(command, &log);
         let listener = Listener { process, out };
         wait_for(

@@ -224,7 +224,7 @@ pub(super) enum Command {
     },
     /// Wait for sessions and receive files; with --chat and --pipe, all kinds of sessions
     Listen {
-        /// The directory for received files
+        /// The directory for received files; created if it does not exist
         #[arg(long, default_value = ".", value_name = "DIR")]
         out: PathBuf,
         /// Refuse larger files; for example 500M or 2G [default: as large as the free space]

@@ -6,7 +6,6 @@
 //! shows in the end whether both meant the same file.
 
 use std::{
-    fs,
     io::{self, SeekFrom},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -26,6 +25,9 @@ use super::{
     parts::PartialFile,
 };
 
+/// What a peer is told if the stream broke: the system's error is about this machine.
+const CUT: &str = "the stream was cut";
+
 /// The result of a transfer.
 #[derive(Debug)]
 pub(super) struct Done {
@@ -40,7 +42,7 @@ pub(super) struct Done {
 impl Done {
     /// Reports a file that was received or sent completely.
     pub(super) fn report(&self, output: Output, file: &Path) {
-        let file = file.display().to_string();
+        let file = shown_path(file);
         let moved = self.bytes - self.resumed;
         let resumed = match self.resumed {
             0 => String::new(),
@@ -58,6 +60,12 @@ impl Done {
             ),
         );
     }
+}
+
+/// Returns a path as text that no command takes for an option.
+pub(super) fn shown_path(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text.starts_with('-') { format!("./{text}") } else { text }
 }
 
 /// Returns a number of bytes as text.
@@ -85,23 +93,57 @@ pub(super) fn speed(bytes: u64, seconds: f64) -> String {
     format!("{}/s", size(rate))
 }
 
+/// Why a file was not sent.
+#[derive(Debug)]
+pub(super) struct NotSent {
+    pub(super) error: XtlsError,
+    /// What the peer is told: nothing about this machine.
+    pub(super) words: &'static str,
+}
+
+impl NotSent {
+    pub(super) fn new(error: XtlsError, words: &'static str) -> Self {
+        Self { error, words }
+    }
+}
+
+impl From<Error> for NotSent {
+    fn from(error: Error) -> Self {
+        Self::new(error.into(), CUT)
+    }
+}
+
+impl From<io::Error> for NotSent {
+    fn from(error: io::Error) -> Self {
+        Self::new(error.into(), CUT)
+    }
+}
+
 /// Writes the range of the file to the stream, and ends that direction. The caller knows and shows how much of it has
-/// arrived.
+/// arrived. If the file has grown since it was offered, its offered beginning is sent; the receiver's check of the hash
+/// decides.
 ///
 /// # Errors
-/// If the file cannot be read or differs from the offer, or the stream breaks. The direction is not ended then, so that
-/// the receiver cannot take its part for the whole.
+/// If the file cannot be read or is shorter than the offer, or the stream breaks. The direction is not ended then, so
+/// that the receiver cannot take its part for the whole.
 pub(super) async fn send<S: AsyncWrite + Unpin>(
     stream: &mut S,
     path: &Path,
     offer: &FileOffer,
     range: Range,
     bar: &ProgressBar,
-) -> Result<Done, XtlsError> {
+) -> Result<Done, NotSent> {
     let since = Instant::now();
-    let named = |error: io::Error| XtlsError::failed(format!("{}: {error}", path.display()));
+    let named = |error: io::Error| {
+        let error = XtlsError::failed(format!("{}: {error}", shown_path(path)));
+        NotSent::new(error, "the sender can no longer read the file")
+    };
     let Some(rest) = offer.size.checked_sub(range.offset) else {
-        return Err(XtlsError::failed("the peer requested a range past the end of the file"));
+        let words = "the peer requested a range past the end of the file";
+        return Err(NotSent::new(
+            XtlsError::failed(words),
+            "the range is past the end of the file",
+        ));
     };
     let end = range.offset + range.length.unwrap_or(rest).min(rest);
     let mut file = tokio::fs::File::open(path).await.map_err(named)?;
@@ -120,10 +162,10 @@ pub(super) async fn send<S: AsyncWrite + Unpin>(
         at += n as u64;
     }
     stream.flush().await?;
-    let same = fs::metadata(path).is_ok_and(|now| now.len() == offer.size);
-    if at != end || !same {
-        return Err(XtlsError::failed(format!("{} changed while it was sent", path.display()))
-            .hint("send it again when nothing writes to it"));
+    if at != end {
+        let text = format!("{} became shorter while it was sent", shown_path(path));
+        let error = XtlsError::failed(text).hint("send it again when nothing writes to it");
+        return Err(NotSent::new(error, "the file became shorter while it was sent"));
     }
     stream.shutdown().await?;
     Ok(Done {
@@ -146,32 +188,61 @@ pub(super) async fn is_over<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<
 #[derive(Debug)]
 pub(super) enum NotReceived {
     /// The disk here failed: it is full, or the directory is gone.
-    Disk(XtlsError),
-    /// The stream broke, or its content is not the file that was offered.
+    Disk(XtlsError, io::ErrorKind),
+    /// The content is not the file that was offered.
     Content(XtlsError),
+    /// The stream broke.
+    Cut(XtlsError),
 }
 
 impl NotReceived {
     /// Returns the error of a file or a directory in `dir`.
-    fn disk(dir: &Path, error: &io::Error) -> Self {
-        Self::Disk(XtlsError::failed(format!("{}: {error}", dir.display())))
+    pub(super) fn disk(dir: &Path, error: &io::Error) -> Self {
+        Self::Disk(XtlsError::failed(format!("{}: {error}", shown_path(dir))), error.kind())
     }
 
     fn content(text: impl Into<String>) -> Self {
         Self::Content(XtlsError::failed(text))
     }
+
+    /// Returns what the sender is told. It need not know where its files land, and can act on the kind of an error.
+    pub(super) fn words(&self) -> &str {
+        use io::ErrorKind::{
+            FileTooLarge, NotADirectory, NotFound, PermissionDenied, QuotaExceeded,
+            ReadOnlyFilesystem, StorageFull,
+        };
+        match self {
+            Self::Disk(_, StorageFull | QuotaExceeded) => {
+                "the file cannot be stored here: the receiver's disk is full"
+            }
+            Self::Disk(_, FileTooLarge) => {
+                "the file cannot be stored here: it is too large for the receiver's file system"
+            }
+            Self::Disk(_, PermissionDenied | ReadOnlyFilesystem) => {
+                "the file cannot be stored here: the receiver may not write to its directory"
+            }
+            Self::Disk(_, NotFound | NotADirectory) => {
+                "the file cannot be stored here: the receiver's directory is gone"
+            }
+            Self::Disk(..) => "the file cannot be stored here: the receiver's disk failed",
+            Self::Content(error) => &error.text,
+            Self::Cut(_) => CUT,
+        }
+    }
 }
 
 impl From<Error> for NotReceived {
     fn from(error: Error) -> Self {
-        Self::Content(error.into())
+        Self::Cut(error.into())
     }
 }
 
 impl From<NotReceived> for XtlsError {
     fn from(error: NotReceived) -> Self {
         match error {
-            NotReceived::Disk(error) | NotReceived::Content(error) => error,
+            NotReceived::Disk(error, _) | NotReceived::Content(error) | NotReceived::Cut(error) => {
+                error
+            }
         }
     }
 }
@@ -205,8 +276,8 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
                 part.drop_front(resumed).map_err(|error| NotReceived::disk(dir, &error))?;
                 resumed = 0;
             }
-            Err(NotReceived::Content(_)) => {}
-            Err(error @ NotReceived::Disk(_)) => return Err(error),
+            Err(NotReceived::Content(_) | NotReceived::Cut(_)) => {}
+            Err(error @ NotReceived::Disk(..)) => return Err(error),
         }
     }
     if !right(&part) {
@@ -219,7 +290,7 @@ pub(super) async fn receive<S: AsyncRead + Unpin>(
             ),
         }));
     }
-    if !is_over(stream).await.map_err(|error| NotReceived::Content(error.into()))? {
+    if !is_over(stream).await.map_err(|error| NotReceived::Cut(error.into()))? {
         part.discard();
         return Err(NotReceived::content("the peer sent more than it announced: nothing was kept"));
     }
@@ -243,7 +314,7 @@ async fn fill<S: AsyncRead + Unpin>(
     while part.len() < size {
         let want = usize::try_from(size - part.len()).unwrap_or(CHUNK).min(CHUNK);
         let read = stream.read(&mut buffer[..want]).await;
-        let n = read.map_err(|error| NotReceived::Content(error.into()))?;
+        let n = read.map_err(|error| NotReceived::Cut(error.into()))?;
         if n == 0 {
             return Err(NotReceived::content(format!(
                 "the stream ended after {} of {size} bytes",
@@ -258,6 +329,8 @@ async fn fill<S: AsyncRead + Unpin>(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use jid::BareJid;
 
     use super::*;
@@ -376,7 +449,7 @@ mod tests {
         let story = Story::new(&[]);
         let (bar, inbox) = (ProgressBar::hidden(), story.inbox());
         let disk = |got| match got {
-            Err(NotReceived::Disk(error)) => error.text,
+            Err(NotReceived::Disk(error, _)) => error.text,
             other => panic!("{other:?}"),
         };
         // Nothing can be written, at the beginning and where the sender starts again.
@@ -399,10 +472,55 @@ mod tests {
         let range = Range { offset: 100_001, length: None };
         let sent =
             send(&mut tokio::io::sink(), &path, &story.offer, range, &ProgressBar::hidden()).await;
-        assert_eq!(sent.unwrap_err().text, "the peer requested a range past the end of the file");
+        assert_eq!(
+            sent.unwrap_err().error.text,
+            "the peer requested a range past the end of the file"
+        );
         let mut wire = Vec::new();
         let range = Range { offset: 10, length: Some(5) };
         send(&mut wire, &path, &story.offer, range, &ProgressBar::hidden()).await.unwrap();
         assert_eq!(wire, story.content[10..15]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_grows_is_sent_as_it_was_offered_and_a_shorter_one_is_not() {
+        let story = Story::new(&[]);
+        let path = story.dir.path().join("letter");
+        let bar = ProgressBar::hidden();
+        fs::write(&path, [&story.content[..], b"and more"].concat()).unwrap();
+        let (_, landed) = story.transfer(None).await.unwrap();
+        assert_eq!(fs::read(landed).unwrap(), story.content);
+        fs::write(&path, &story.content[..50_000]).unwrap();
+        let mut wire = Vec::new();
+        let sent = send(&mut wire, &path, &story.offer, Range::default(), &bar).await;
+        let NotSent { error, words } = sent.unwrap_err();
+        assert!(error.text.starts_with(&format!("{} became shorter", path.display())), "{error}");
+        assert_eq!(words, "the file became shorter while it was sent");
+    }
+
+    #[test]
+    fn a_peer_learns_what_it_can_act_on_and_nothing_of_the_system_here() {
+        let dir = Path::new("/home/bob");
+        for (kind, words) in [
+            (io::ErrorKind::StorageFull, "disk is full"),
+            (io::ErrorKind::PermissionDenied, "may not write to its directory"),
+            (io::ErrorKind::NotFound, "directory is gone"),
+            (io::ErrorKind::Other, "disk failed"),
+        ] {
+            let failure = NotReceived::disk(dir, &io::Error::new(kind, "os error 28"));
+            let text = failure.words().to_owned();
+            assert!(text.ends_with(words) && !text.contains("bob"), "{text}");
+            assert_eq!(XtlsError::from(failure).text, "/home/bob: os error 28");
+        }
+        let cut = NotReceived::from(Error::from(io::Error::other("os error 104")));
+        assert_eq!(cut.words(), CUT);
+        assert_eq!(NotSent::from(io::Error::other("os error 104")).words, CUT);
+    }
+
+    #[test]
+    fn a_path_is_shown_so_that_no_command_takes_it_for_an_option() {
+        for (path, shown) in [("-rf", "./-rf"), ("a-b", "a-b"), ("/-x", "/-x")] {
+            assert_eq!(shown_path(Path::new(path)), shown);
+        }
     }
 }

@@ -118,10 +118,7 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             registry::registry(&common, RequestKind::Set, revoke, output).await
         }
         Command::Listen { out, max_size, once, accept, accept_direct, chat, pipe, lan } => {
-            if !out.is_dir() {
-                return Err(XtlsError::usage(format!("{}: not a directory", out.display())));
-            }
-            let inbox = FileInbox::new(out, max_size);
+            let inbox = FileInbox::new(out, max_size).prepare()?;
             if lan.lan {
                 return Lan::load(&common, lan, output)?.listen(inbox, once, accept).await;
             }

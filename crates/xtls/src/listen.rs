@@ -1,7 +1,7 @@
 //! The command `listen`: peers' sessions, and their files.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -31,8 +31,6 @@ use super::{
     watch,
 };
 
-/// The text for a sender when this machine cannot store its file, for example because the directory is gone.
-const NOT_STORED: &str = "the file cannot be stored here";
 /// The text for a peer that calls during another chat.
 const BUSY: &str = "another chat is under way here: try again later";
 /// How long a chat may take to close when the user ends the listener.
@@ -80,8 +78,10 @@ impl Kinds {
 
     /// Describes the kinds to the user.
     fn shown(&self) -> String {
-        let files =
-            self.files.as_ref().map(|inbox| format!(", files land in {}", inbox.dir.display()));
+        let files = self
+            .files
+            .as_ref()
+            .map(|inbox| format!(", files land in {}", files::shown_path(&inbox.dir)));
         let pipes = self.pipes.as_ref().filter(|ends| **ends != Ends::Standard);
         let pipes = pipes.map(|_| ", pipes run the command".to_owned());
         let chats = self.chats.as_ref().map(|_| ", chats are taken one at a time".to_owned());
@@ -163,22 +163,40 @@ impl FileInbox {
     }
 
     /// Reserves room for so many more bytes, beside those of other files.
-    fn room(&self, bytes: u64) -> Result<Room<'_>, XtlsError> {
+    fn room(&self, bytes: u64) -> Result<Room<'_>, NotReceived> {
         let free = rustix::fs::statvfs(&self.dir)
             .map(|system| system.f_bavail.saturating_mul(system.f_frsize))
-            .map_err(|error| {
-                let error = std::io::Error::from(error);
-                XtlsError::failed(format!("{}: {error}", self.dir.display()))
-            })?;
+            .map_err(|error| NotReceived::disk(&self.dir, &error.into()))?;
         let others = self.promised.fetch_add(bytes, Ordering::Relaxed);
         let room = Room { inbox: self, bytes };
         if bytes.saturating_add(others) > free {
-            return Err(XtlsError::refused(format!(
+            return Err(NotReceived::Content(XtlsError::refused(format!(
                 "there is no room for the file: it needs {} more",
                 files::size(bytes)
-            )));
+            ))));
         }
         Ok(room)
+    }
+
+    /// Creates the directory if it is missing, and checks that files can be written to it.
+    ///
+    /// # Errors
+    /// Exit status 2 if not.
+    pub(super) fn prepare(self) -> Result<Self, XtlsError> {
+        let shown = files::shown_path(&self.dir);
+        if self.dir.symlink_metadata().is_ok() && !self.dir.is_dir() {
+            return Err(XtlsError::usage(format!("{shown}: not a directory"))
+                .hint("name a directory for received files with --out"));
+        }
+        std::fs::create_dir_all(&self.dir).map_err(|error| {
+            XtlsError::usage(format!("{shown}: cannot be created: {error}"))
+                .hint("name another directory for received files with --out")
+        })?;
+        parts::check_writable(&self.dir).map_err(|error| {
+            XtlsError::usage(format!("{shown}: cannot be written to: {error}"))
+                .hint("name another directory for received files with --out")
+        })?;
+        Ok(self)
     }
 }
 
@@ -370,21 +388,15 @@ impl Listen {
         let (mut session, mut stream) = request.accept_with(answer).await?;
         self.secured(&mut session, &stream, claimed).await?;
         // The peer's identity is known only now. The sender learns the reason before it has sent much.
-        let room = match inbox.room(offer.size.saturating_sub(kept)) {
-            Ok(room) => room,
-            Err(error) => {
-                match error.code {
-                    5 => session.terminate(Reason::Decline, &error.text).await,
-                    _ => session.terminate(Reason::FailedApplication, NOT_STORED).await,
-                }
-                return Err(error.into());
-            }
-        };
-        let part = match self.part(&inbox.dir, &sender, &offer, kept).await {
-            Ok(part) => part,
-            Err(error) => {
-                session.terminate(Reason::FailedApplication, NOT_STORED).await;
-                return Err(error.into());
+        let (room, part) = match self.prepare(inbox, &sender, &offer, kept).await {
+            Ok(prepared) => prepared,
+            Err(failure) => {
+                let reason = match &failure {
+                    NotReceived::Content(_) => Reason::Decline,
+                    _ => Reason::FailedApplication,
+                };
+                session.terminate(reason, failure.words()).await;
+                return Err(XtlsError::from(failure).into());
             }
         };
         let bar = self.client.output.progress(offer.size, &offer.name);
@@ -463,26 +475,28 @@ impl Listen {
         }
     }
 
-    /// Returns the part of a file whose first `kept` bytes exist.
-    async fn part(
+    /// Reserves room for a file, and returns the part of it whose first `kept` bytes exist.
+    async fn prepare<'a>(
         &self,
-        dir: &Path,
+        inbox: &'a FileInbox,
         sender: &BareJid,
         offer: &FileOffer,
         kept: u64,
-    ) -> Result<PartialFile, XtlsError> {
-        let (dir, sender, mut offer) = (dir.to_owned(), sender.clone(), offer.clone());
+    ) -> Result<(Room<'a>, PartialFile), NotReceived> {
+        let room = inbox.room(offer.size.saturating_sub(kept))?;
+        let (dir, sender, mut offer) = (inbox.dir.clone(), sender.clone(), offer.clone());
         if !offer.ranged {
             offer.sha256 = None;
         }
         let opened = tokio::task::spawn_blocking(move || {
             let part = PartialFile::open(&dir, &sender, &offer, kept)
-                .map_err(|error| XtlsError::failed(format!("{}: {error}", dir.display())));
+                .map_err(|error| NotReceived::disk(&dir, &error));
             // A stream that is still open stays so.
             parts::sweep(&dir);
             part
         });
-        opened.await.map_err(|error| XtlsError::failed(error.to_string()))?
+        let opened = opened.await.map_err(std::io::Error::from);
+        Ok((room, opened.map_err(|error| NotReceived::disk(&inbox.dir, &error))??))
     }
 }
 
@@ -497,28 +511,6 @@ async fn goodbye(mut session: Session, done: Result<(), NotReceived>) -> Result<
 fn last_words(done: &Result<(), NotReceived>) -> (Reason, &str) {
     match done {
         Ok(()) => (Reason::Success, ""),
-        // The sender need not know where its files land.
-        Err(NotReceived::Disk(_)) => (Reason::MediaError, NOT_STORED),
-        Err(NotReceived::Content(error)) => (Reason::MediaError, &error.text),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_sender_learns_what_is_wrong_with_its_file_and_nothing_of_the_disk_here() {
-        let wrong = "/home/bob: the file's hash is not the one offered";
-        for (done, words) in [
-            (Ok(()), (Reason::Success, "")),
-            (
-                Err(NotReceived::Disk(XtlsError::failed("No space left on device (os error 28)"))),
-                (Reason::MediaError, NOT_STORED),
-            ),
-            (Err(NotReceived::Content(XtlsError::failed(wrong))), (Reason::MediaError, wrong)),
-        ] {
-            assert_eq!(last_words(&done), words);
-        }
+        Err(failure) => (Reason::MediaError, failure.words()),
     }
 }

@@ -253,6 +253,11 @@ fn share(file: &File, dir: &Path) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(mode))
 }
 
+/// Checks that files can be created in a directory.
+pub(super) fn check_writable(dir: &Path) -> io::Result<()> {
+    tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(dir).map(drop)
+}
+
 /// Returns whether a file can have been modified at that time. Other dates would confuse programs that compare dates.
 fn is_sane(modified: OffsetDateTime, now: OffsetDateTime) -> bool {
     (OffsetDateTime::UNIX_EPOCH..=now).contains(&modified)

@@ -103,6 +103,9 @@ async fn run_standard(
     goodbye(session, stream, joined?).await
 }
 
+/// What a peer is told of a command that failed: its status and the system's errors are about this machine.
+const COMMAND_FAILED: &str = "the command of the pipe failed";
+
 async fn run_command(
     mut session: Session,
     mut stream: SecureStream,
@@ -122,7 +125,8 @@ async fn run_command(
     if let Err(error) = &joined {
         // The command must not take the end of a cut stream for the end of the peer's content.
         running.stop().await;
-        session.terminate(Reason::FailedApplication, &error.text).await;
+        tracing::debug!(%error, "the command's pipe failed");
+        session.terminate(Reason::FailedApplication, COMMAND_FAILED).await;
     }
     goodbye(session, stream, joined?).await?;
     let received = monitor.received();

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{
     client::Client,
     file_offer::{FileOffer, Range, is_accepted},
-    files::{self, Done},
+    files::{self, Done, NotSent},
     output::XtlsError,
     pace,
 };
@@ -147,7 +147,8 @@ async fn send_one(
             done.seconds = since.elapsed().as_secs_f64();
             return Ok(done);
         }
-        Err(XtlsError::failed("the peer sent data where its end was expected"))
+        let words = "the peer sent data where its end was expected";
+        Err(NotSent::new(XtlsError::failed(words), "data came where the end was expected"))
     };
     let sent = session
         .during(async {
@@ -160,9 +161,9 @@ async fn send_one(
         .await;
     let done = match sent {
         Ok(done) => done,
-        Err(error) => {
+        Err(NotSent { error, words }) => {
             bar.finish_and_clear();
-            session.terminate(Reason::FailedApplication, &error.text).await;
+            session.terminate(Reason::FailedApplication, words).await;
             return Err(go_on(error));
         }
     };
@@ -170,6 +171,13 @@ async fn send_one(
     bar.finish_and_clear();
     ended.map_err(|error| go_on(error.into()))?;
     done.report(output, path);
+    if std::fs::metadata(path).is_ok_and(|now| now.len() > offer.size) {
+        output.warn(&format!(
+            "{} has grown while it was sent: the other side has its first {} bytes",
+            files::shown_path(path),
+            offer.size
+        ));
+    }
     Ok(done)
 }
 
