@@ -34,5 +34,6 @@ mod paths;
 mod pipe;
 mod resume;
 mod roaming;
+mod setup;
 mod terminal;
 mod wire;

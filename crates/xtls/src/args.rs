@@ -1,6 +1,6 @@
 //! The command line of `xtls`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{
     Args, Parser, Subcommand, ValueEnum,
@@ -115,6 +115,9 @@ pub(super) struct Common {
     pub(super) offer_print: Option<String>,
 }
 
+/// The longest period of `--wait`: a year, in seconds.
+const LONGEST_WAIT: u64 = 366 * 86_400;
+
 /// The value of `--stun` with which no server is asked.
 pub(super) const NO_STUN: &str = "none";
 
@@ -167,23 +170,41 @@ pub(super) struct LanArgs {
     pub(super) name: Option<BareJid>,
 }
 
+/// The account to log in with.
+#[derive(Args, Clone, Debug)]
+pub(super) struct LoginArgs {
+    /// The account's address, user@domain
+    pub(super) jid: BareJid,
+    /// The XMPP server, instead of the one in the DNS records of the JID's domain
+    #[arg(long, value_name = "HOST:PORT", value_parser = server)]
+    pub(super) server: Option<String>,
+    /// Read the password from the first line of this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) password_file: Option<PathBuf>,
+    /// The SHA-256 fingerprint of the XMPP server's certificate: only this certificate is then accepted, at each later
+    /// login too. For a server whose certificate no authority has signed
+    #[arg(long, value_name = "SHA256", value_parser = certificate)]
+    pub(super) trust_certificate: Option<Print>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Log in and store the account
-    Login {
-        /// The account's address, user@domain
-        jid: BareJid,
-        /// The XMPP server, instead of the one in the DNS records of the JID's domain
-        #[arg(long, value_name = "HOST:PORT", value_parser = server)]
-        server: Option<String>,
-        /// Read the password from the first line of this file
-        #[arg(long, value_name = "FILE")]
-        password_file: Option<PathBuf>,
-        /// The SHA-256 fingerprint of the XMPP server's certificate: only this certificate is then accepted, at each
-        /// later login too. For a server whose certificate no authority has signed
-        #[arg(long, value_name = "SHA256", value_parser = certificate)]
-        trust_certificate: Option<Print>,
+    /// Log in, make a key, register and prove it: all that is needed to send and receive files
+    ///
+    /// A second run keeps what is there and does what is missing.
+    Setup {
+        #[command(flatten)]
+        login: LoginArgs,
+        /// A name for the key
+        #[arg(long, default_value = "xtls", value_parser = carried)]
+        label: String,
     },
+    /// Check the account, the server, its certificate, the component, your key, the proxy and the speed
+    ///
+    /// Each fault is shown with its cure. Exit status 1 if a check has failed.
+    Doctor,
+    /// Log in and store the account
+    Login(LoginArgs),
     /// List registered keys: your own, or another user's
     Keys {
         /// The other user
@@ -257,6 +278,9 @@ pub(super) enum Command {
         /// The files
         #[arg(required = true)]
         files: Vec<PathBuf>,
+        /// Wait this long for the receiver to appear; for example 30s, 10m or 2h
+        #[arg(long, value_name = "TIME", value_parser = period, conflicts_with = "lan")]
+        wait: Option<Duration>,
         #[command(flatten)]
         lan: LanArgs,
     },
@@ -371,6 +395,32 @@ fn carried(value: &str) -> Result<String, String> {
     }
 }
 
+/// Returns a period, read from numbers with the units s, m, h and d, or one of seconds.
+fn period(value: &str) -> Result<Duration, String> {
+    let expected = || "expected a time, such as 30s, 10m or 1h30m".to_owned();
+    let mut seconds: u64 = 0;
+    let mut rest = value;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (number, unit) = rest.split_at(digits);
+        let unit = unit.chars().next().unwrap_or('s');
+        let factor = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            _ => return Err(expected()),
+        };
+        let number: u64 = number.parse().map_err(|_| expected())?;
+        let more = number.checked_mul(factor).and_then(|more| seconds.checked_add(more));
+        seconds = more.ok_or_else(expected)?;
+        rest = rest.get(digits + 1..).unwrap_or_default();
+    }
+    // The clock of the system cannot count further than a few hundred years.
+    let is_sane = (1..=LONGEST_WAIT).contains(&seconds);
+    is_sane.then(|| Duration::from_secs(seconds)).ok_or_else(expected)
+}
+
 /// Returns a number of bytes, read from a number that may end with K, M, G or T (powers of 1024).
 fn size(value: &str) -> Result<u64, String> {
     let expected = || "expected a number of bytes, such as 1048576, 500M or 2G".to_owned();
@@ -435,6 +485,19 @@ mod tests {
         }
         for text in ["", "a1:a1", &"a1".repeat(20), &format!("pin-sha256:{}", "A".repeat(43))] {
             assert!(certificate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn periods_are_read_with_their_units() {
+        for (text, seconds) in
+            [("30s", 30), ("10m", 600), ("2h", 7200), ("1h30m", 5400), ("90", 90)]
+        {
+            assert_eq!(period(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "0", "m", "-1s", "1.5h", "10 m", "10x", "99999d", "99999999999999999999s"]
+        {
+            assert!(period(text).is_err(), "{text}");
         }
     }
 

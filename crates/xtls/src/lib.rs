@@ -9,7 +9,9 @@ mod chat;
 mod chunks;
 mod client;
 mod credential;
+mod discover;
 mod display;
+mod doctor;
 mod fast;
 mod file_offer;
 mod files;
@@ -28,6 +30,7 @@ mod registry;
 mod rights;
 mod secured;
 mod send;
+mod setup;
 mod stream;
 pub mod trust;
 mod watch;
@@ -88,10 +91,11 @@ pub async fn run(cli: Cli) -> u8 {
 
 async fn command(common: Common, command: Command, output: Output) -> Result<(), XtlsError> {
     match command {
-        Command::Login { ref jid, ref server, ref password_file, ref trust_certificate } => {
-            let (file, trusted) = (password_file.as_deref(), trust_certificate.as_ref());
-            login::login(&common, jid, server.clone(), file, trusted, output).await
+        Command::Setup { ref login, ref label } => {
+            setup::setup(&common, login, label, output).await
         }
+        Command::Doctor => doctor::doctor(&common, output).await,
+        Command::Login(ref wanted) => login::login(&common, wanted, output).await,
         Command::Keygen { openpgp: false, algorithm, .. } => {
             login::keygen(&common, algorithm, output)
         }
@@ -156,13 +160,13 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
                 Client::load(&common, output)?.accepting_direct(accept_direct).taking(Takes::CHATS);
             chat::listen(client, &accept).await
         }
-        Command::Send { jid, files, lan } if lan.lan => {
+        Command::Send { jid, files, lan, .. } if lan.lan => {
             Lan::load(&common, lan, output)?.send(&jid, files).await
         }
-        Command::Send { jid, files, .. } => {
+        Command::Send { jid, files, wait, .. } => {
             let client = Client::load(&common, output)?;
             client.check_peer(&jid)?;
-            send::send(&client, &jid, files).await
+            send::send(&client, &jid, files, wait).await
         }
     }
 }

@@ -1,98 +1,49 @@
 //! The commands that create an account: `login` and `keygen`.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::path::Path;
 
-use fingerpost_endpoint::{self, Connection, Endpoint, RequestKind};
+use fingerpost_endpoint::Endpoint;
 use fingerpost_secure::{
     identity::{Algorithm, Identity},
     openpgp::OpenPgpKey,
 };
-use fingerpost_wire::{ns, print::Print, xml};
-use futures::future::join_all;
-use jid::{BareJid, Jid};
-use minidom::Element;
+use jid::BareJid;
 use serde_json::json;
-use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::{
     account::{self, Account},
-    args::Common,
+    args::{Common, LoginArgs},
     credential::{ask, passphrase},
+    discover,
     output::{Output, XtlsError},
     rights,
 };
 
-/// How long the server, and then each component, may take to answer a query of service discovery.
-const DISCO: Duration = Duration::from_secs(5);
-/// The most listed services that are asked what they are.
-const ITEMS: usize = 32;
+/// An account that has logged in and is stored.
+pub(super) struct LoggedIn {
+    pub(super) account: Account,
+    /// The components that its server lists, if none was named.
+    pub(super) found: Vec<BareJid>,
+}
 
 /// Logs in once and stores the account.
 pub(super) async fn login(
     common: &Common,
-    jid: &BareJid,
-    server: Option<String>,
-    password_file: Option<&Path>,
-    trust_certificate: Option<&Print>,
+    wanted: &LoginArgs,
     output: Output,
 ) -> Result<(), XtlsError> {
-    if jid.node().is_none() {
-        return Err(XtlsError::usage("the JID must be user@domain"));
-    }
-    if let Some(file) = password_file {
-        rights::warn_of_password(file);
-    }
-    let password = match (password_file, std::env::var("XTLS_PASSWORD")) {
-        (Some(file), _) => std::fs::read_to_string(file)
-            .map_err(|error| XtlsError::usage(format!("{}: {error}", file.display())))?
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .to_owned(),
-        (None, Ok(password)) => password,
-        (None, Err(_)) => prompt(jid).await?,
+    let LoggedIn { account, found } = log_in(common, wanted, None).await?;
+    let note = match found.as_slice() {
+        _ if common.via.is_some() => String::new(),
+        [] => "; its server lists no component: name one with --via".to_owned(),
+        [only] => format!(", with the component {only}"),
+        several => {
+            let names = discover::names(several);
+            format!("; its server lists several components, choose one with --via: {names}")
+        }
     };
-    let ca_file = common.ca_file.clone().map(|file| file.canonicalize().unwrap_or(file));
-    if password.is_empty() {
-        return Err(XtlsError::usage("the password is empty").hint(
-            "type it, or put it into the first line of --password-file or in XTLS_PASSWORD",
-        ));
-    }
-    let mut account = Account {
-        jid: jid.clone(),
-        password,
-        server,
-        via: common.via.clone(),
-        ca_file,
-        trust_certificate: trust_certificate.map(|print| print.to_string()),
-        direct_path: common.direct_path,
-        stun: common.stun.clone(),
-    };
-    // This tests the password, not a stored token.
-    let mut login = account.login(common)?;
-    login.fast = None;
-    let connection = fingerpost_endpoint::login(&login).await?;
-    let mut note = String::new();
-    if account.via.is_none() {
-        let found = components(jid, connection).await?;
-        note = match found.as_slice() {
-            [] => "; its server lists no component: name one with --via".to_owned(),
-            [only] => {
-                account.via = Some(only.clone());
-                format!(", with the component {only}")
-            }
-            several => {
-                let names: Vec<_> = several.iter().map(|jid| jid.as_str()).collect();
-                format!(
-                    "; its server lists several components, choose one with --via: {}",
-                    names.join(", ")
-                )
-            }
-        };
-    }
-    account.store()?;
-    let via = account.via.as_ref().map(|via| via.as_str());
+    let (jid, via) = (&account.jid, account.via.as_ref().map(|via| via.as_str()));
     output.event(
         &json!({"event": "login", "jid": jid.as_str(), "via": via}),
         &format!("logged in as {jid}{note}"),
@@ -100,34 +51,67 @@ pub(super) async fn login(
     Ok(())
 }
 
-/// Returns the components with a registry that the account's own server lists (XEP-0030), by their names.
-async fn components(jid: &BareJid, connection: Connection) -> Result<Vec<BareJid>, XtlsError> {
-    // No session is set up here, so any identity will do.
-    let (endpoint, _incoming) = Endpoint::builder(Identity::generate(jid)?).over(connection);
-    let ask = async |to: &Jid, namespace: &str| {
-        let asked = endpoint.request(RequestKind::Get, to, Element::bare("query", namespace));
-        timeout(DISCO, asked).await.ok()?.ok()?
+/// Logs in once and stores the account, with the component if its server lists just one. Takes from `known`, the account
+/// as it was stored, what is not given.
+pub(super) async fn log_in(
+    common: &Common,
+    wanted: &LoginArgs,
+    known: Option<&Account>,
+) -> Result<LoggedIn, XtlsError> {
+    let LoginArgs { jid, server, password_file, trust_certificate } = wanted;
+    if jid.node().is_none() {
+        return Err(XtlsError::usage("the JID must be user@domain"));
+    }
+    if let Some(file) = password_file {
+        rights::warn_of_password(file);
+    }
+    let password = match (password_file, std::env::var("XTLS_PASSWORD"), known) {
+        (Some(file), ..) => std::fs::read_to_string(file)
+            .map_err(|error| XtlsError::usage(format!("{}: {error}", file.display())))?
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
+        (None, Ok(password), _) => password,
+        (None, Err(_), Some(known)) => known.password.clone(),
+        (None, Err(_), None) => prompt(jid).await?,
     };
-    let listed = match Jid::new(jid.domain().as_str()) {
-        Ok(server) => ask(&server, ns::DISCO_ITEMS).await,
-        Err(_) => None,
+    let ca_file = common.ca_file.clone().map(|file| file.canonicalize().unwrap_or(file));
+    if password.is_empty() {
+        return Err(XtlsError::usage("the password is empty").hint(
+            "type it, or put it into the first line of --password-file or in XTLS_PASSWORD",
+        ));
+    }
+    let trust_certificate = trust_certificate.as_ref().map(ToString::to_string);
+    let mut account = Account {
+        jid: jid.clone(),
+        password,
+        server: server.clone().or_else(|| known?.server.clone()),
+        via: common.via.clone().or_else(|| known?.via.clone()),
+        ca_file: ca_file.or_else(|| known?.ca_file.clone()),
+        trust_certificate: trust_certificate.or_else(|| known?.trust_certificate.clone()),
+        direct_path: common.direct_path.or_else(|| known?.direct_path),
+        stun: match known {
+            Some(known) if common.stun.is_empty() => known.stun.clone(),
+            _ => common.stun.clone(),
+        },
     };
-    let listed: BTreeSet<BareJid> = listed
-        .iter()
-        .flat_map(Element::children)
-        .filter(|item| item.is("item", ns::DISCO_ITEMS) && item.attr("node").is_none())
-        .filter_map(|item| BareJid::new(item.attr("jid")?).ok())
-        .filter(|item| item.node().is_none())
-        .take(ITEMS)
-        .collect();
-    // In parallel: one that does not answer must not use up the time of the others.
-    let asked = listed.into_iter().map(async |item| {
-        let info = ask(&Jid::from(item.clone()), ns::DISCO_INFO).await?;
-        xml::features(&info).any(|feature| feature == ns::KEYS).then_some(item)
-    });
-    let found = join_all(asked).await.into_iter().flatten().collect();
-    endpoint.close().await;
-    Ok(found)
+    // This tests the password, not a stored token.
+    let mut login = account.login(common)?;
+    login.fast = None;
+    let connection = fingerpost_endpoint::login(&login).await?;
+    let mut found = Vec::new();
+    if account.via.is_none() {
+        // No session is set up here, so any identity will do.
+        let (endpoint, _incoming) = Endpoint::builder(Identity::generate(jid)?).over(connection);
+        found = discover::components(&endpoint).await;
+        endpoint.close().await;
+        if let [only] = found.as_slice() {
+            account.via = Some(only.clone());
+        }
+    }
+    account.store()?;
+    Ok(LoggedIn { account, found })
 }
 
 /// Creates a key, unless one exists.

@@ -3,10 +3,12 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use fingerpost_endpoint::{Application, Endpoint, Reason, TransportKind};
+use fingerpost_endpoint::{
+    Application, Endpoint, Error, Reason, SecureStream, Session, TransportKind,
+};
 use jid::Jid;
 use serde_json::json;
 
@@ -17,6 +19,13 @@ use super::{
     output::XtlsError,
     pace,
 };
+
+/// The first and the longest pause between two attempts to reach a peer.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+
+/// What to do about a peer that is not there.
+const ABSENT: &str =
+    "the other side must run `xtls listen`, or another program that takes files and is online";
 
 /// Files to send, each with the result of a first look at it.
 pub(super) type Checked = Vec<(PathBuf, Result<(), XtlsError>)>;
@@ -47,11 +56,20 @@ pub(super) fn check_all(client: &Client, files: Vec<PathBuf>) -> Result<Checked,
 ///
 /// # Errors
 /// As [`send_all`]
-pub(super) async fn send(client: &Client, jid: &Jid, files: Vec<PathBuf>) -> Result<(), XtlsError> {
+pub(super) async fn send(
+    client: &Client,
+    jid: &Jid,
+    files: Vec<PathBuf>,
+    wait: Option<Duration>,
+) -> Result<(), XtlsError> {
     let files = check_all(client, files)?;
-    let (endpoint, _incoming) = client.connect().await?;
+    let patience = wait.map(Patience::new);
+    let (endpoint, _incoming) = match patience {
+        Some(_) => client.connect_to_wait().await?,
+        None => client.connect().await?,
+    };
     endpoint.appear(-1).await;
-    let sent = send_all(client, &endpoint, jid, files).await;
+    let sent = send_all(client, &endpoint, jid, files, patience).await;
     endpoint.close().await;
     sent
 }
@@ -66,6 +84,7 @@ pub(super) async fn send_all(
     endpoint: &Endpoint,
     jid: &Jid,
     files: Checked,
+    mut patience: Option<Patience>,
 ) -> Result<(), XtlsError> {
     let mut summary = Summary::new(files.len());
     let mut hopeless = false;
@@ -73,7 +92,7 @@ pub(super) async fn send_all(
         let done = match fit {
             Err(error) => Err(error),
             Ok(()) if hopeless => Ok(None),
-            Ok(()) => send_one(client, endpoint, jid, &path).await.map(Some),
+            Ok(()) => send_one(client, endpoint, jid, &path, patience.as_mut()).await.map(Some),
         };
         // No peer, a wrong key, or no connection: the next file would fail too.
         hopeless |= matches!(&done, Err(XtlsError { code: 3 | 4, .. })) || !endpoint.is_connected();
@@ -100,11 +119,75 @@ fn check(path: &Path) -> Result<(), XtlsError> {
     Ok(())
 }
 
+/// How long to wait for a peer that is not there.
+#[derive(Debug)]
+pub(super) struct Patience {
+    wait: Duration,
+    until: Instant,
+    /// Whether the user knows that we wait.
+    told: bool,
+}
+
+impl Patience {
+    fn new(wait: Duration) -> Self {
+        Self { wait, until: Instant::now() + wait, told: false }
+    }
+}
+
+/// Starts a session. If the peer is not there, tries again as long as there is patience.
+async fn initiate(
+    client: &Client,
+    endpoint: &Endpoint,
+    peer: &Jid,
+    application: &Application,
+    mut patience: Option<&mut Patience>,
+) -> Result<(Session, SecureStream), XtlsError> {
+    let mut pause = PAUSES.0;
+    loop {
+        let error = match endpoint.initiate(peer, application).await {
+            Ok(started) => return Ok(started),
+            Err(error) => error,
+        };
+        let is_away = matches!(error, Error::Unreachable(_) | Error::Silent(_));
+        // Between two connections to the server nobody can be reached.
+        let may_change =
+            is_away || (matches!(error, Error::Disconnected) && endpoint.is_connected());
+        match patience.as_mut() {
+            Some(patience) if may_change && Instant::now() < patience.until => {
+                if !std::mem::replace(&mut patience.told, true) {
+                    let wait = patience.wait.as_secs();
+                    client.output.event(
+                        &json!({"event": "waiting", "peer": peer.as_str(), "seconds": wait}),
+                        &format!(
+                            "{peer} is not there yet: waiting up to {} (Ctrl-C ends)",
+                            indicatif::HumanDuration(patience.wait)
+                        ),
+                    );
+                }
+                let left = patience.until.saturating_duration_since(Instant::now());
+                tokio::time::sleep(pause.min(left)).await;
+                pause = (pause * 2).min(PAUSES.1);
+            }
+            given => {
+                let is_absent = matches!(error, Error::Unreachable(_));
+                let error = XtlsError::from(error);
+                let again = "; `xtls send --wait 10m` waits for that";
+                return Err(match given {
+                    _ if !is_absent => error,
+                    Some(_) => error.hint(ABSENT),
+                    None => error.hint(format!("{ABSENT}{again}")),
+                });
+            }
+        }
+    }
+}
+
 async fn send_one(
     client: &Client,
     endpoint: &Endpoint,
     peer: &Jid,
     path: &Path,
+    patience: Option<&mut Patience>,
 ) -> Result<Done, XtlsError> {
     let output = client.output;
     let waiting = output.waiting(&format!("reading {}", path.display()));
@@ -114,7 +197,7 @@ async fn send_one(
         .map_err(|error| XtlsError::failed(error.to_string()))??;
     waiting.set_message(format!("waiting for {peer}"));
     let application = Application::described(offer.to_description()).from_initiator();
-    let initiated = endpoint.initiate(peer, &application).await;
+    let initiated = initiate(client, endpoint, peer, &application, patience).await;
     waiting.finish_and_clear();
     let (mut session, mut stream) = initiated?;
     // Any TLS server can read a stream to its end. One that has accepted a file says so.

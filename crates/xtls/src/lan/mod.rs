@@ -174,7 +174,7 @@ impl Lan {
         let peer = secure.peer.clone();
         let (endpoint, _incoming, link) = self.endpoint(secure, Role::Initiator, &own)?;
         let to = full(&peer).map(Jid::from).ok_or_else(|| XtlsError::failed("no address"))?;
-        let sent = send::send_all(&client, &endpoint, &to, files).await;
+        let sent = send::send_all(&client, &endpoint, &to, files, None).await;
         link.close().await;
         sent
     }
