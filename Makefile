@@ -12,7 +12,7 @@ KEYS ?= 1000000
 # How often `make direct-test` cuts a direct path.
 CUTS ?= 50
 
-.PHONY: direct-test direct-bench fuzz soak test-trixie interop-trixie trixie deb-tool programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,7 +72,6 @@ bench: ## Measure, against real peers; writes docs/BENCHMARKS.md (quickly: make 
 
 # PROFILE=debug uses the programs of `make test` instead of a release build of several minutes.
 PROFILE ?= release
-CARGO_DEB_VERSION := 3.8.0
 
 programs:
 	@deploy/ci/install-peers.sh cc
@@ -87,21 +86,13 @@ docs-test: ## Check and run the commands in the documentation
 	cargo build --locked --workspace --bins --test programs
 	deploy/ci/docs-test.sh target/debug
 
-deb: programs deb-tool ## Build the Debian package in target/debian
-	$(call package,1,target/debian/)
+deb: ## Build the Debian package in target/debian
+	@deploy/ci/install-peers.sh cc debhelper
+	deploy/deb/build.sh $(PROFILE) 1 target/debian
 
-# The newer one first: cargo-deb empties target/debian.
-deb-test: programs deb-tool ## Install, use, upgrade and purge it on a new machine, in a container (not in CI: minutes of images)
-	$(call package,2,target/debian-newer/)
-	$(call package,1,target/debian/)
-	PROFILE=$(PROFILE) timeout 900 deploy/deb/test.sh target/debian/fingerpost_*.deb target/debian-newer/fingerpost_*.deb
-
-deb-tool:
-	@cargo deb --version >/dev/null 2>&1 || cargo install cargo-deb --version $(CARGO_DEB_VERSION) --locked
-	cargo run --quiet --locked --package xtask -- package target/package
-
-# $(call package,REVISION,DIRECTORY)
-package = cargo deb --no-build $(if $(filter debug,$(PROFILE)),--profile dev --no-strip) --deb-revision $(1) --output $(2)
+deb-test: deb ## Install, use, upgrade and purge it on a new machine, in a container (not in CI: minutes of images)
+	deploy/deb/build.sh $(PROFILE) 2 target/debian-newer
+	timeout 900 deploy/deb/test.sh target/debian/fingerpost_*.deb target/debian-newer/fingerpost_*.deb
 
 compose-test: programs ## Two servers, two Fingerposts and their failures, in containers (not in CI: minutes of images)
 	timeout 1200 deploy/compose/test.sh target/$(PROFILE)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs from Debian the missing dependencies of the demo and the tests:
-#   install-peers.sh [cc] [chromium] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
+#   install-peers.sh [cc] [chromium] [debhelper] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
 #                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
@@ -11,6 +11,7 @@ for what in "$@"; do
     case $what in
         cc) command -v cc >/dev/null || missing+=(build-essential) ;;
         chromium) command -v chromium >/dev/null || missing+=(chromium fonts-dejavu-core) ;;
+        debhelper) command -v dh >/dev/null || missing+=(debhelper) ;;
         debootstrap) command -v debootstrap >/dev/null || missing+=(debootstrap) ;;
         openssl) command -v openssl >/dev/null || missing+=(openssl) ;;
         tmux) command -v tmux >/dev/null || missing+=(tmux) ;;

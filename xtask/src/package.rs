@@ -1,5 +1,5 @@
 //! Writes the other files of a package, all generated from the programs: manual pages, shell completions and the
-//! configuration. `make deb` runs it.
+//! configuration. `deploy/deb/build.sh` runs it.
 
 use std::{fs, path::Path};
 
