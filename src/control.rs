@@ -46,6 +46,8 @@ pub struct SessionRow {
     pub age: Duration,
     /// Bytes so far, both directions.
     pub bytes: u64,
+    /// Whether it is brokered and nothing encrypts it from end to end.
+    pub is_plain: bool,
 }
 
 /// What finds a session, however many there are.
@@ -138,6 +140,7 @@ impl Control {
             key: SessionRowKey::Brokered(session.key),
             age: session.age,
             bytes: session.bytes,
+            is_plain: session.is_plain,
         });
         let plain = self.table.list().into_iter().map(|transfer| SessionRow {
             id: format!("t{}", transfer.id),
@@ -146,6 +149,7 @@ impl Control {
             key: SessionRowKey::Plain(transfer.id),
             age: transfer.age,
             bytes: transfer.bytes,
+            is_plain: false,
         });
         let mut all: Vec<SessionRow> = brokered
             .chain(plain)

@@ -45,6 +45,12 @@ pub static REFUSALS: Counter = Counter::new(
 /// Brokered sessions that began.
 pub static SESSIONS: Counter =
     Counter::new("broker_sessions_total", "Brokered sessions since the start", &[]);
+/// Brokered sessions without protection from end to end.
+pub static SESSIONS_PLAIN: Counter = Counter::new(
+    "broker_sessions_plain_total",
+    "Brokered sessions that nothing encrypts from end to end",
+    &[],
+);
 /// Brokered sessions that ended.
 pub static SESSIONS_ENDED: Counter = Counter::new(
     "broker_sessions_ended_total",
@@ -239,6 +245,7 @@ pub fn write(text: &mut String) {
         &PRESENCES_DROPPED,
         &REFUSALS,
         &SESSIONS,
+        &SESSIONS_PLAIN,
         &SESSIONS_ENDED,
         &SESSIONS_DIRECT,
         &DIRECT_BYTES,

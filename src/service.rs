@@ -747,6 +747,7 @@ fn broker_options(config: &Config) -> sessions::BrokerOptions {
     sessions::BrokerOptions {
         jid: config.component.jid.clone(),
         require_tls: config.broker.require_tls,
+        plain: config.broker.plain,
         policies: hints::Policies {
             unknown: config.broker.unknown,
             mismatch: config.broker.mismatch,

@@ -645,7 +645,7 @@ pub fn offer(data: &[u8]) {
         );
     }
     let names = judgement.methods(&offer, &hints::Stripped::default());
-    assert_eq!(offer::is_secured(&content), offer::is_secured(&content.clone()));
+    assert_eq!(offer::protection(&content), offer::protection(&content.clone()));
     for known in Dialect::ALL {
         let translated = dialect::for_peer(&content, &[known], &prints);
         let now = Offer::read(&translated);

@@ -18,12 +18,16 @@ use super::{
     file::Written,
     keys::{Sections, Setting},
     values::{
-        ALLOWED, DAY, Format, LEVELS, POLICIES, SHORTEST, VISIBILITIES, address, admin, bare,
-        boolean, choice, database_url, domain, duration, level, list, name, number, one_or_several,
-        own_address, path, secret, segment, status_address, text, told_address, uri, user,
+        ALLOWED, DAY, Format, LEVELS, PLAIN, POLICIES, SHORTEST, VISIBILITIES, address, admin,
+        bare, boolean, choice, database_url, domain, duration, level, list, name, number,
+        one_or_several, own_address, path, secret, segment, status_address, text, told_address,
+        uri, user,
     },
 };
-use crate::{registry::model::Visibility, sessions::hints::VerdictPolicy};
+use crate::{
+    registry::model::Visibility,
+    sessions::{PlainFiles, hints::VerdictPolicy},
+};
 
 macro_rules! has_default {
     (default) => {
@@ -218,6 +222,10 @@ settings! {
     broker: BrokerSettings {
         /// Refuse sessions without TLS, and end streams that do not start with a TLS ClientHello.
         require_tls: bool, default true, boolean, reload;
+        /// Nevertheless, file transfers without TLS (XEP-0234), as ordinary clients offer them: deny | mark (broker them, and say in
+        /// their stanzas, the log, the metrics and the status page that nothing encrypts them from end to end) | allow (the same, but
+        /// without a word in their stanzas). Both let files pass that JET or OMEMO encrypts.
+        plain: PlainFiles, default "deny", choice(PLAIN), reload;
         /// For a fingerprint that the registry has never seen: annotate (pass it on with a hint) | strip (remove it from the offer) |
         /// reject (refuse the session).
         unknown: VerdictPolicy, default "annotate", choice(POLICIES), reload;

@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 use super::error::{ConfigError, Where};
 use crate::{
     registry::{model::Visibility, store::check_address},
-    sessions::hints::VerdictPolicy,
+    sessions::{PlainFiles, hints::VerdictPolicy},
 };
 
 /// The longest text of a wrong value that an error repeats, in characters.
@@ -34,6 +34,9 @@ pub(super) const POLICIES: &[(&str, VerdictPolicy)] = &[
     ("strip", VerdictPolicy::Strip),
     ("reject", VerdictPolicy::Reject),
 ];
+
+pub(super) const PLAIN: &[(&str, PlainFiles)] =
+    &[("deny", PlainFiles::Deny), ("mark", PlainFiles::Mark), ("allow", PlainFiles::Allow)];
 
 pub(super) const ALLOWED: &[(&str, bool)] = &[("allow", true), ("deny", false)];
 

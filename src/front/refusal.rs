@@ -4,6 +4,7 @@
 
 use fingerpost_wire::{
     ns,
+    offer::Protection,
     stanza::{Condition, ErrorType, Refusal},
 };
 use jid::BareJid;
@@ -87,6 +88,20 @@ fn out_of_order(text: &str) -> Refusal {
         .with_extra("out-of-order", ns::JINGLE_ERRORS)
 }
 
+/// Returns what to do instead of a session without TLS.
+fn without_tls(protection: Protection) -> String {
+    let seen = match protection {
+        Protection::Jet => "JET (XEP-0391) secures this offer",
+        Protection::Omemo => "OMEMO secures this offer",
+        Protection::Other => "an unknown security element secures this offer",
+        Protection::Tls | Protection::None => "this offer has none",
+    };
+    format!(
+        "This service brokers only sessions that TLS secures from end to end, and {seen}: send to the user's own address, or use a \
+         client that offers urn:xmpp:jingle:apps:tls or a security element of urn:xmpp:jingle:security:xtls:0, such as xtls"
+    )
+}
+
 fn unsecured(text: &str) -> Refusal {
     Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text)
         .with_extra("security-required", ns::JINGLE_ERRORS)
@@ -159,10 +174,7 @@ impl From<SessionRefusal> for Refusal {
             UnnamedContent => Self::bad_request(
                 "A content must have a name, and as creator initiator or responder",
             ),
-            Unsecured => unsecured(
-                "Only sessions secured by TLS are brokered: offer urn:xmpp:jingle:apps:tls or a \
-                 security element",
-            ),
+            Unsecured(protection) => unsecured(&without_tls(protection)),
             NoTransport => Self::new(
                 ErrorType::Cancel,
                 Condition::FeatureNotImplemented,

@@ -75,6 +75,7 @@ impl World {
             sessions::BrokerOptions {
                 jid: jid.clone(),
                 require_tls: false,
+                plain: sessions::PlainFiles::Deny,
                 policies: Policies {
                     unknown: VerdictPolicy::Annotate,
                     mismatch: VerdictPolicy::Annotate,

@@ -287,7 +287,8 @@ async fn page(
             None => "being set up".to_owned(),
         };
         let [a, b] = &session.users;
-        let what = format!("{legs}, {} s, {} bytes", session.age.as_secs(), session.bytes);
+        let mark = if session.is_plain { ", not encrypted from end to end" } else { "" };
+        let what = format!("{legs}, {} s, {} bytes{mark}", session.age.as_secs(), session.bytes);
         [shown(a), shown(b), what]
     });
     let page = StatusPage {

@@ -185,7 +185,8 @@ impl Broker {
             SessionPeer { pair: Arc::new((callee.clone(), mask)), sid: theirs, namespace };
         let peers = PerSide { initiator, responder };
         let [ours, theirs] = peers.to_array().map(|peer| peer.pair);
-        let facts = Arc::new(Facts::new(&stanza.from, callee));
+        let is_plain = session::is_plain(jingle, chosen);
+        let facts = Arc::new(Facts { is_plain, ..Facts::new(&stanza.from, callee) });
         let (inbox, inputs) = inbox::channel(INBOX);
         let (leg, ibb) = match transport {
             Transport::Ibb { namespace, sid, block_size } => {
@@ -250,6 +251,9 @@ impl Broker {
         );
         machine.expect_acknowledgement(patience, again.is_some(), has_others);
         metrics::SESSIONS.count(&[]);
+        if is_plain {
+            metrics::SESSIONS_PLAIN.count(&[]);
+        }
         let driver = Box::new(SessionDriver::new(guard, machine, line, again));
         self.tasks.spawn(in_span(facts, Box::pin(driver.run(inputs))));
         Ok(())
@@ -557,6 +561,7 @@ impl Broker {
                 legs: entry.facts.legs.get().map(|legs| legs.to_array()),
                 age: entry.facts.began.elapsed(),
                 bytes: entry.facts.progress.bytes(),
+                is_plain: entry.facts.is_plain,
             })
             .collect();
         found.sort_by_key(|session| std::cmp::Reverse(session.age));

@@ -49,6 +49,8 @@ pub struct SessionInfo {
     pub age: Duration,
     /// Bytes so far, both directions.
     pub bytes: u64,
+    /// Whether nothing encrypts it from end to end.
+    pub is_plain: bool,
 }
 
 /// The facts of a session that other tasks may read.
@@ -61,6 +63,8 @@ pub(super) struct Facts {
     /// Both legs' transports, once they are up.
     pub(super) legs: OnceLock<PerSide<TransportKind>>,
     pub(super) progress: StreamProgress,
+    /// Whether nothing encrypts the stream from end to end.
+    pub(super) is_plain: bool,
 }
 
 impl Facts {
@@ -71,6 +75,7 @@ impl Facts {
             users: PerSide { initiator: initiator.to_bare(), responder: responder.to_bare() },
             legs: OnceLock::new(),
             progress: StreamProgress::default(),
+            is_plain: false,
         }
     }
 }

@@ -120,6 +120,9 @@ impl SessionDriver {
     /// Runs for the whole life of the session. What is large is boxed, because the future has room for all that it ever
     /// waits for.
     pub(super) async fn run(mut self: Box<Self>, mut inbox: Inbox) {
+        if self.facts.is_plain {
+            tracing::info!("nothing encrypts this session from end to end");
+        }
         loop {
             while let Some(action) = self.session.poll_action() {
                 Box::pin(self.perform(action)).await;
@@ -274,10 +277,12 @@ impl SessionDriver {
                 let settings = self.shared.options();
                 let options = pipe::StreamOptions {
                     idle_timeout: settings.idle_timeout,
-                    guard: settings.require_tls.then_some(match self.parted {
-                        0 => pipe::FirstBytes::ClientHello,
-                        _ => pipe::FirstBytes::PathUse,
-                    }),
+                    guard: (settings.require_tls && self.session.is_tls()).then_some(
+                        match self.parted {
+                            0 => pipe::FirstBytes::ClientHello,
+                            _ => pipe::FirstBytes::PathUse,
+                        },
+                    ),
                     account: pipe::PipeAccount::of(&self.facts.users.initiator),
                 };
                 for side in Side::BOTH {

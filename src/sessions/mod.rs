@@ -30,5 +30,5 @@ pub use self::{
     broker::Broker,
     callee::{Again, Callee, Left},
     directory::{SessionInfo, SessionKey},
-    options::BrokerOptions,
+    options::{BrokerOptions, PlainFiles},
 };

@@ -8,6 +8,17 @@ use jid::BareJid;
 
 use super::hints::Policies;
 
+/// What happens with file transfers without TLS (XEP-0234) while [`BrokerOptions::require_tls`] holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlainFiles {
+    /// They are refused.
+    Deny,
+    /// They are brokered, and both users' clients are told that nothing encrypts them from end to end.
+    Mark,
+    /// They are brokered.
+    Allow,
+}
+
 /// The broker's settings.
 #[derive(Clone, Debug)]
 pub struct BrokerOptions {
@@ -15,6 +26,8 @@ pub struct BrokerOptions {
     pub jid: BareJid,
     /// Refuse sessions without TLS security and streams that do not start with TLS.
     pub require_tls: bool,
+    /// What to do with file transfers without TLS nevertheless.
+    pub plain: PlainFiles,
     /// What to do with prints of bad verdict.
     pub policies: Policies,
     /// Whether two users may agree on a direct connection between them.
@@ -64,6 +77,7 @@ impl BrokerOptions {
         Self {
             jid: BareJid::new("xtls.example.org").unwrap(),
             require_tls: true,
+            plain: PlainFiles::Deny,
             policies: Policies {
                 unknown: VerdictPolicy::Annotate,
                 mismatch: VerdictPolicy::Annotate,

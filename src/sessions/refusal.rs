@@ -1,7 +1,7 @@
 //! Why a stanza of a session or of a proposal is refused. `src/front/refusal.rs` says it to the user.
 
 use fingerpost_carry::shares::Full;
-use fingerpost_wire::stanza::Refusal;
+use fingerpost_wire::{offer::Protection, stanza::Refusal};
 use jid::BareJid;
 
 /// Why a stanza is refused.
@@ -33,8 +33,8 @@ pub enum SessionRefusal {
     NoContent,
     /// A content lacks its name or its creator.
     UnnamedContent,
-    /// No content is secured by TLS.
-    Unsecured,
+    /// No content is secured by TLS; it may be by something else.
+    Unsecured(Protection),
     /// No transport is supported.
     NoTransport,
     /// The session-accept lacks the content that was offered.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::programs::{Component, Options, Script, Xtls, qxmpp_transfer, script};
+use super::programs::{Component, Options, Script, Xtls, page, qxmpp_transfer, script};
 use super::servers::{Kind, Server};
 use super::{COMPONENT, MARKER, SECRET, USERS, random_file, sha256, tap, wait_for};
 
@@ -31,6 +31,7 @@ macro_rules! scenarios {
             a_sender_that_leaves_leaves_nothing_behind,
             a_wrong_key_is_refused_and_nothing_is_written,
             a_stream_that_is_not_tls_leaks_no_byte,
+            files_of_ordinary_clients_pass_as_the_operator_says,
             nonsense_does_not_end_the_link,
             the_component_is_discovered,
             users_run_commands,
@@ -419,6 +420,46 @@ pub fn a_stream_that_is_not_tls_leaks_no_byte(kind: Kind) {
     assert_eq!(report["leaked"], 0, "{report}");
     for side in ["initiator", "responder"] {
         assert!(report[side].as_str().unwrap().contains("security-error"), "{report}");
+    }
+}
+
+/// Two clients without TLS send a file over two kinds of legs if the operator lets them. Then the stanzas, the log and the
+/// metrics say that nothing encrypts it from end to end. A file that JET encrypts has no such mark.
+pub fn files_of_ordinary_clients_pass_as_the_operator_says(kind: Kind) {
+    const JET: &str = "<security xmlns='urn:xmpp:jingle:jet:0' cipher='urn:xmpp:ciphers:aes-256-gcm-nopadding:0'/>";
+    let server = Server::start(kind);
+    let send = |protection: &str| {
+        script("plain_file.py", &server, json!({"size": 200_000, "protection": protection}))
+    };
+    for plain in ["deny", "mark", "allow"] {
+        let options = Options {
+            env: vec![("FINGERPOST_BROKER__PLAIN", plain.to_owned())],
+            ..Options::default()
+        };
+        let (options, pages) = options.with_pages();
+        let component = Component::start(&server, &options);
+        let sent = send("");
+        if plain == "deny" {
+            assert_eq!(sent["condition"], "not-acceptable", "{sent}");
+            assert!(sent["text"].as_str().unwrap().contains("and this offer has none"), "{sent}");
+            let jet = send(JET);
+            assert!(jet["text"].as_str().unwrap().contains("JET (XEP-0391)"), "{jet}");
+            continue;
+        }
+        assert_eq!(
+            sent,
+            json!({"equal": true, "marked": [plain == "mark", plain == "mark"]}),
+            "{plain}"
+        );
+        assert_eq!(send(JET), json!({"equal": true, "marked": [false, false]}), "{plain}");
+        let log = component.log();
+        assert_eq!(
+            log.matches("nothing encrypts this session from end to end").count(),
+            1,
+            "{log}"
+        );
+        let metrics = page(pages, "/metrics").unwrap();
+        assert!(metrics.contains("\nfingerpost_broker_sessions_plain_total 1\n"), "{metrics}");
     }
 }
 

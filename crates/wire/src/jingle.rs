@@ -145,10 +145,10 @@ pub fn jingle(
 }
 
 /// Returns whether an element claims to state what only the component knows: about keys, about a stream that stands
-/// still, or that the component itself ends a session. Such an element of a user is never genuine, wherever it stands.
+/// still or has no protection, or that the component itself ends a session. Such an element of a user is never genuine, wherever it stands.
 fn is_hints(element: &Element) -> bool {
     element.has_ns(ns::HINTS)
-        && matches!(element.name(), "component" | "hints" | "moving" | "waiting")
+        && matches!(element.name(), "component" | "hints" | "moving" | "unencrypted" | "waiting")
 }
 
 /// Copies a user's element: moves it from one namespace to another and drops hints.

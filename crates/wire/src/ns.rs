@@ -56,6 +56,9 @@ pub const JINGLE_ICE: &str = "urn:xmpp:jingle:transports:ice:0";
 pub const APPS_TLS: &str = "urn:xmpp:jingle:apps:tls";
 /// Jingle file transfer (XEP-0234).
 pub const FILE_TRANSFER: &str = "urn:xmpp:jingle:apps:file-transfer:5";
+/// All versions of XEP-0234 that clients use.
+pub const FILE_TRANSFERS: [&str; 3] =
+    ["urn:xmpp:jingle:apps:file-transfer:3", "urn:xmpp:jingle:apps:file-transfer:4", FILE_TRANSFER];
 /// Jingle XML streams (XEP-0247).
 pub const XMLSTREAM: &str = "urn:xmpp:jingle:apps:xmlstream:0";
 /// Jingle message initiation (XEP-0353).
@@ -74,6 +77,10 @@ pub const BIND2: &str = "urn:xmpp:bind:0";
 pub const FAST: &str = "urn:xmpp:fast:0";
 /// The security offer beside the transport (the second stanza in docs/HISTORY.md).
 pub const SECURITY_OFFER: &str = "urn:xmpp:security-offer";
+/// Jingle Encrypted Transports (XEP-0391).
+pub const JET: &str = "urn:xmpp:jingle:jet:0";
+/// OMEMO as Conversations encrypted files with it before XEP-0391.
+pub const AXOLOTL: &str = "eu.siacs.conversations.axolotl";
 /// XTLS (ProtoXEP jingle-xtls 0.0.4).
 pub const XTLS: &str = "urn:xmpp:jingle:security:xtls:0";
 /// C2C TLS offer (XEP-0250).

@@ -255,13 +255,45 @@ pub fn security(print: &str) -> Element {
     security
 }
 
-/// Returns whether a content asks for TLS at all.
-pub fn is_secured(content: &Element) -> bool {
-    content
-        .children()
-        .any(|child| child.is("description", ns::APPS_TLS) || child.is("security", ns::XTLS))
+/// How a content says that its stream is protected from end to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// By TLS, in any of the dialects.
+    Tls,
+    /// The file itself is encrypted: JET (XEP-0391).
+    Jet,
+    /// The file itself is encrypted by OMEMO, as before JET.
+    Omemo,
+    /// By a security element of another kind. This program cannot tell how much it protects.
+    Other,
+    /// Not at all.
+    None,
+}
+
+/// Returns how a content says that its stream is protected. TLS goes before all else.
+pub fn protection(content: &Element) -> Protection {
+    let is_tls =
+        |child: &Element| child.is("description", ns::APPS_TLS) || child.is("security", ns::XTLS);
+    if content.children().any(is_tls)
         || content.has_child("offer", ns::SECURITY_OFFER)
         || is_c2c(content)
+    {
+        return Protection::Tls;
+    }
+    let inside = content.children().filter(|child| child.name() == "description");
+    if content.children().chain(inside.flat_map(Element::children)).any(is_omemo) {
+        return Protection::Omemo;
+    }
+    match content.children().find(|child| child.name() == "security") {
+        Some(security) if security.ns() == ns::JET => Protection::Jet,
+        Some(_) => Protection::Other,
+        None => Protection::None,
+    }
+}
+
+/// Returns whether an element, or a child of it, has an OMEMO key for a file.
+fn is_omemo(element: &Element) -> bool {
+    element.is("encrypted", ns::AXOLOTL) || element.has_child("encrypted", ns::AXOLOTL)
 }
 
 /// Returns a copy of a content without the prints in `gone`, and without the methods in `methods`. A method that loses
@@ -349,7 +381,7 @@ mod tests {
                 (Some(Word::Known(Method::OpenPgp)), read(PGP))
             ]
         );
-        assert!(is_secured(&seed_1()));
+        assert!(protection(&seed_1()) == Protection::Tls);
     }
 
     #[test]
@@ -373,7 +405,7 @@ mod tests {
         ));
         let expected = [(Some(Word::Known(Method::X509)), read(X509))];
         assert_eq!(Offer::read(&content).prints, expected);
-        assert!(is_secured(&content));
+        assert!(protection(&content) == Protection::Tls);
     }
 
     /// Texts that are not prints here; a peer may take each for one.
@@ -500,7 +532,7 @@ mod tests {
             assert_eq!(offer.methods, [Method::Srp]);
             let print = read("428B1358A286430F628DA23FB33DDAF6E474F5C5");
             assert_eq!(offer.prints, [(None, print.clone())]);
-            assert!(is_secured(&content));
+            assert!(protection(&content) == Protection::Tls);
             let gone = [Word::Known(Method::X509)];
             let left = Offer::read(&without(&content, &[print], &gone));
             assert_eq!((left.methods, left.prints.len()), (vec![Method::Srp.into()], 0));

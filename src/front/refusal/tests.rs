@@ -190,9 +190,19 @@ fn sessions_and_proposals_say_why_they_refuse() {
                 None,
             ),
             (
-                Unsecured,
+                Unsecured(Protection::None),
                 "modify not-acceptable",
-                "Only sessions secured by TLS are brokered: offer urn:xmpp:jingle:apps:tls or a security element",
+                "This service brokers only sessions that TLS secures from end to end, and this offer has none: send to the user's \
+                 own address, or use a client that offers urn:xmpp:jingle:apps:tls or a security element of \
+                 urn:xmpp:jingle:security:xtls:0, such as xtls",
+                jingle("security-required"),
+            ),
+            (
+                Unsecured(Protection::Jet),
+                "modify not-acceptable",
+                "This service brokers only sessions that TLS secures from end to end, and JET (XEP-0391) secures this offer: send \
+                 to the user's own address, or use a client that offers urn:xmpp:jingle:apps:tls or a security element of \
+                 urn:xmpp:jingle:security:xtls:0, such as xtls",
                 jingle("security-required"),
             ),
             (

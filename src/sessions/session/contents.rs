@@ -2,7 +2,8 @@
 
 use fingerpost_wire::{
     dialect::Dialect,
-    ns, offer,
+    ns,
+    offer::{self, Protection},
     print::{Method, Print},
     transport::Transport,
     word::Word,
@@ -10,10 +11,14 @@ use fingerpost_wire::{
 use minidom::Element;
 
 use super::direct;
-use crate::sessions::{options::BrokerOptions, refusal::SessionRefusal, side::PerSide};
+use crate::sessions::{
+    options::{BrokerOptions, PlainFiles},
+    refusal::SessionRefusal,
+    side::PerSide,
+};
 
-/// Returns the number and the transport of the content that is brokered: the first one that is secured and has a
-/// supported transport.
+/// Returns the number and the transport of the content that is brokered: the first one that is secured, or is a file that may
+/// pass without TLS, and has a supported transport.
 ///
 /// # Errors
 /// The answer to the initiator, if there is none.
@@ -31,18 +36,46 @@ pub(crate) fn choose(
             return Err(SessionRefusal::UnnamedContent);
         }
     }
-    let secured =
-        |content: &&(usize, &Element)| !options.require_tls || offer::is_secured(content.1);
-    let mut secured = all.into_iter().enumerate().filter(|content| secured(&content)).peekable();
-    if secured.peek().is_none() {
-        return Err(SessionRefusal::Unsecured);
+    let supported = |(number, content): (usize, &Element)| {
+        let transport = Transport::read(content)?;
+        options.takes(&transport).then_some((number, transport))
+    };
+    // A content without TLS is brokered only if none has it: nothing shall lead a client away from TLS.
+    let is_tls = |content: &Element| offer::protection(content) == Protection::Tls;
+    let needs_tls = options.require_tls && all.iter().any(|content| is_tls(content));
+    let mut passing = all
+        .iter()
+        .copied()
+        .enumerate()
+        .filter(|(_, content)| passes(content, options) && (!needs_tls || is_tls(content)))
+        .peekable();
+    if passing.peek().is_none() {
+        let protected = all.iter().map(|content| offer::protection(content));
+        let first = protected.into_iter().find(|protection| *protection != Protection::None);
+        return Err(SessionRefusal::Unsecured(first.unwrap_or(Protection::None)));
     }
-    secured
-        .find_map(|(number, content)| {
-            let transport = Transport::read(content)?;
-            options.takes(&transport).then_some((number, transport))
-        })
-        .ok_or(SessionRefusal::NoTransport)
+    passing.find_map(supported).ok_or(SessionRefusal::NoTransport)
+}
+
+/// Returns whether a content may be brokered, by how it is protected.
+fn passes(content: &Element, options: &BrokerOptions) -> bool {
+    let is_file = |child: &Element| {
+        child.name() == "description" && ns::FILE_TRANSFERS.contains(&child.ns().as_str())
+    };
+    !options.require_tls
+        || offer::protection(content) == Protection::Tls
+        || (options.plain != PlainFiles::Deny && content.children().any(is_file))
+}
+
+/// Returns whether nothing encrypts a content of a session-initiate from end to end.
+pub(crate) fn is_plain(jingle: &Element, number: usize) -> bool {
+    let content = contents(jingle).nth(number);
+    content.is_some_and(|content| lacks_encryption(offer::protection(content)))
+}
+
+/// Returns whether nothing that the component knows encrypts the stream from end to end.
+fn lacks_encryption(protection: Protection) -> bool {
+    matches!(protection, Protection::None | Protection::Other)
 }
 
 /// Returns the application of a content if two users need it only once between them: a raw TLS stream, or an XML
@@ -92,6 +125,8 @@ pub(super) struct BrokeredContent {
     pub(super) dialects: PerSide<Vec<Dialect>>,
     /// Whether the initiator asks for direct paths.
     pub(super) asks_for_paths: bool,
+    /// How it says that it is protected.
+    pub(super) protection: Protection,
 }
 
 impl BrokeredContent {
@@ -106,7 +141,13 @@ impl BrokeredContent {
             methods: Vec::new(),
             dialects: PerSide::default(),
             asks_for_paths: content.is_some_and(direct::is_asked_for),
+            protection: content.map_or(Protection::Tls, offer::protection),
         }
+    }
+
+    /// Returns whether nothing encrypts its stream from end to end.
+    pub(super) fn is_plain(&self) -> bool {
+        lacks_encryption(self.protection)
     }
 
     /// Returns the content of this name in a session that both users have accepted earlier. Later offers pass in any dialect.
@@ -118,6 +159,7 @@ impl BrokeredContent {
             methods: Vec::new(),
             dialects: PerSide::default(),
             asks_for_paths: true,
+            protection: Protection::Tls,
         }
     }
 

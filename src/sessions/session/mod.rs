@@ -39,7 +39,7 @@ use fingerpost_wire::{
     ibb_xml::IbbStanza,
     jingle::{self, Frame, Reason},
     ns,
-    offer::Offer,
+    offer::{Offer, Protection},
     print::Print,
     size,
     stanza::{Refusal, RequestKind, Stanza},
@@ -56,7 +56,7 @@ use self::{
     timers::{Timer, TimerTable},
 };
 pub(crate) use self::{
-    contents::{application, channel, choose, contents},
+    contents::{application, channel, choose, contents, is_plain},
     renewal::RENEWAL,
 };
 use super::{
@@ -372,6 +372,11 @@ impl BrokeredSession {
     /// Returns both users' ends.
     pub(crate) fn peers(&self) -> &PerSide<SessionPeer> {
         &self.peers
+    }
+
+    /// Returns whether its stream must be TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.content.protection == Protection::Tls
     }
 
     /// Returns why it has ended: a condition of XEP-0166, `refused` if it never began, or `other` for an unknown

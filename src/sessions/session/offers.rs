@@ -27,6 +27,7 @@ use crate::{
     registry::model::Key,
     sessions::{
         hints,
+        options::PlainFiles,
         side::{PerSide, Side},
     },
 };
@@ -120,7 +121,11 @@ impl BrokeredSession {
         let from = beside.element.ns();
         let content = jingle::reframe(&checked.element, &from, frame.namespace);
         let hints = checked.hints.clone();
-        self.assemble(to, beside, [jingle::content(&content, Some(transport), hints)])
+        let mut content = jingle::content(&content, Some(transport), hints);
+        if self.options.plain == PlainFiles::Mark && self.content.is_plain() {
+            content.append_child(xml::element("unencrypted", ns::HINTS, &[]));
+        }
+        self.assemble(to, beside, [content])
     }
 
     /// Returns a stanza for the other side with these contents.

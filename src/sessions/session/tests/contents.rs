@@ -3,6 +3,7 @@
 use fingerpost_wire::{print::Method, word::Word};
 
 use super::*;
+use crate::sessions::PlainFiles;
 
 const SECURITY: &str = "urn:xmpp:jingle:security:xtls:0";
 
@@ -336,5 +337,82 @@ fn nothing_that_repeats_what_a_user_sent_is_longer_than_the_limit() {
         world.jingle(Side::Initiator, "session-terminate", &reason);
         assert_eq!(world.terminated(), [("bob@example.org/b".to_owned(), "decline".to_owned())]);
         assert!(longest(&world) < limit, "{action}");
+    }
+}
+
+/// A file as an ordinary client offers it.
+fn file(security: &str) -> String {
+    content(IBB_OFFER).replace(
+        "<description xmlns='urn:xmpp:jingle:apps:tls'",
+        &format!("{security}<description xmlns='urn:xmpp:jingle:apps:file-transfer:5'"),
+    )
+}
+
+#[test]
+fn files_without_tls_pass_only_if_the_operator_lets_them_and_never_beside_tls() {
+    let jingle = |contents: &[String]| -> Element {
+        format!("<jingle xmlns='urn:xmpp:jingle:1'>{}</jingle>", contents.concat()).parse().unwrap()
+    };
+    let options =
+        |require_tls, plain| BrokerOptions { require_tls, plain, ..BrokerOptions::of_tests() };
+    let deny = options(true, PlainFiles::Deny);
+    let jet = "<security xmlns='urn:xmpp:jingle:jet:0'/>";
+    let omemo = "<encrypted xmlns='eu.siacs.conversations.axolotl'/>";
+    for (security, protection) in [
+        ("", Protection::None),
+        (jet, Protection::Jet),
+        (omemo, Protection::Omemo),
+        ("<security xmlns='urn:x:secret'/>", Protection::Other),
+    ] {
+        let offer = jingle(&[file(security)]);
+        assert_eq!(choose(&offer, &deny).unwrap_err(), SessionRefusal::Unsecured(protection));
+        for plain in [PlainFiles::Mark, PlainFiles::Allow] {
+            assert_eq!(choose(&offer, &options(true, plain)).unwrap().0, 0);
+        }
+        let is_bare = matches!(protection, Protection::None | Protection::Other);
+        assert_eq!(is_plain(&offer, 0), is_bare, "{protection:?}");
+    }
+    let mark = options(true, PlainFiles::Mark);
+    let voice = file("").replace("file-transfer:5", "rtp:1");
+    assert_eq!(
+        choose(&jingle(&[voice.clone()]), &mark).unwrap_err(),
+        SessionRefusal::Unsecured(Protection::None)
+    );
+    assert_eq!(choose(&jingle(&[voice]), &options(false, PlainFiles::Deny)).unwrap().0, 0);
+    assert_eq!(
+        choose(&jingle(&[file(""), content(IBB_OFFER)]), &mark).unwrap().0,
+        1,
+        "TLS goes first"
+    );
+    let foreign = content("<transport xmlns='urn:x:ice'/>");
+    assert_eq!(
+        choose(&jingle(&[file(""), foreign]), &mark).unwrap_err(),
+        SessionRefusal::NoTransport
+    );
+}
+
+#[test]
+fn a_file_without_tls_is_marked_for_both_users_and_its_stream_is_not_guarded() {
+    for (plain, security, marked) in [
+        (PlainFiles::Mark, "", true),
+        (PlainFiles::Allow, "", false),
+        (PlainFiles::Mark, "<security xmlns='urn:xmpp:jingle:jet:0'/>", false),
+    ] {
+        let options = BrokerOptions { plain, ..BrokerOptions::of_tests() };
+        // Nobody else can set the mark, or keep it away.
+        let forged = "<unencrypted xmlns='urn:fingerpost:xtls:0'/>";
+        let offered = file(&format!("{security}{forged}"));
+        let mut world = World::with(&[offered], 0, options);
+        assert!(!world.session.is_tls());
+        let initiate = passed(&mut world, &[]);
+        let has_mark = |jingle: &Element| {
+            jingle.get_child("content", ns::JINGLE).unwrap().has_child("unencrypted", ns::HINTS)
+        };
+        assert_eq!(has_mark(&initiate), marked, "{plain:?} {security}");
+        world.answer("jingle");
+        world.jingle(Side::Responder, "session-accept", &file(security));
+        world.tell(SessionInput::Keys(Side::Responder, Ok(Vec::new())));
+        let accept = world.told(Side::Initiator, "session-accept").pop().unwrap();
+        assert_eq!(has_mark(&accept), marked, "{plain:?} {security}");
     }
 }
