@@ -7,19 +7,21 @@ use fingerpost_wire::{
     rsm::{self, PageRequest},
 };
 use jid::BareJid;
+use minidom::Element;
 use time::OffsetDateTime;
 
 use super::{
     Commands,
-    form::{self, Form, Values},
+    form::{self, ENTRY, Form, NOTE, Values},
+    listing::ListHead,
     page::{CommandPage, CommandProgress, NoPage},
     refusal::CommandRefusal,
-    user::{choice, described, input, key_table, one_key, state_of},
+    user::{described, input, key_fields, key_items, one_key},
 };
 use crate::registry::model::{Actor, AuditEntry, Key, check_reason};
 
-/// Rows on one page of the audit log.
-const ROWS: usize = 50;
+/// Entries on one page of the audit log.
+const ROWS: usize = 20;
 /// The most users whose keys one search shows.
 const FOUND: u32 = 50;
 
@@ -70,18 +72,15 @@ impl Commands {
             }
             let text = format!("{} sessions, the oldest first.", sessions.len());
             let options = sessions.iter().map(|session| {
-                (
-                    format!("{} → {}, {}", session.users[0], session.users[1], state_of(session)),
-                    session.id.clone(),
-                )
+                let [from, to] = &session.users;
+                described(session, format!("{from} → {to}"), format!("From: {from} to: {to}"))
             });
-            let options = progress.options(&options.collect::<Vec<_>>(), |options| {
-                Form::new("Sessions", &text).choices("id", "To be ended", options).field(
-                    "text-single",
-                    "reason",
-                    "Why, for both users",
-                    &[values.one("reason")],
-                )
+            let options = progress.described_options(options.collect(), |fields, options| {
+                Form::new("Sessions")
+                    .text(NOTE, "Please note", &text)
+                    .fields(fields)
+                    .choices("id", "To be ended", options)
+                    .field("text-single", "reason", "Why, for both users", &[values.one("reason")])
             })?;
             return Ok(CommandPage::Options(options, again));
         }
@@ -109,14 +108,10 @@ impl Commands {
     ) -> Result<CommandPage, NoPage> {
         let values = &progress.values;
         if progress.stage == 0 {
-            let form = Form::new(
-                "Search keys",
-                "By a part of the owner's address, a print or a key's id.",
-            )
-            .required(
+            let form = Form::new("Search keys").required(
                 "text-single",
                 "query",
-                "What to look for",
+                "Part of an address, a print, or a key's id",
                 &[values.one("query")],
             );
             return Ok(CommandPage::Form(form, true));
@@ -145,7 +140,8 @@ impl Commands {
             }
         }
         let text = format!("Keys found: {}.{more}", keys.len());
-        key_table(progress, "Keys", text, &keys, true, now)
+        let list = ListHead { title: "Keys", text, is_followed: false };
+        progress.listed(list, key_items(&keys, true, now))
     }
 
     /// Attests or revokes a key.
@@ -163,15 +159,12 @@ impl Commands {
             } else {
                 ("Revoke a key", "A revoked key is never good again.")
             };
-            let mut form = Form::new(title, text).required(
+            let form = Form::new(title).text(NOTE, "Please note", text).required(
                 "text-single",
                 "id",
                 "The key's id, as the search shows it",
                 &[values.one("id")],
             );
-            if !attests {
-                form = form.field("text-single", "reason", "Why", &[values.one("reason")]);
-            }
             return Ok(CommandPage::Form(form, false));
         }
         let key = self.key(values).await?;
@@ -180,14 +173,17 @@ impl Commands {
             return Err(input("The key is revoked already"));
         }
         if stage == 1 {
-            let verb = if attests { "attested" } else { "revoked, for good" };
-            let text = format!("{} of {} will be {verb}.", choice(&key).0, key.owner);
-            let prints: Vec<String> = key.prints.iter().map(described).collect();
-            let prints: Vec<&str> = prints.iter().map(String::as_str).collect();
-            let form = Form::new("This key?", &text)
-                .field("fixed", "", "Prints", &prints)
-                .required("boolean", "sure", "Yes", &["0"]);
-            return Ok(CommandPage::Form(form, true));
+            let text = match attests {
+                true => "This key will be attested.",
+                false => "This key will be revoked, for good.",
+            };
+            let mut form = Form::new("This key?")
+                .text(NOTE, "Please note", text)
+                .fields(key_fields(&key, true, now));
+            if !attests {
+                form = form.field("text-single", "reason", "Why", &[values.one("reason")]);
+            }
+            return Ok(CommandPage::Form(form.required("boolean", "sure", "Yes", &["0"]), true));
         }
         if !values.is_true("sure") {
             return Err(input("Tick the box, or cancel"));
@@ -218,7 +214,8 @@ impl Commands {
             let text = "For an account that was deleted at its server. All that is held about its owner is deleted, and nobody \
                         shows keys to the address any more. Whoever has the address later begins anew; what was revoked \
                         for it stays revoked.";
-            let form = Form::new("Retire an account", text)
+            let form = Form::new("Retire an account")
+                .text(NOTE, "Please note", text)
                 .required("jid-single", "jid", "The address", &[values.one("jid")])
                 .required("boolean", "sure", "The account is no longer its owner's", &["0"]);
             return Ok(CommandPage::Form(form, true));
@@ -252,7 +249,8 @@ impl Commands {
     ) -> Result<CommandPage, NoPage> {
         if stage == 0 {
             let text = "Sessions end at once, and no others begin, also after a restart.";
-            let form = Form::new("Block", text)
+            let form = Form::new("Block a user or a domain")
+                .text(NOTE, "Please note", text)
                 .required(
                     "jid-single",
                     "jid",
@@ -299,7 +297,7 @@ impl Commands {
             let in_file = in_file.map(|jid| (format!("{jid} (in the configuration)"), jid.clone()));
             let blocked: Vec<(String, String)> = by_command.chain(in_file).collect();
             let options = progress.options(&blocked, |options| {
-                Form::new("Unblock a user or a domain", "Whose?").choice(
+                Form::new("Unblock a user or a domain").choice(
                     "jid",
                     "Blocked",
                     values.one("jid"),
@@ -383,8 +381,12 @@ impl Commands {
                 "" => other,
                 chosen => chosen,
             };
-            let form =
-                Form::new("New sessions", &text).choice("new", "New sessions", chosen, options);
+            let form = Form::new("New sessions").text(NOTE, "Please note", &text).choice(
+                "new",
+                "New sessions",
+                chosen,
+                options,
+            );
             return Ok(CommandPage::Form(form, true));
         }
         match values.one("new") {
@@ -412,9 +414,9 @@ impl Commands {
             };
             let own = ("As configured".to_owned(), "configured".to_owned());
             let levels = LEVELS.map(|level| (level.to_owned(), level.to_owned()));
-            let form = Form::new("Log level", &text).choice(
+            let form = Form::new("Log level").text(NOTE, "Please note", &text).choice(
                 "level",
-                "Level, until it is changed again or the program ends",
+                "Level, until it is changed or the program ends",
                 values.one("level"),
                 levels.into_iter().chain([own]),
             );
@@ -454,15 +456,7 @@ impl Commands {
             position = count.checked_sub(store.audit_count(owner.as_ref(), seq).await?);
         }
         let title = format!("Audit log, page {}", progress.stage);
-        let columns = [
-            ("at", "When"),
-            ("event", "What"),
-            ("owner", "Whose"),
-            ("actor", "By whom"),
-            ("key", "Key"),
-            ("seq", "Number"),
-        ];
-        let form = Form::result(&title).table(&columns, Vec::new());
+        let form = Form::result(&title);
         let room = progress.room_for(&form, "");
         let mut page = rsm::Page::new(Some(&request), count, position, room)?;
         let mut read: (usize, Vec<AuditEntry>) = (0, Vec::new());
@@ -473,12 +467,13 @@ impl Commands {
             }
             let at = number.checked_sub(read.0);
             let entry = at.and_then(|at| read.1.get(at)).ok_or(CommandRefusal::Failed)?;
-            let item = form::item(&columns, row(entry));
-            page.offer(entry.seq.to_string(), rsm::size_inside(&item)?, item)?;
+            let field = entry_field(entry);
+            page.offer(entry.seq.to_string(), rsm::size_inside(&field)?, field)?;
         }
         let (items, set) = page.finish();
         let shown = items.len();
-        let mut page = progress.shown(form.items(items), String::new(), shown, set);
+        let text = if count == 0 { "There are no entries.".to_owned() } else { String::new() };
+        let mut page = progress.shown(form.fields(items), text, shown, set, false);
         if let CommandPage::Part(part) = &mut page {
             part.keep.push(("newest".to_owned(), newest.to_string()));
         }
@@ -486,29 +481,27 @@ impl Commands {
     }
 }
 
-fn row(entry: &AuditEntry) -> Vec<String> {
+fn entry_field(entry: &AuditEntry) -> Element {
     let actor = match &entry.actor {
         Some(Actor::User(jid)) => jid.to_string(),
         Some(Actor::Admin(jid)) => format!("admin {jid}"),
         Some(Actor::Offline) => "offline".to_owned(),
         None => "a forgotten user".to_owned(),
     };
-    vec![
-        stamp(entry.at),
-        entry.event.as_str().to_owned(),
-        entry.owner.to_string(),
-        actor,
-        entry.key.map(|key| key.to_string()).unwrap_or_default(),
-        entry.seq.to_string(),
-    ]
+    let mut lines = vec![format!("Owner: {}", entry.owner), format!("By: {actor}")];
+    if let Some(key) = entry.key {
+        lines.push(format!("Key: {key}"));
+    }
+    let label = format!("{} {}", stamp(entry.at), entry.event.as_str());
+    form::shown(&format!("{ENTRY}{}", entry.seq), &label, &lines)
 }
 
 /// Returns the page that asks for a user, or for none.
 fn of_whom(title: &str, values: &Values) -> CommandPage {
-    let form = Form::new(title, "Of which user? Leave it empty to see all.").field(
+    let form = Form::new(title).field(
         "jid-single",
         "jid",
-        "The user's address",
+        "The user's address; nothing: all users",
         &[values.one("jid")],
     );
     CommandPage::Form(form, false)

@@ -1,12 +1,41 @@
 //! Data forms (XEP-0004), as far as the commands need them.
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
-use fingerpost_wire::{ns, xml};
+use fingerpost_wire::{ns, print::Print, xml};
 use minidom::Element;
 
 /// How much all forms of one command may make the component keep: fields, values, bytes.
 const LIMITS: (usize, usize, usize) = (32, 1024, 64 * 1024);
+/// The longest line of a text: Gajim wraps longer ones. poezio shows one line of a field at a time, in half of its window,
+/// and no part of a line that is longer.
+pub(super) const LINE: usize = 34;
+/// The longest label of an option, for the same reason.
+const OPTION: usize = 48;
+/// The bytes of a fingerprint in one line, for the same reason.
+const LINE_OF_PRINT: usize = 8;
+/// The variables of fields that are only read, and the beginnings of such variables. Clients send them back.
+const READ_ONLY: [&str; 5] = [NOTE, ERROR, RESULT, PRINTS, MESSAGE];
+const READ_ONLY_OF: [&str; 4] = [KEY, PRINTS_OF, ENTRY, SESSION];
+
+/// What a user should know before filling in the form.
+pub(super) const NOTE: &str = "note";
+/// Why the form is shown again, or why the command failed.
+pub(super) const ERROR: &str = "error";
+/// How the command ended.
+pub(super) const RESULT: &str = "result";
+/// The fingerprints of a key that is not stored yet.
+pub(super) const PRINTS: &str = "prints";
+/// The bytes to be signed.
+pub(super) const MESSAGE: &str = "message";
+/// A key, followed by its id.
+pub(super) const KEY: &str = "key-";
+/// A key's whole fingerprints, followed by its id.
+pub(super) const PRINTS_OF: &str = "prints-";
+/// An entry of the audit log, followed by its number.
+pub(super) const ENTRY: &str = "entry-";
+/// A session, followed by its id.
+pub(super) const SESSION: &str = "session-";
 
 /// A user has put more into the fields of a command than may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +52,9 @@ impl Values {
     /// [`TooMuch`] if it exceeds the limit together with earlier input; then nothing of it is kept.
     pub(super) fn submit(&mut self, form: &Element) -> Result<(), TooMuch> {
         let mut submitted = HashMap::new();
-        let mut fields = form.children().filter(|child| child.is("field", ns::DATA));
+        let mut fields = form.children().filter(|child| {
+            child.is("field", ns::DATA) && !child.attr("var").is_some_and(is_read_only)
+        });
         for field in fields.by_ref().take(LIMITS.0 + 1) {
             let Some(var) = field.attr("var").filter(|var| var.len() <= 64) else { continue };
             let values = field.children().filter(|child| child.is("value", ns::DATA));
@@ -59,6 +90,11 @@ impl Values {
         self.0.insert(var.to_owned(), vec![value]);
     }
 
+    /// Stores a value for a field that has none.
+    pub(super) fn set_default(&mut self, var: &str, value: String) {
+        self.0.entry(var.to_owned()).or_insert_with(|| vec![value]);
+    }
+
     /// Returns the first value of a field, without space around it; empty if there is none.
     pub(super) fn one(&self, var: &str) -> &str {
         self.0.get(var).and_then(|values| values.first()).map_or("", |value| value.trim())
@@ -81,52 +117,64 @@ impl Values {
 }
 
 /// A form to be filled in, or a result to be read.
+///
+/// Every text is in a field with a label, because some clients show neither instructions nor notes.
 #[derive(Clone, Debug)]
-pub(super) struct Form(Element);
+pub(super) struct Form {
+    type_: &'static str,
+    title: String,
+    fields: Vec<Element>,
+}
 
 impl Form {
     /// Creates a form to be filled in.
-    pub(super) fn new(title: &str, instructions: &str) -> Self {
-        Self::of("form", title).text("instructions", instructions)
+    pub(super) fn new(title: &str) -> Self {
+        Self { type_: "form", title: title.to_owned(), fields: Vec::new() }
     }
 
     /// Creates a result to be read.
     pub(super) fn result(title: &str) -> Self {
-        Self::of("result", title)
+        Self { type_: "result", ..Self::new(title) }
     }
 
-    fn of(type_: &str, title: &str) -> Self {
-        Self(xml::element("x", ns::DATA, &[("type", type_)])).text("title", title)
+    /// Returns the form as a page that others follow. Profanity shows a result only at the end of a command.
+    pub(super) fn followed(self) -> Self {
+        Self { type_: "form", ..self }
     }
 
-    fn text(mut self, name: &str, text: &str) -> Self {
-        if !text.is_empty() {
-            self.0.append_child(with_text(name, text));
-        }
-        self
-    }
-
-    /// Creates the form with one more field, which has its present values.
+    /// Adds a field with its present values.
     pub(super) fn field(mut self, type_: &str, var: &str, label: &str, values: &[&str]) -> Self {
-        let mut field =
-            xml::element("field", ns::DATA, &[("type", type_), ("var", var), ("label", label)]);
-        for value in values {
-            field.append_child(with_text("value", value));
-        }
-        self.0.append_child(field);
+        self.fields.push(field(type_, var, label, values));
         self
     }
 
     /// Adds a field like [`Form::field`] that must be filled in.
     pub(super) fn required(self, type_: &str, var: &str, label: &str, values: &[&str]) -> Self {
         let mut form = self.field(type_, var, label, values);
-        form.last_field(|field| {
+        if let Some(field) = form.fields.last_mut() {
             field.append_child(Element::bare("required", ns::DATA));
-        });
+        }
         form
     }
 
-    /// Creates the form with one more field for one of several options, each with label and value.
+    /// Adds a text to be read.
+    pub(super) fn text(self, var: &str, label: &str, text: &str) -> Self {
+        self.fields(vec![shown(var, label, &wrapped(text))])
+    }
+
+    /// Adds a text to be read before all other fields.
+    pub(super) fn text_first(mut self, var: &str, label: &str, text: &str) -> Self {
+        self.fields.insert(0, shown(var, label, &wrapped(text)));
+        self
+    }
+
+    /// Adds fields.
+    pub(super) fn fields(mut self, fields: Vec<Element>) -> Self {
+        self.fields.extend(fields);
+        self
+    }
+
+    /// Adds a field for one of several options, each with label and value.
     pub(super) fn choice(
         self,
         var: &str,
@@ -139,8 +187,7 @@ impl Form {
         self.field("list-single", var, label, values).with_options(options)
     }
 
-    /// Creates the form with one more field for any of several options, each with label and value. None is chosen at
-    /// first.
+    /// Adds a field for any of several options, each with label and value. None is chosen at first.
     pub(super) fn choices(
         self,
         var: &str,
@@ -151,72 +198,103 @@ impl Form {
     }
 
     fn with_options(mut self, options: impl IntoIterator<Item = (String, String)>) -> Self {
-        self.last_field(|field| {
+        if let Some(field) = self.fields.last_mut() {
             for (label, value) in options {
                 field.append_child(option(&label, &value));
             }
-        });
-        self
-    }
-
-    fn last_field(&mut self, change: impl FnOnce(&mut Element)) {
-        if let Some(field) = self.0.children_mut().last() {
-            change(field);
-        }
-    }
-
-    /// Creates the form with a table: variables with their labels, then rows.
-    pub(super) fn table(mut self, columns: &[(&str, &str)], rows: Vec<Vec<String>>) -> Self {
-        let mut reported = Element::bare("reported", ns::DATA);
-        for (var, label) in columns {
-            reported.append_child(xml::element(
-                "field",
-                ns::DATA,
-                &[("var", var), ("label", label), ("type", "text-single")],
-            ));
-        }
-        self.0.append_child(reported);
-        for row in rows {
-            self.0.append_child(item(columns, row));
         }
         self
-    }
-
-    /// Adds rows to a table.
-    pub(super) fn items(mut self, items: Vec<Element>) -> Self {
-        for item in items {
-            self.0.append_child(item);
-        }
-        self
-    }
-
-    /// Returns the `<x/>` element, to be measured.
-    pub(super) fn element(&self) -> &Element {
-        &self.0
     }
 
     /// Returns the `<x/>` element.
     pub(super) fn into_element(self) -> Element {
-        self.0
+        let mut form = xml::element("x", ns::DATA, &[("type", self.type_)]);
+        form.append_child(with_text("title", &self.title));
+        for field in self.fields {
+            form.append_child(field);
+        }
+        form
     }
 }
 
-/// Returns a row of a table.
-pub(super) fn item(columns: &[(&str, &str)], row: Vec<String>) -> Element {
-    let mut item = Element::bare("item", ns::DATA);
-    for ((var, _), value) in columns.iter().zip(row) {
-        let mut field = xml::element("field", ns::DATA, &[("var", var)]);
-        field.append_child(with_text("value", &value));
-        item.append_child(field);
-    }
-    item
+fn is_read_only(var: &str) -> bool {
+    READ_ONLY.contains(&var) || READ_ONLY_OF.iter().any(|beginning| var.starts_with(beginning))
 }
 
-/// Returns an option of a field.
+fn field(type_: &str, var: &str, label: &str, values: &[impl AsRef<str>]) -> Element {
+    let mut field =
+        xml::element("field", ns::DATA, &[("type", type_), ("var", var), ("label", label)]);
+    for value in values {
+        field.append_child(with_text("value", value.as_ref()));
+    }
+    field
+}
+
+/// Returns a field with lines to be read.
+pub(super) fn shown(var: &str, label: &str, lines: &[String]) -> Element {
+    debug_assert!(is_read_only(var), "{var} would be kept");
+    field("text-multi", var, label, lines)
+}
+
+/// Returns a field for programs, which no client shows.
+pub(super) fn hidden(var: &str, label: &str, values: &[String]) -> Element {
+    debug_assert!(is_read_only(var), "{var} would be kept");
+    field("hidden", var, label, values)
+}
+
+/// Returns an option of a field. Profanity crashes if the value is empty.
 pub(super) fn option(label: &str, value: &str) -> Element {
-    let mut option = xml::element("option", ns::DATA, &[("label", label)]);
+    let label = shortened(label, OPTION);
+    let mut option = xml::element("option", ns::DATA, &[("label", &label)]);
     option.append_child(with_text("value", value));
     option
+}
+
+/// Returns the beginning of a text that is too long.
+pub(super) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    match text.chars().count() <= most {
+        true => Cow::Borrowed(text),
+        false => text.chars().take(most - 1).chain(['…']).collect(),
+    }
+}
+
+/// Returns the lines of a text. Words stay whole if they fit.
+pub(super) fn wrapped(text: &str) -> Vec<String> {
+    let split = |line: String| {
+        let line: Vec<char> = line.chars().collect();
+        line.chunks(LINE).map(|part| part.iter().collect()).collect::<Vec<String>>()
+    };
+    wrapped_at_words(text).into_iter().flat_map(split).collect()
+}
+
+/// Returns the lines of a text in which all words stay whole.
+pub(super) fn wrapped_at_words(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut length = 0;
+    for word in text.split_whitespace() {
+        let more = word.chars().count();
+        match lines.last_mut() {
+            Some(line) if length + 1 + more <= LINE => {
+                line.push(' ');
+                line.push_str(word);
+                length += 1 + more;
+            }
+            _ => {
+                lines.push(word.to_owned());
+                length = more;
+            }
+        }
+    }
+    lines
+}
+
+/// Returns a fingerprint as lines: its hash, then groups of bytes.
+pub(super) fn print_lines(print: &Print) -> Vec<String> {
+    let mut lines = vec![print.hash().as_str().to_uppercase()];
+    let text = print.to_string();
+    let pairs: Vec<&str> = text.split(':').collect();
+    lines.extend(pairs.chunks(LINE_OF_PRINT).map(|pairs| pairs.join(":")));
+    lines
 }
 
 fn with_text(name: &str, text: &str) -> Element {

@@ -1,6 +1,6 @@
-//! Long tables and long lists of options, in parts that fit into a stanza.
+//! Long results and long lists of options, in parts that fit into a stanza.
 //!
-//! `next` and `prev` turn the pages of a table. A list of options belongs to a form, so there the part is a field of
+//! `next` and `prev` turn the pages of a result. A list of options belongs to a form, so there the part is a field of
 //! the form. In both, a `<set/>` in the `<command/>` may also request a part (XEP-0059).
 
 use std::ops::Range;
@@ -12,7 +12,7 @@ use fingerpost_wire::{
 use minidom::Element;
 
 use super::{
-    form::{self, Form},
+    form::{self, Form, RESULT, SESSION},
     page::{
         CommandPage, CommandProgress, NoPage, OptionList, ResultPart, answer, executing_actions,
         note,
@@ -21,20 +21,36 @@ use super::{
 
 /// The most options in one form.
 const SHOWN: usize = 200;
-/// The room for a note about wrong input.
-const NOTE: usize = 1_000;
+/// The most options in one form if each has a field.
+const SHOWN_WITH_FIELDS: usize = 20;
+/// The room for a note about wrong input, and for the field with the same text.
+const NOTE: usize = 3_000;
 /// The size of a `<set/>` besides the names of two options.
 const SET: usize = 300;
 /// The field that chooses the part of a list, and the name of the stored part.
 const PART: &str = "part";
 const PART_SHOWN: &str = "part-shown";
+/// The name of the stored stage of the last part of a result.
+const READ: &str = "read";
 
-/// A table without its rows.
-pub(super) struct TableHead<'a> {
+/// A long result without its items.
+pub(super) struct ListHead<'a> {
     pub(super) title: &'a str,
-    /// A sentence about all rows.
+    /// A sentence about all items.
     pub(super) text: String,
-    pub(super) columns: &'a [(&'a str, &'a str)],
+    /// Whether a form follows the last part.
+    pub(super) is_followed: bool,
+}
+
+/// An option that a field describes.
+pub(super) struct DescribedOption {
+    /// The label of the field; a number follows.
+    pub(super) title: &'static str,
+    /// The label of the option, after the number.
+    pub(super) name: String,
+    pub(super) value: String,
+    /// The text of the field.
+    pub(super) lines: Vec<String>,
 }
 
 impl OptionList {
@@ -54,7 +70,7 @@ fn after(stage: usize) -> String {
 }
 
 impl CommandProgress {
-    /// Returns the part of a table to show: the one that the user requests, or the one after the last.
+    /// Returns the part of a result to show: the one that the user requests, or the one after the last.
     pub(super) fn part(&self) -> Option<PageRequest> {
         let next = || match self.values.one(&after(self.stage)) {
             "" => None,
@@ -68,51 +84,62 @@ impl CommandProgress {
         let mut element = answer(self.command, &"0".repeat(32), "executing");
         element.append_child(executing_actions(true, &["next", "complete"]));
         element.append_child(note("info", text));
-        element.append_child(form.element().clone());
+        element.append_child(form.clone().text_first(RESULT, RESULT, text).into_element());
         let rest = size::of(&element).unwrap_or(usize::MAX);
         self.room.saturating_sub(rest.saturating_add(NOTE))
     }
 
-    /// Returns a part of a table, or all of it if it fits.
-    pub(super) fn table(
+    /// Returns a part of a list of items, or all of it if it fits. An item has a name and its fields.
+    pub(super) fn listed(
         &self,
-        table: TableHead<'_>,
-        rows: Vec<(String, Vec<String>)>,
+        list: ListHead<'_>,
+        items: Vec<(String, Vec<Element>)>,
     ) -> Result<CommandPage, NoPage> {
-        let form = Form::result(table.title).table(table.columns, Vec::new());
+        let form = Form::result(list.title);
         let request = self.part();
         let uid = request.as_ref().and_then(PageRequest::uid);
-        let position = uid.and_then(|uid| rows.iter().position(|(known, _)| known == uid));
-        let room = self.room_for(&form, &table.text);
-        let mut page = rsm::Page::new(request.as_ref(), rows.len(), position, room)?;
+        let position = uid.and_then(|uid| items.iter().position(|(known, _)| known == uid));
+        let room = self.room_for(&form, &list.text);
+        let mut page = rsm::Page::new(request.as_ref(), items.len(), position, room)?;
         while let Some(number) = page.wants() {
-            let (uid, row) = rows[number].clone();
-            let item = form::item(table.columns, row);
-            page.offer(uid, rsm::size_inside(&item)?, item)?;
+            let (uid, fields) = items[number].clone();
+            page.offer(uid, size_of(&fields)?, fields)?;
         }
         let (items, set) = page.finish();
+        let count = items.len();
+        let form = form.fields(items.into_iter().flatten().collect());
         Ok(match set {
-            None => CommandPage::Done(Some(form.items(items)), table.text.into(), None),
-            Some(set) => {
-                let count = items.len();
-                self.shown(form.items(items), table.text, count, Some(set))
-            }
+            None if !list.is_followed => CommandPage::Done(Some(form), list.text.into(), None),
+            set => self.shown(form, list.text, count, set, list.is_followed),
         })
     }
 
-    /// Returns a part of a long result with `count` items, which may have others before or after it.
+    /// Returns a part of a long result with `count` items, which may have others before or after it. `is_followed`:
+    /// whether a form follows the last part.
     pub(super) fn shown(
         &self,
         form: Form,
         text: String,
         count: usize,
         set: Option<Element>,
+        is_followed: bool,
     ) -> CommandPage {
         let part = set.as_ref().map(|set| rsm::Part::of(set, count));
         let last = part.filter(|part| part.more).and_then(|part| part.last);
-        let more = last.is_some();
-        let keep = last.map(|last| (after(self.stage + 1), last)).into_iter().collect();
-        CommandPage::Part(ResultPart { form, text, more, keep, set })
+        let (forth, keep): (&[&str], _) = match last {
+            Some(last) => (&["next", "complete"], Some((after(self.stage + 1), last))),
+            None if is_followed => {
+                (&["complete", "next"], Some((READ.to_owned(), self.stage.to_string())))
+            }
+            None => (&["complete"], None),
+        };
+        CommandPage::Part(ResultPart { form, text, forth, keep: keep.into_iter().collect(), set })
+    }
+
+    /// Returns the stage at which the form after a long result is shown, if the user has read it to its end.
+    pub(super) fn followed_at(&self) -> Option<usize> {
+        let read: usize = self.values.one(READ).parse().ok()?;
+        (self.stage > read).then_some(read + 1)
     }
 
     /// Returns whether this stage's form must show a list of options. `Some(true)`: the list was shown, nothing was
@@ -133,30 +160,61 @@ impl CommandProgress {
         options: &[(String, String)],
         form: impl Fn(Vec<(String, String)>) -> Form,
     ) -> Result<OptionList, NoPage> {
-        let sizes = options
-            .iter()
-            .map(|(label, value)| rsm::size_inside(&form::option(label, value)))
-            .collect::<Result<Vec<_>, _>>()?;
-        let room = self.room_for(&with_part(form(Vec::new()), 99_999, 99_999), "");
+        let options: Vec<_> = options.iter().map(|option| (option.clone(), None)).collect();
+        self.parts(&options, SHOWN, |_, options| form(options))
+    }
+
+    /// Returns a form with the requested part of a list of sessions. `form` makes it from a field about each session,
+    /// and from options.
+    pub(super) fn described_options(
+        &self,
+        options: Vec<DescribedOption>,
+        form: impl Fn(Vec<Element>, Vec<(String, String)>) -> Form,
+    ) -> Result<OptionList, NoPage> {
+        let numbered = |(at, option): (usize, DescribedOption)| {
+            let (number, DescribedOption { title, name, value, lines }) = (at + 1, option);
+            let var = format!("{SESSION}{value}");
+            let field = form::shown(&var, &format!("{title} {number}"), &lines);
+            let label = form::shortened(&format!("{number}: {name}"), form::LINE).into_owned();
+            ((label, value), Some(field))
+        };
+        let options: Vec<_> = options.into_iter().enumerate().map(numbered).collect();
+        self.parts(&options, SHOWN_WITH_FIELDS, form)
+    }
+
+    fn parts(
+        &self,
+        options: &[((String, String), Option<Element>)],
+        most: usize,
+        form: impl Fn(Vec<Element>, Vec<(String, String)>) -> Form,
+    ) -> Result<OptionList, NoPage> {
+        let size = |((label, value), field): &((String, String), Option<Element>)| {
+            let option = rsm::size_inside(&form::option(label, value))?;
+            Ok::<_, NoPage>(option + size_of(field.as_slice())?)
+        };
+        let sizes = options.iter().map(size).collect::<Result<Vec<_>, _>>()?;
+        let empty = with_part(form(Vec::new(), Vec::new()), 99_999, 99_999);
+        let room = self.room_for(&empty, "");
         // Each part reserves the place of the `<set/>`.
-        let names = options.iter().map(|(_, value)| value.len()).max().unwrap_or(0);
-        let parts = split(&sizes, room.saturating_sub(SET + 2 * names));
+        let names = options.iter().map(|((_, value), _)| value.len()).max().unwrap_or(0);
+        let parts = split(&sizes, most, room.saturating_sub(SET + 2 * names));
         let number = self.values.one(PART).parse().unwrap_or(1).clamp(1, parts.len().max(1));
         let range = parts.get(number - 1).cloned().unwrap_or_default();
         let request = match &self.asked {
-            Some(asked) => Some(asked.clone().at_most(SHOWN)),
+            Some(asked) => Some(asked.clone().at_most(most)),
             None if parts.len() > 1 => Some(PageRequest::index(range.start).at_most(range.len())),
             None => None,
         };
         let uid = request.as_ref().and_then(PageRequest::uid);
-        let position = uid.and_then(|uid| options.iter().position(|(_, value)| value == uid));
+        let position = uid.and_then(|uid| options.iter().position(|((_, value), _)| value == uid));
         let mut page = rsm::Page::new(request.as_ref(), options.len(), position, room)?;
         while let Some(number) = page.wants() {
             let option = options[number].clone();
-            page.offer(option.1.clone(), sizes[number], option)?;
+            page.offer(option.0.1.clone(), sizes[number], option)?;
         }
         let (shown, set) = page.finish();
-        let mut form = form(shown);
+        let (shown, fields): (Vec<_>, Vec<_>) = shown.into_iter().unzip();
+        let mut form = form(fields.into_iter().flatten().collect(), shown);
         if parts.len() > 1 {
             form = with_part(form, number, parts.len());
         }
@@ -166,17 +224,23 @@ impl CommandProgress {
 
 /// Adds the field that chooses the part of a list.
 fn with_part(form: Form, number: usize, count: usize) -> Form {
-    let label = format!("Part, of {count}: to see another one, choose nothing else");
+    let label = format!("Part, of {count}; for another, choose nothing");
     form.field("text-single", PART, &label, &[&number.to_string()])
 }
 
+/// Returns how many bytes the fields of an item take in a stanza.
+pub(super) fn size_of(fields: &[Element]) -> Result<usize, NoPage> {
+    let sizes = fields.iter().map(rsm::size_inside);
+    Ok(sizes.sum::<Result<usize, _>>()?)
+}
+
 /// Splits a list so that each part fits and has at most as many options as a form shows.
-fn split(sizes: &[usize], room: usize) -> Vec<Range<usize>> {
+fn split(sizes: &[usize], most: usize, room: usize) -> Vec<Range<usize>> {
     let mut parts: Vec<Range<usize>> = Vec::new();
     let mut used = 0;
     for (number, size) in sizes.iter().enumerate() {
         match parts.last_mut() {
-            Some(part) if part.len() < SHOWN && used + size <= room => {
+            Some(part) if part.len() < most && used + size <= room => {
                 part.end += 1;
                 used += size;
             }
@@ -200,14 +264,12 @@ mod tests {
     use super::*;
     use crate::commands::form::Values;
 
-    const COLUMNS: [(&str, &str); 2] = [("name", "Name"), ("id", "Id")];
-
     fn progress(stage: usize, room: usize) -> CommandProgress {
         CommandProgress {
             from: Jid::new("a@b/c").unwrap(),
             command: super::super::catalogue::OF_USERS[0],
             stage,
-            last: false,
+            forth: &[],
             reading: false,
             values: Values::default(),
             room,
@@ -216,26 +278,33 @@ mod tests {
         }
     }
 
-    fn rows(count: usize) -> Vec<(String, Vec<String>)> {
-        (0..count)
-            .map(|number| (number.to_string(), vec!["'<&>\"".repeat(20), number.to_string()]))
-            .collect()
+    fn items(count: usize) -> Vec<(String, Vec<Element>)> {
+        let item = |number: usize| {
+            let lines = ["'<&>\"".repeat(20), number.to_string()];
+            (number.to_string(), vec![form::shown(&format!("entry-{number}"), "Entry", &lines)])
+        };
+        (0..count).map(item).collect()
     }
 
-    fn table(progress: &CommandProgress, count: usize) -> CommandPage {
-        let table =
-            TableHead { title: "Keys", text: format!("Keys found: {count}."), columns: &COLUMNS };
-        progress.table(table, rows(count)).ok().unwrap()
+    fn list(progress: &CommandProgress, count: usize, is_followed: bool) -> CommandPage {
+        let text = format!("Keys found: {count}.");
+        let list = ListHead { title: "Keys", text, is_followed };
+        progress.listed(list, items(count)).ok().unwrap()
     }
 
     fn value(element: &Element) -> String {
         element.get_child("value", ns::DATA).unwrap().text()
     }
 
-    /// Returns the numbers of the rows that a part shows.
+    fn fields(form: &Form) -> Vec<Element> {
+        let form = form.clone().into_element();
+        form.children().filter(|child| child.is("field", ns::DATA)).cloned().collect()
+    }
+
+    /// Returns the numbers of the items that a part shows.
     fn numbers(form: &Form) -> Vec<usize> {
-        let items = form.element().children().filter(|child| child.is("item", ns::DATA));
-        items.map(|item| value(item.children().last().unwrap()).parse().unwrap()).collect()
+        let last = |field: &Element| field.children().last().unwrap().text();
+        fields(form).iter().map(|field| last(field).parse().unwrap()).collect()
     }
 
     /// Returns the length of the whole answer as it is sent.
@@ -243,7 +312,8 @@ mod tests {
         let mut element = answer(progress.command, &"0".repeat(32), "executing");
         element.append_child(executing_actions(true, &["next", "complete"]));
         element.append_child(note("info", "Keys found: 654."));
-        element.append_child(form.element().clone());
+        let form = form.clone().text_first(RESULT, "Result", "Keys found: 654.");
+        element.append_child(form.into_element());
         if let Some(set) = set {
             element.append_child(set.clone());
         }
@@ -251,38 +321,41 @@ mod tests {
     }
 
     #[test]
-    fn a_long_table_is_shown_in_parts_forth_and_back_and_as_asked() {
-        let whole = table(&progress(0, 500_000), 600);
+    fn a_long_result_is_shown_in_parts_forth_and_back_and_as_asked() {
+        let whole = list(&progress(0, 500_000), 600, false);
         assert!(matches!(whole, CommandPage::Done(Some(form), ..) if numbers(&form).len() == 600));
         let mut at = progress(0, 20_000);
         let mut shown = Vec::new();
         let mut parts = Vec::new();
         loop {
-            let CommandPage::Part(ResultPart { form, more, keep, set, .. }) = table(&at, 654)
+            let CommandPage::Part(ResultPart { form, forth, keep, set, .. }) = list(&at, 654, true)
             else {
                 panic!("not a part")
             };
             assert!(sent(&at, &form, set.as_ref()) <= 20_000);
             shown.extend(numbers(&form));
             parts.push(numbers(&form));
-            if !more {
-                break;
-            }
             for (var, value) in keep {
                 at.values.set(&var, value);
             }
+            assert_eq!(at.followed_at(), None);
             at.stage += 1;
+            if forth[0] != "next" {
+                assert_eq!(forth, ["complete", "next"], "a form follows");
+                break;
+            }
         }
         assert_eq!(shown, (0..654).collect::<Vec<_>>());
         assert!(parts.len() > 3);
+        assert_eq!(at.followed_at(), Some(at.stage));
         // Going back shows the same part.
         at.stage = 1;
-        let CommandPage::Part(ResultPart { form, .. }) = table(&at, 654) else {
+        let CommandPage::Part(ResultPart { form, .. }) = list(&at, 654, true) else {
             panic!("not a part")
         };
         assert_eq!(numbers(&form), parts[1]);
         at.asked = Some(PageRequest::index(100).at_most(3));
-        let CommandPage::Part(ResultPart { form, set, .. }) = table(&at, 654) else {
+        let CommandPage::Part(ResultPart { form, set, .. }) = list(&at, 654, true) else {
             panic!("not a part")
         };
         assert_eq!(numbers(&form), [100, 101, 102]);
@@ -293,19 +366,19 @@ mod tests {
     fn a_long_list_of_options_has_a_field_for_its_parts() {
         let options: Vec<(String, String)> =
             (0..654).map(|number| ("'".repeat(50), number.to_string())).collect();
-        let form = |options| Form::new("Sessions", "Which?").choices("id", "Session", options);
+        let form = |options| Form::new("Sessions").choices("id", "Session", options);
         let mut at = progress(1, 20_000);
         let first = at.options(&options, form).ok().unwrap();
         let field = |form: &Form, var: &str| -> Vec<String> {
-            let mut fields = form.element().children();
-            let field = fields.find(|field| field.attr("var") == Some(var)).unwrap();
+            let fields = fields(form);
+            let field = fields.iter().find(|field| field.attr("var") == Some(var)).unwrap();
             let options = field.children().filter(|child| child.is("option", ns::DATA));
             options.map(value).collect()
         };
-        let mut fields = first.form.element().children();
-        let part = fields.find(|field| field.attr("var") == Some(PART)).unwrap();
+        let fields = fields(&first.form);
+        let part = fields.iter().find(|field| field.attr("var") == Some(PART)).unwrap();
         let label = part.attr("label").unwrap();
-        let count: usize = label["Part, of ".len()..label.find(':').unwrap()].parse().unwrap();
+        let count: usize = label["Part, of ".len()..label.find(';').unwrap()].parse().unwrap();
         assert!(count > 3);
         let mut shown = Vec::new();
         for number in 1..=count {
@@ -332,7 +405,7 @@ mod tests {
             sizes in proptest::collection::vec(1_usize..100, 0..600),
             room in 100_usize..5_000,
         ) {
-            let parts = split(&sizes, room);
+            let parts = split(&sizes, SHOWN, room);
             let numbers: Vec<usize> = parts.iter().cloned().flatten().collect();
             prop_assert_eq!(numbers, (0..sizes.len()).collect::<Vec<_>>());
             for part in parts {

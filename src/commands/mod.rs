@@ -1,7 +1,7 @@
 //! Ad-hoc commands (XEP-0050): the registry and the user's sessions, in any client that shows forms.
 //!
 //! A command is a sequence of pages (`user.rs`, `admin.rs`). [`Commands`] keeps each user's position in it, moves
-//! forward and back, and shows a page again with a note when the input is wrong. A table that does not fit in a stanza
+//! forward and back, and shows a page again with a note when the input is wrong. A result that does not fit in a stanza
 //! is shown on several pages (`listing.rs`). Spec: XEP-0050 1.3.0, XEP-0004 2.13.1.
 
 mod admin;
@@ -22,14 +22,14 @@ use fingerpost_carry::{
     iq::random_id,
     shares::{Full, Limits, Place, Shares},
 };
-use fingerpost_wire::{ns, rsm, size};
+use fingerpost_wire::{ns, rsm, size, text::sentence};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
 
 pub use self::page::AdHocCommand;
 use self::{
-    form::{Form, TooMuch, Values},
+    form::{ERROR, Form, RESULT, TooMuch, Values},
     page::{CommandPage, CommandProgress, NoPage, ResultPart, answer, executing_actions, note},
     refusal::CommandRefusal,
 };
@@ -203,7 +203,7 @@ impl Commands {
                     from: from.clone(),
                     command,
                     stage: 0,
-                    last: false,
+                    forth: &[],
                     reading: false,
                     values: Values::default(),
                     room,
@@ -224,15 +224,16 @@ impl Commands {
                 progress.stage = progress.stage.checked_sub(1).ok_or(CommandRefusal::FirstPage)?;
             }
             "execute" | "next" | "complete" if resumed => {
-                let fits = match action {
-                    "next" => !progress.last,
-                    "complete" => progress.last || progress.reading,
-                    _ => true,
+                // poezio knows only `next`, also for the last page.
+                let action = match action {
+                    "next" if progress.forth == ["complete"] => "complete",
+                    "next" | "complete" => action,
+                    _ => progress.forth.first().copied().unwrap_or("complete"),
                 };
-                if !fits {
+                if !progress.forth.contains(&action) {
                     return Err(CommandRefusal::NotOnThisPage);
                 }
-                if progress.reading && (action == "complete" || progress.last) {
+                if progress.reading && action == "complete" {
                     self.lock().remove(&id);
                     return Ok((answer(command, &id, "completed"), None));
                 }
@@ -308,28 +309,23 @@ impl Commands {
         Ok(match page {
             CommandPage::Done(form, text, _) => {
                 self.lock().remove(&id);
-                let mut element = answer(progress.command, &id, "completed");
-                if !text.is_empty() {
-                    element.append_child(note("info", &text));
-                }
-                if let Some(form) = form {
-                    element.append_child(form.into_element());
-                }
-                element
+                let form = form.unwrap_or_else(|| Form::result(progress.command.title));
+                ended(progress.command, &id, "info", form, (RESULT, "Result"), &text)
             }
             CommandPage::Failed(text) => {
                 self.lock().remove(&id);
-                let mut element = answer(progress.command, &id, "completed");
-                element.append_child(note("error", &text));
-                element
+                let form = Form::result(progress.command.title);
+                ended(progress.command, &id, "error", form, (ERROR, "Error"), &text)
             }
-            CommandPage::Part(ResultPart { form, text, more, keep, set }) => {
+            CommandPage::Part(ResultPart { mut form, text, forth, keep, set }) => {
                 for (var, value) in keep {
                     progress.values.set(&var, value);
                 }
-                let actions: &[&str] = if more { &["next", "complete"] } else { &["complete"] };
+                if !text.is_empty() {
+                    form = form.text_first(RESULT, "Result", &text);
+                }
                 progress.reading = true;
-                let mut element = self.executing(id, progress, form, actions, error)?;
+                let mut element = self.executing(id, progress, form.followed(), forth, error)?;
                 if !text.is_empty() {
                     element.append_child(note("info", &text));
                 }
@@ -345,7 +341,8 @@ impl Commands {
                 progress.reading = false;
                 let (var, value) = options.keep();
                 progress.values.set(var, value);
-                let forth: &[&str] = if options.is_last { &["complete"] } else { &["next"] };
+                let forth: &'static [&str] =
+                    if options.is_last { &["complete"] } else { &["next"] };
                 let mut element = self.executing(id, progress, options.form, forth, error)?;
                 if let Some(set) = options.set {
                     element.append_child(set);
@@ -354,7 +351,7 @@ impl Commands {
             }
             CommandPage::Form(form, last) => {
                 progress.reading = false;
-                let forth: &[&str] = if last { &["complete"] } else { &["next"] };
+                let forth: &'static [&str] = if last { &["complete"] } else { &["next"] };
                 return self.executing(id, progress, form, forth, error);
             }
         })
@@ -365,23 +362,41 @@ impl Commands {
         &self,
         id: String,
         mut progress: CommandProgress,
-        form: Form,
-        forth: &[&str],
+        mut form: Form,
+        forth: &'static [&'static str],
         error: Option<&str>,
     ) -> Result<Element, CommandRefusal> {
         let mut element = answer(progress.command, &id, "executing");
-        let default = forth.first().copied().unwrap_or("complete");
         element.append_child(executing_actions(progress.stage > 0, forth));
         if let Some(text) = error {
             element.append_child(note("error", text));
+            form = form.text_first(ERROR, "Error", &sentence(text));
         }
         element.append_child(form.into_element());
-        progress.last = default == "complete";
+        progress.forth = forth;
         progress.until = Instant::now() + PATIENCE;
         let kept = self.lock().keep(id, progress, Instant::now());
         kept.map_err(|_| CommandRefusal::TooManyForms)?;
         Ok(element)
     }
+}
+
+/// Returns the end of a command. The text is in a note and, for clients that show no notes beside a form, in a field.
+fn ended(
+    command: AdHocCommand,
+    id: &str,
+    type_: &str,
+    mut form: Form,
+    (var, label): (&str, &str),
+    text: &str,
+) -> Element {
+    let mut element = answer(command, id, "completed");
+    if !text.is_empty() {
+        element.append_child(note(type_, text));
+        form = form.text_first(var, label, &sentence(text));
+    }
+    element.append_child(form.into_element());
+    element
 }
 
 #[cfg(test)]
@@ -393,7 +408,7 @@ mod tests {
             from: Jid::new(user).unwrap(),
             command: AdHocCommand { name: "add", title: "Add a key" },
             stage: 1,
-            last: false,
+            forth: &[],
             reading: false,
             room: size::DEFAULT,
             asked: None,

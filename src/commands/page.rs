@@ -49,8 +49,8 @@ pub(super) struct ResultPart {
     pub(super) form: Form,
     /// A sentence about all of it.
     pub(super) text: String,
-    /// Whether more follows.
-    pub(super) more: bool,
+    /// The actions that lead on; the first is the default.
+    pub(super) forth: &'static [&'static str],
     /// The values to store for the next part.
     pub(super) keep: Vec<(String, String)>,
     /// The `<set/>` of the part (XEP-0059).
@@ -115,7 +115,8 @@ pub(super) struct CommandProgress {
     pub(super) command: AdHocCommand,
     /// How many forms have been submitted.
     pub(super) stage: usize,
-    pub(super) last: bool,
+    /// The actions of the page shown that lead on; the first is the default.
+    pub(super) forth: &'static [&'static str],
     /// Whether a part of a result is shown: there is no input, and it may be left at any page.
     pub(super) reading: bool,
     pub(super) values: Values,

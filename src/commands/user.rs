@@ -9,12 +9,13 @@ use fingerpost_wire::{
     print::{Method, Print},
     size,
 };
+use minidom::Element;
 use time::OffsetDateTime;
 
 use super::{
     Commands,
-    form::{Form, Values},
-    listing::TableHead,
+    form::{self, Form, KEY, MESSAGE, NOTE, PRINTS, PRINTS_OF, Values, print_lines},
+    listing::{DescribedOption, ListHead},
     page::{CommandPage, CommandProgress, NoPage},
     refusal::CommandRefusal,
 };
@@ -22,6 +23,9 @@ use crate::control::SessionRow;
 use crate::registry::model::{
     ALLOWED_MAX, Actor, Key, KeyError, NewKey, Settings, Source, Visibility, check_reason,
 };
+
+/// The option of a list of keys that stands for none of them.
+const NO_KEY: &str = "none";
 
 pub(super) fn input(error: impl std::fmt::Display) -> NoPage {
     NoPage::Input(error.to_string())
@@ -39,13 +43,9 @@ impl Commands {
             return self.admin_page(name, progress, now).await;
         }
         match (progress.command.name, stage) {
-            ("keys", _) => {
-                let me = progress.from.to_bare();
-                let keys = self.registry.profile(&me).await?.keys.clone();
-                key_table(progress, "My keys", String::new(), &keys, false, now)
-            }
+            ("keys", _) => self.keys(progress, now).await,
             ("lookup", 0) => Ok(CommandPage::Form(
-                Form::new("Look up keys", "Whose keys do you want to see?").required(
+                Form::new("Look up keys").required(
                     "jid-single",
                     "jid",
                     "The user's address",
@@ -58,7 +58,13 @@ impl Commands {
                     .ok_or_else(|| input("Expected an address like romeo@montague.lit"))?;
                 let keys =
                     self.registry.visible_keys(&progress.from.to_bare(), &owner).await?;
-                key_table(progress, &format!("Keys of {owner}"), String::new(), &keys, false, now)
+                let text = match keys.is_empty() {
+                    true => format!("{owner} shows you no keys."),
+                    false => String::new(),
+                };
+                let title = format!("Keys of {owner}");
+                let list = ListHead { title: &title, text, is_followed: false };
+                progress.listed(list, key_items(&keys, false, now))
             }
             ("add", stage) => self.add(progress, stage, now).await,
             ("revoke", stage) => self.revoke(progress, stage, now).await,
@@ -67,8 +73,10 @@ impl Commands {
             ("sessions", _) => self.sessions(progress),
             ("export", _) => self.export(progress).await,
             ("erase", 0) => Ok(CommandPage::Form(
-                Form::new(
-                    "Erase",
+                Form::new("Erase everything held about me")
+                .text(
+                    NOTE,
+                    "Please note",
                     "Your keys, proofs and settings will be deleted, for good. To confirm, write your own address.",
                 )
                 .required("jid-single", "confirm", "Your address", &[]),
@@ -86,11 +94,58 @@ impl Commands {
         }
     }
 
+    /// Lists the user's keys, and goes on to another command for one of them.
+    async fn keys(
+        &self,
+        progress: &CommandProgress,
+        now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
+        let me = progress.from.to_bare();
+        let keys = self.registry.profile(&me).await?.keys.clone();
+        let Some(chosen_at) = progress.followed_at() else {
+            let text = if keys.is_empty() { "You have no keys." } else { "" };
+            let is_followed = keys.iter().any(|key| key.state != State::Revoked);
+            let list = ListHead { title: "My keys", text: text.to_owned(), is_followed };
+            return progress.listed(list, key_items(&keys, false, now));
+        };
+        let values = &progress.values;
+        if progress.stage == chosen_at {
+            let open = keys.iter().filter(|key| key.state != State::Revoked).map(choice);
+            let options = [("Prove", "prove"), ("Replace", "replace"), ("Revoke", "revoke")]
+                .map(|(label, value)| (label.to_owned(), value.to_owned()));
+            let open: Vec<_> = open.collect();
+            let id = match open.as_slice() {
+                [(_, only)] => only,
+                _ => values.one("id"),
+            };
+            let form = Form::new("Go on with a key")
+                .choice("id", "Which key", id, open.clone())
+                .choice("then", "What to do", values.one("then"), options);
+            return Ok(CommandPage::Form(form, false));
+        }
+        // The other command goes on with the page after the choice of a key.
+        let key = chosen(&keys, values)?;
+        let mut other = progress.clone();
+        other.stage -= chosen_at;
+        match values.one("then") {
+            "prove" => self.prove(&other, other.stage, now).await,
+            "revoke" => self.revoke(&other, other.stage, now).await,
+            "replace" => {
+                other.values.set_default("replaces", key.id.to_string());
+                other.values.set_default("method", key.method.to_string());
+                other.values.set_default("label", key.label.clone());
+                self.add(&other, other.stage - 1, now).await
+            }
+            _ => Err(input("Choose what to do with the key")),
+        }
+    }
+
     /// Returns the export as text, in parts of its own if necessary.
     async fn export(&self, progress: &CommandProgress) -> Result<CommandPage, NoPage> {
         let text = |lines: &[&str]| {
             Form::result("Everything held about me").field("text-multi", "export", "As XML", lines)
         };
+        let size_of = |form: Form| size::of(&form.into_element()).unwrap_or(usize::MAX);
         let me = progress.from.to_bare();
         let request = progress.part();
         // Inside a value each `<` takes four bytes and each quote five; in the worst case every second byte is text.
@@ -99,10 +154,9 @@ impl Commands {
             let mut export = self.registry.export(&me, request.as_ref(), room).await?;
             let set = export.remove_child("set", ns::RSM);
             let shown = String::from(&export);
-            let form = text(&shown.lines().collect::<Vec<_>>());
+            let form = text(&xml_lines(&shown).iter().map(String::as_str).collect::<Vec<_>>());
             let frame = 400;
-            let size = size::of(form.element()).unwrap_or(usize::MAX);
-            let empty = size::of(text(&[""]).element()).unwrap_or_default();
+            let (size, empty) = (size_of(form.clone()), size_of(text(&[""])));
             if size - empty + frame > progress.room_for(&text(&[""]), "") {
                 room = room / 4 * 3;
                 continue;
@@ -114,7 +168,7 @@ impl Commands {
                     part.children().count() + usize::from(part.attr("visibility").is_some())
                 })
                 .sum();
-            return Ok(progress.shown(form, String::new(), items, Some(set)));
+            return Ok(progress.shown(form, String::new(), items, Some(set), false));
         }
     }
 
@@ -131,10 +185,16 @@ impl Commands {
             let methods = ["x509", "openpgp"].map(|name| (name.to_owned(), name.to_owned()));
             let method =
                 if values.one("method").is_empty() { "x509" } else { values.one("method") };
-            let none = ("(none)".to_owned(), String::new());
+            let none = ("No other key".to_owned(), NO_KEY.to_owned());
+            let replaces = match values.one("replaces") {
+                "" => NO_KEY,
+                id => id,
+            };
             let material = values.lines("material");
-            let form = Form::new(
-                "Add a key",
+            let form = Form::new("Add a key")
+            .text(
+                NOTE,
+                "Please note",
                 "Give the certificate itself, as PEM or armour, or only its print. Never send a private key.",
             )
             .choice("method", "Kind of key", method, methods)
@@ -149,17 +209,17 @@ impl Commands {
             .choice(
                 "replaces",
                 "It replaces",
-                values.one("replaces"),
+                replaces,
                 std::iter::once(none).chain(active(&keys)),
             );
             return Ok(CommandPage::Form(form, false));
         }
         let new = read_new(values)?;
         if stage == 1 {
-            let prints: Vec<String> = new.prints().iter().map(described).collect();
-            let prints: Vec<&str> = prints.iter().map(String::as_str).collect();
-            let form = Form::new("Add this key?", "Compare the prints with those that you know.")
-                .field("fixed", "", "Prints", &prints);
+            let lines: Vec<String> = new.prints().iter().flat_map(print_lines).collect();
+            let form = Form::new("Add this key?")
+                .text(NOTE, "Please note", "Compare the prints with those that you know.")
+                .fields(vec![form::shown(PRINTS, "Prints", &lines)]);
             return Ok(CommandPage::Form(form, true));
         }
         let (key, notice) = self.registry.add(&progress.from, &new, now).await?;
@@ -183,22 +243,20 @@ impl Commands {
         if let Some(again) = progress.lists_options(0, "id") {
             let open = keys.iter().filter(|key| key.state != State::Revoked).map(choice);
             let options = progress.options(&open.collect::<Vec<_>>(), |open| {
-                Form::new("Revoke a key", "A revoked key is never good again.")
+                Form::new("Revoke a key")
+                    .text(NOTE, "Please note", "A revoked key is never good again.")
                     .choice("id", "Which key", values.one("id"), open)
-                    .field("text-single", "reason", "Why", &[values.one("reason")])
             })?;
             return Ok(CommandPage::Options(options.followed(), again));
         }
         let key = chosen(&keys, values)?;
         let reason = check_reason(values.one("reason")).map_err(input)?;
         if stage == 1 {
-            let text = format!("{} will be revoked, for good.", choice(key).0);
-            let form = Form::new("Revoke this key?", &text).required(
-                "boolean",
-                "sure",
-                "Yes, revoke it",
-                &["0"],
-            );
+            let form = Form::new("Revoke this key?")
+                .text(NOTE, "Please note", "This key will be revoked, for good.")
+                .fields(key_fields(key, false, now))
+                .field("text-single", "reason", "Why", &[values.one("reason")])
+                .required("boolean", "sure", "Yes, revoke it", &["0"]);
             return Ok(CommandPage::Form(form, true));
         }
         if !values.is_true("sure") {
@@ -221,7 +279,7 @@ impl Commands {
         let keys: Vec<Key> = self.registry.profile(&me).await?.keys.clone();
         if let Some(again) = progress.lists_options(0, "id") {
             let options = progress.options(&active(&keys).collect::<Vec<_>>(), |open| {
-                Form::new("Prove a key", "Show that you have its private key.").choice(
+                Form::new("Prove that a key is mine").choice(
                     "id",
                     "Which key",
                     values.one("id"),
@@ -234,12 +292,14 @@ impl Commands {
         if stage == 1 {
             let (nonce, _) = self.registry.challenge(&me, id, now).await?;
             let message = fingerpost_wire::proof::message(self.registry.component(), &me, &nonce);
-            let form = Form::new(
-                "Sign this",
+            let form = Form::new("Sign this")
+            .text(
+                NOTE,
+                "Please note",
                 "Decode the text below and sign the bytes with your key: Ed25519, ECDSA P-256 with SHA-256, RSA-PSS with \
                  SHA-256, or a detached OpenPGP signature. It is good for 5 minutes.",
             )
-            .field("text-single", "message", "To be signed, base64", &[&STANDARD.encode(message)])
+            .text(MESSAGE, "To be signed, base64", &STANDARD.encode(message))
             .required("text-multi", "signature", "The signature, base64 or armour", &[]);
             return Ok(CommandPage::Form(form, true));
         }
@@ -277,17 +337,19 @@ impl Commands {
                 ("Nobody", Visibility::Nobody),
             ]
             .map(|(label, visibility)| (label.to_owned(), visibility.as_str().to_owned()));
-            let form = Form::new(
-                "Visibility of my keys",
-                "Users that may not see them cannot reach you by your bare address.",
-            )
-            .choice("visibility", "My keys are shown to", chosen, options)
-            .field(
-                "jid-multi",
-                "allowed",
-                "Users I name",
-                if written.is_empty() { &known } else { &written },
-            );
+            let form = Form::new("Choose who may see my keys")
+                .text(
+                    NOTE,
+                    "Please note",
+                    "Users that may not see them cannot reach you by your bare address.",
+                )
+                .choice("visibility", "My keys are shown to", chosen, options)
+                .field(
+                    "jid-multi",
+                    "allowed",
+                    "Users I name",
+                    if written.is_empty() { &known } else { &written },
+                );
             return Ok(CommandPage::Form(form, true));
         }
         let visibility = values.one("visibility").parse::<Visibility>().map_err(input)?;
@@ -316,12 +378,12 @@ impl Commands {
             let options = sessions.iter().map(|session| {
                 let [initiator, responder] = &session.users;
                 let peer = if *initiator == me { responder } else { initiator };
-                (format!("with {peer}, {}", state_of(session)), session.id.clone())
+                described(session, peer.to_string(), format!("With: {peer}"))
             });
-            let options = progress.options(&options.collect::<Vec<_>>(), |options| {
-                Form::new("My sessions", "Choose one to end it, or cancel.").choice(
+            let options = progress.described_options(options.collect(), |fields, options| {
+                Form::new("My sessions").fields(fields).choice(
                     "id",
-                    "Session",
+                    "To be ended",
                     progress.values.one("id"),
                     options,
                 )
@@ -367,21 +429,22 @@ fn read_new(values: &Values) -> Result<NewKey, NoPage> {
         NewKey::of_material(material, &prints, label, Source::Self_)
     };
     let replaces = match values.one("replaces") {
-        "" => None,
+        "" | NO_KEY => None,
         id => Some(id.parse::<KeyId>().map_err(input)?),
     };
     Ok(new.map_err(input)?.replacing(replaces))
 }
 
-pub(super) fn described(print: &Print) -> String {
-    format!("{} {print}", print.hash().as_str())
-}
-
 /// Returns a key as an option: label and value.
 pub(super) fn choice(key: &Key) -> (String, String) {
-    let print = key.prints.first().map(ToString::to_string).unwrap_or_default();
-    let name = if key.label.is_empty() { "key" } else { &key.label };
-    (format!("{name} ({} {print})", key.method), key.id.to_string())
+    let lines = key.prints.first().map(print_lines).unwrap_or_default();
+    let print = lines.get(1).map(String::as_str).unwrap_or_default();
+    let name = form::shortened(name(key), 14);
+    (format!("{name} ({} {print}…)", key.method), key.id.to_string())
+}
+
+fn name(key: &Key) -> &str {
+    if key.label.is_empty() { "key" } else { &key.label }
 }
 
 fn active(keys: &[Key]) -> impl Iterator<Item = (String, String)> {
@@ -393,62 +456,56 @@ fn chosen<'a>(keys: &'a [Key], values: &Values) -> Result<&'a Key, NoPage> {
     keys.iter().find(|key| key.id.to_string() == id).ok_or_else(|| input("Choose one of your keys"))
 }
 
-/// The columns of a table of keys.
-const COLUMNS: [(&str, &str); 9] = [
-    ("owner", "Owner"),
-    ("label", "Name"),
-    ("method", "Kind"),
-    ("state", "State"),
-    ("assurance", "Assurance"),
-    ("source", "Source"),
-    ("created", "Since"),
-    ("print", "Prints"),
-    ("id", "Id"),
-];
-
-fn key_row(key: &Key, owner: bool, now: OffsetDateTime) -> Vec<String> {
-    let prints: Vec<String> = key.prints.iter().map(described).collect();
-    let mut row = vec![
-        key.owner.to_string(),
-        key.label.clone(),
-        key.method.to_string(),
-        key.state_shown(now).to_owned(),
-        key.assurance.to_string(),
-        key.source.to_string(),
-        stamp(key.created),
-        prints.join(", "),
-        key.id.to_string(),
-    ];
-    row.drain(..usize::from(!owner));
-    row
-}
-
-/// Returns keys as a result, in parts if necessary, with their owners if these are not the reader.
-pub(super) fn key_table(
-    progress: &CommandProgress,
-    title: &str,
-    text: String,
+/// Returns keys as the items of a list.
+pub(super) fn key_items(
     keys: &[Key],
-    owners: bool,
+    has_owner: bool,
     now: OffsetDateTime,
-) -> Result<CommandPage, NoPage> {
-    let columns = &COLUMNS[usize::from(!owners)..];
-    let rows = keys.iter().map(|key| (key.id.to_string(), key_row(key, owners, now))).collect();
-    progress.table(TableHead { title, text, columns }, rows)
+) -> Vec<(String, Vec<Element>)> {
+    keys.iter().map(|key| (key.id.to_string(), key_fields(key, has_owner, now))).collect()
 }
 
 /// Returns one key as a result.
-pub(super) fn one_key(key: &Key, owner: bool, now: OffsetDateTime) -> Form {
-    let columns = &COLUMNS[usize::from(!owner)..];
-    Form::result("The key").table(columns, vec![key_row(key, owner, now)])
+pub(super) fn one_key(key: &Key, has_owner: bool, now: OffsetDateTime) -> Form {
+    Form::result("The key").fields(key_fields(key, has_owner, now))
 }
 
-/// Returns a session's kind, legs, age and bytes, as text.
-pub(super) fn state_of(session: &SessionRow) -> String {
+/// Returns a key as fields: one for people, and one with the whole fingerprints for programs.
+pub(super) fn key_fields(key: &Key, has_owner: bool, now: OffsetDateTime) -> Vec<Element> {
+    let (name, method, state) = (name(key), key.method, key.state_shown(now));
+    let label = format!("{name} ({method}, {state}, {})", key.assurance);
+    let mut lines: Vec<String> = key.prints.iter().flat_map(print_lines).collect();
+    if has_owner {
+        lines.push(format!("Owner: {}", key.owner));
+    }
+    lines.push(format!("Source: {}", key.source));
+    lines.push(format!("Since: {}", stamp(key.created)));
+    if let Some(expires) = key.expires {
+        lines.push(format!("Until: {}", stamp(expires)));
+    }
+    lines.push(format!("Id: {}", key.id));
+    let whole = |print: &Print| format!("{} {print}", print.hash().as_str());
+    let whole: Vec<String> = key.prints.iter().map(whole).collect();
+    vec![
+        form::shown(&format!("{KEY}{}", key.id), &label, &lines),
+        form::hidden(&format!("{PRINTS_OF}{}", key.id), &label, &whole),
+    ]
+}
+
+/// Returns XML in lines that are short where the XML allows a new line.
+fn xml_lines(text: &str) -> Vec<String> {
+    text.replace("><", ">\n<").lines().flat_map(form::wrapped_at_words).collect()
+}
+
+/// Returns a session as an option and a field.
+pub(super) fn described(session: &SessionRow, name: String, users: String) -> DescribedOption {
     let legs = match (session.is_brokered(), session.legs) {
         (true, Some([a, b])) => format!("brokered {a}-{b}"),
         (true, None) => "brokered, being set up".to_owned(),
         (false, _) => "SOCKS5 transfer".to_owned(),
     };
-    format!("{legs}, {} s, {} bytes", session.age.as_secs(), session.bytes)
+    let (seconds, bytes) = (session.age.as_secs(), session.bytes);
+    let mut lines = form::wrapped(&users);
+    lines.extend([legs, format!("Seconds: {seconds}"), format!("Bytes: {bytes}")]);
+    DescribedOption { title: "Session", name, value: session.id.clone(), lines }
 }

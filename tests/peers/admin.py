@@ -189,10 +189,9 @@ async def sessions(world):
     report = {"activated": answer, "mistake": run.kinds()}
     await run.go("next", jid=world.bob.boundjid.bare)
     shown = options(run, "id")
-    users = f"{world.alice.boundjid.bare} → {world.bob.boundjid.bare}, "
-    report["listed"] = sorted(
-        [label.removeprefix(users).split(",")[0], label.split(", ")[-1]] for label in shown.values()
-    )
+    users = f"{world.alice.boundjid.bare} → {world.bob.boundjid.bare}"
+    report["labels"] = [label == f"{n + 1}: {users}"[:33] + "…" for n, label in enumerate(shown.values())]
+    report["listed"] = sorted([lines[-3].split(",")[0], lines[-1]] for _, lines in run.fields("session-"))
     await run.go("complete", id=list(shown), reason="maintenance")
     report["ended"] = [run.status, await ended(ends)]
     for peer, name in ((world.alice, "alice"), (world.bob, "bob")):
@@ -206,7 +205,7 @@ async def sessions(world):
     ends, _ = await world.stream()
     mine = await Run(world.bob, world.component, "sessions").go()
     shown = options(mine, "id")
-    report["a user's own"] = [label.split(", ")[:2] for label in shown.values()]
+    report["a user's own"] = [list(shown.values()), [lines[:2] for _, lines in mine.fields("session-")]]
     other = await Run(world.carol, world.component, "sessions").go()
     report["not another's"] = other.status
     await mine.go("complete", id=next(iter(shown)))
@@ -334,19 +333,24 @@ async def audit(world):
     await run.go("next", jid="not one@@")
     report = {"mistake": run.kinds()}
     await run.go("next", jid="eve@example.test")
-    report["page 1"] = [run.actions, len(run.values("seq")), run.values("event")[:2], set(run.values("owner")).pop()]
-    first = run.values("seq")
+
+    def numbers():
+        return [int(var.removeprefix("entry-")) for var in run.form.get_fields() if var.startswith("entry-")]
+
+    report["page 1"] = [run.actions, len(numbers()), run.entries("event")[:2], set(run.entries("Owner")).pop()]
+    first = numbers()
     await run.go("next")
-    rest = run.values("seq")
-    numbers = [int(number) for number in first + rest]
-    report["page 2"] = [run.actions, len(rest), numbers == sorted(numbers, reverse=True)]
+    second = numbers()
+    await run.go("next")
+    all_ = first + second + numbers()
+    report["page 3"] = [run.actions, len(numbers()), all_ == sorted(set(all_), reverse=True)]
     await run.go("prev")
-    report["back"] = [run.actions, run.values("seq") == first]
+    report["back"] = [run.actions, numbers() == second]
     await run.go("complete")
     report["left"] = run.status
     mine = await world.run("audit").go()
     await mine.go("next", jid=world.alice.boundjid.bare)
-    report["alice"] = [mine.values("event"), sorted(set(mine.values("actor")))]
+    report["alice"] = [mine.entries("event"), sorted(set(mine.entries("By")))]
     return report
 
 
@@ -428,4 +432,5 @@ async def story(settings):
     return report
 
 
-main(story)
+if __name__ == "__main__":
+    main(story)

@@ -1,6 +1,7 @@
 """The ad-hoc commands of users, with slixmpp's own xep_0050 and xep_0004."""
 
 import asyncio
+import base64
 
 from forms import NODE, Run, with_forms
 from peer import Peer, main
@@ -24,21 +25,42 @@ async def story(settings):
     add = await Run(alice, component, "add").go()
     report["add 1"] = [add.status, add.actions, sorted(add.form.get_fields())]
     await add.go("next", method="x509", label="laptop", print="not a print")
-    report["mistake"] = [add.status, [kind for kind, _ in add.notes], add.form.get_fields()["label"]["value"]]
+    report["mistake"] = [add.status, add.kinds(), add.text("error")[:30], add.form.get_fields()["label"]["value"]]
     await add.go("next", method="x509", label="laptop", print=PRINT)
     report["add 2"] = [add.status, add.actions]
     await add.go("prev")
     report["back"] = [add.status, add.form.get_fields()["print"]["value"]]
     await add.go("next", method="x509", label="notebook", print=PRINT)
     await add.go("complete")
-    report["added"] = [add.status, add.values("label"), add.values("state")]
+    report["added"] = [add.status, add.values("label"), add.values("state"), add.text("result")[:22]]
     key = add.values("id")[0]
 
     keys = await Run(alice, component, "keys").go()
-    report["keys"] = [keys.status, keys.values("id") == [key]]
+    report["keys"] = [keys.status, keys.actions, keys.values("id") == [key], keys.values("prints")]
+    await keys.go("next")
+    report["go on"] = [keys.actions, sorted(keys.form.get_fields())]
+    await keys.go("next", id=key)
+    report["nothing chosen"] = keys.kinds()
+    await keys.go("next", id=key, then="replace")
+    fields = keys.form.get_fields()
+    report["replace"] = [fields[name]["value"] == value for name, value in (("replaces", key), ("label", "notebook"))]
+    await keys.go("prev")
+    await keys.go("next", id=key, then="revoke")
+    report["revoke"] = [keys.actions, keys.values("id") == [key]]
+    await keys.go("cancel")
+    # A key of which the registry has only the fingerprint.
+    prove = await Run(alice, component, "prove").go()
+    await prove.go("next", id="nonsense")
+    report["no key"] = prove.kinds()
+    await prove.go("next", id=key)
+    message = base64.b64decode(prove.text("message"))
+    report["to be signed"] = message.startswith(b"fingerpost:prove:0\0" + component.encode())
+    # poezio says `next` also where only `complete` is offered.
+    await prove.go("next", signature="AAAA")
+    report["prints only"] = [prove.status, prove.kinds(), "certificate" in prove.text("error")]
     lookup = await Run(alice, component, "lookup").go()
     await lookup.go("complete", jid="nobody@example.test")
-    report["lookup"] = [lookup.status, lookup.values("id")]
+    report["lookup"] = [lookup.status, lookup.values("id"), lookup.text("result")]
 
     settings_ = await Run(alice, component, "settings").go()
     report["settings"] = settings_.form.get_fields()["visibility"]["value"]

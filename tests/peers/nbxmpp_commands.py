@@ -33,8 +33,8 @@ def story(adhoc):
     report["done"] = [step.status == AdHocStatus.COMPLETED, [note.type.value for note in step.notes or []]]
 
     step = yield adhoc.execute_command(by_name["keys"])
-    table = extend_form(node=step.data)
-    report["table"] = [[item["label"].value, item["state"].value] for item in table.iter_records()]
+    fields = [field for field in extend_form(node=step.data).iter_fields() if field.type_ != "hidden"]
+    report["keys"] = [[field.label, field.value.split("\nSource")[0]] for field in fields]
     step = yield adhoc.execute_command(by_name["revoke"])
     step = yield adhoc.execute_command(step, AdHocAction.CANCEL)
     report["cancelled"] = step.status == AdHocStatus.CANCELED

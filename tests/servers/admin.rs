@@ -82,12 +82,16 @@ fn expected_before() -> Value {
         "sessions": {
             "activated": "result",
             "mistake": ["error"],
-            "listed": [["SOCKS5 transfer", "4 bytes"], ["brokered", "0 bytes"]],
+            "labels": [true, true],
+            "listed": [["SOCKS5 transfer", "Bytes: 4"], ["brokered", "Bytes: 0"]],
             "ended": ["completed", true],
             "alice": [true, true],
             "bob": [true, true],
             "none left": ["completed", "There are no such sessions now."],
-            "a user's own": [["with alice@example.test", "SOCKS5 transfer"]],
+            "a user's own": [
+                ["1: alice@example.test"],
+                [["With: alice@example.test", "SOCKS5 transfer"]],
+            ],
             "not another's": "completed",
             "ended by it": true,
         },
@@ -150,11 +154,11 @@ fn expected_after() -> Value {
             "mistake": ["error"],
             "page 1": [
                 ["complete", "next", "prev"],
-                50,
+                20,
                 ["unblocked", "blocked"],
                 "eve@example.test",
             ],
-            "page 2": [["complete", "prev"], 6, true],
+            "page 3": [["complete", "prev"], 16, true],
             "back": [["complete", "next", "prev"], true],
             "left": "completed",
             "alice": [
