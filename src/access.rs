@@ -7,6 +7,7 @@ use std::{
 
 use fingerpost_wire::jid::identity;
 use jid::BareJid;
+use tokio::sync::watch;
 
 /// The access lists: JIDs and domains in the form in which they are compared, or `*` for anyone.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +23,11 @@ pub struct Access {
 /// Decides who may use the service now, by the configured lists and the blocks that admins have set by command. Cheap
 /// to clone; all clones change together.
 #[derive(Clone, Debug, Default)]
-pub struct Doors(Arc<RwLock<Lists>>);
+pub struct Doors {
+    lists: Arc<RwLock<Lists>>,
+    /// Notified of each change.
+    changes: Arc<watch::Sender<()>>,
+}
 
 /// The configured lists, as sets for quick lookups.
 #[derive(Debug, Default)]
@@ -52,7 +57,13 @@ impl Doors {
     /// Creates doors with the configured lists.
     pub fn new(configured: Access) -> Self {
         let sets = Sets::from(&configured);
-        Self(Arc::new(RwLock::new(Lists { configured, sets, commanded: BTreeMap::new() })))
+        let lists = Lists { configured, sets, commanded: BTreeMap::new() };
+        Self { lists: Arc::new(RwLock::new(lists)), changes: Arc::default() }
+    }
+
+    /// Returns a receiver that is notified of each change of the lists.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Returns whether `jid` may use the service.
@@ -78,11 +89,14 @@ impl Doors {
         let mut lists = self.write();
         lists.sets = Sets::from(&configured);
         lists.configured = configured;
+        drop(lists);
+        self.changes.send_replace(());
     }
 
     /// Replaces all blocks by command, each with its reason.
     pub fn set_commanded(&self, commanded: impl IntoIterator<Item = (String, String)>) {
         self.write().commanded = commanded.into_iter().collect();
+        self.changes.send_replace(());
     }
 
     /// Returns the blocks by command, each with its reason, then those of the configuration.
@@ -93,11 +107,11 @@ impl Doors {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Lists> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.lists.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Lists> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.lists.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -33,7 +33,7 @@ pub static STANZAS_DROPPED: Counter = Counter::new(
 /// Presences that were not taken.
 pub static PRESENCES_DROPPED: Counter = Counter::new(
     "presences_dropped_total",
-    "Presences that were not taken: too many at once, or no place left for the user or the domain",
+    "Presences that were not taken, or not remembered: too many at once, or no place left for the user or the domain",
     &["reason"],
 );
 /// Requests that were refused.

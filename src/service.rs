@@ -12,7 +12,7 @@ use fingerpost_wire::{plain::Plain, size};
 use jid::{BareJid, FullJid};
 use minidom::Element;
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, broadcast, mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -36,7 +36,11 @@ use crate::{
         listener::{self, Socks5Listener},
         table::{self, TransferTable},
     },
-    sessions::{self, Broker, hints, journal::Journal, reachable::Reachable},
+    sessions::{
+        self, Broker, hints,
+        journal::Journal,
+        reachable::{Reachable, RecalledWatcher},
+    },
     systemd::Inherited,
 };
 
@@ -202,7 +206,8 @@ impl Service {
         let others = tasks.spawn(others.run(news, outbound.clone(), leave));
         let (counted, kept) = (table.clone(), table.clone());
         let reachable = Reachable::new(store.clone(), jid.clone());
-        let recalled = if cluster.leads() { recall(&reachable).await } else { Vec::new() };
+        let (recalled, watchers) =
+            if cluster.leads() { recall(&reachable).await } else { Default::default() };
         tasks.spawn(reachable.clone().run(stop.clone()));
         let mut router = Router::new(
             router_options(config, doors),
@@ -218,7 +223,7 @@ impl Service {
             reachable.clone(),
             tasks.clone(),
         );
-        router.recall(recalled);
+        router.recall(recalled, watchers);
         let status = ServiceStatus::new(
             jid.clone(),
             control.clone(),
@@ -258,7 +263,9 @@ impl Service {
         }
         tasks.spawn(among.run(of_others));
         let back = (again, told, reported);
-        tasks.spawn(route(Arc::clone(&router), Arc::clone(&changed), back, stop.clone()));
+        let visibility = (registry.visibility_changes(), control.doors().changes());
+        let routed = (Arc::clone(&router), Arc::clone(&changed));
+        tasks.spawn(route(routed, back, visibility, stop.clone()));
         let inbox = LinkHandler {
             router: Arc::clone(&router),
             status,
@@ -464,8 +471,8 @@ fn shown(url: &str) -> String {
     }
 }
 
-/// Returns the resources that were reachable when a component of this name last ran, or led.
-async fn recall(reachable: &Reachable) -> Vec<(FullJid, i8)> {
+/// Returns the resources that were reachable when a component of this name last ran, or led, and who watched them.
+async fn recall(reachable: &Reachable) -> (Vec<(FullJid, i8)>, Vec<RecalledWatcher>) {
     let recalled = reachable.recall().await.unwrap_or_else(|error| {
         warn!(%error, "could not read the reachable users: each needs a new presence");
         Vec::new()
@@ -473,7 +480,11 @@ async fn recall(reachable: &Reachable) -> Vec<(FullJid, i8)> {
     if !recalled.is_empty() {
         info!(resources = recalled.len(), "checking the users that were reachable before");
     }
-    recalled
+    let watchers = reachable.recall_watchers().await.unwrap_or_else(|error| {
+        warn!(%error, "could not read who watches users: each learns of changes after the next login");
+        Vec::new()
+    });
+    (recalled, watchers)
 }
 
 /// Returns the addresses announced to users, as text.
@@ -529,8 +540,8 @@ impl Among {
         while let Some(event) = events.recv().await {
             match event {
                 cluster::Event::Recall(done) => {
-                    let recalled = recall(&self.reachable).await;
-                    lock(&self.router).recall(recalled);
+                    let (recalled, watchers) = recall(&self.reachable).await;
+                    lock(&self.router).recall(recalled, watchers);
                     let _ = done.send(());
                 }
                 cluster::Event::Lead => {
@@ -642,13 +653,13 @@ fn lock(router: &Mutex<Router>) -> MutexGuard<'_, Router> {
 
 /// Passes to the router what comes from elsewhere than the link.
 async fn route(
-    router: Arc<Mutex<Router>>,
-    changed: Arc<Notify>,
+    (router, changed): (Arc<Mutex<Router>>, Arc<Notify>),
     (mut again, mut notices, mut reports): (
         mpsc::Receiver<KnownStanza>,
         mpsc::Receiver<KeyNotice>,
         mpsc::Receiver<Report>,
     ),
+    (mut visibility, mut doors): (broadcast::Receiver<BareJid>, watch::Receiver<()>),
     stop: CancellationToken,
 ) {
     loop {
@@ -663,6 +674,8 @@ async fn route(
             Some(known) = again.recv() => lock(&router).handle_known(known),
             Some(notice) = notices.recv() => lock(&router).notify(&notice),
             Some(report) = reports.recv() => lock(&router).handle_report(report),
+            changed = visibility.recv() => lock(&router).visibility_changed(changed.ok().as_ref()),
+            Ok(()) = doors.changed() => lock(&router).visibility_changed(None),
         }
     }
 }

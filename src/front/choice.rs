@@ -290,6 +290,7 @@ impl Router {
         let sign = if is_known { sign } else { Sign::Unknown };
         if let Some(info) = info {
             self.broker.learn(&Jid::from(FullJid::clone(&jid)), &info);
+            self.contact_says(&jid, &info);
         }
         self.presences.answered(&jid, sign, at, now);
         self.pass_changes();

@@ -32,6 +32,11 @@ impl Router {
             ("query", ns::DISCO_INFO) if get => match payload.attr("node") {
                 None => self.options.info(),
                 Some(ns::COMMANDS) => disco::commands(),
+                Some(node) if self.own_caps().is_some_and(|caps| caps.names(node)) => {
+                    let mut info = self.options.info();
+                    xml::set(&mut info, "node", node);
+                    info
+                }
                 Some(node) => match self.commands.find(node, &stanza.from.to_bare()) {
                     Some(command) => disco::command(node, command.title),
                     None => return Err(FrontRefusal::NoSuchNode),

@@ -46,6 +46,8 @@ pub fn info(name: &str, contact: &[String], socks5: bool, ibb: bool, direct: boo
     let mut features = vec![
         ns::DISCO_INFO,
         ns::DISCO_ITEMS,
+        ns::CAPS,
+        ns::CAPS_2,
         ns::COMMANDS,
         ns::DATA,
         ns::PING,

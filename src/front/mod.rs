@@ -1,5 +1,6 @@
 //! Gives each stanza exactly one answer, and no answer where the protocol forbids one.
 
+mod caps;
 mod choice;
 mod component;
 pub mod disco;
@@ -10,6 +11,7 @@ mod rates;
 mod refusal;
 mod requests;
 mod waiting;
+mod watching;
 
 use std::{
     collections::HashMap,
@@ -43,13 +45,14 @@ use crate::{
     limits::Rates,
     metrics,
     refuse::{Refuse as _, refuse_address},
-    registry::{KeyNotice, Registry, pep},
+    registry::{KeyNotice, Registry, model::Settings, pep},
     relay::table::TransferTable,
     sessions::{
         Broker,
         message_initiation::Proposals,
         presence::{PresenceChange, Presences, Sign},
-        reachable::Reachable,
+        reachable::{Reachable, RecalledWatcher},
+        watchers::Watchers,
     },
 };
 
@@ -133,6 +136,8 @@ pub enum Report {
     Unanswered(Box<Unanswered>),
     /// The published keys of a user have been read.
     PublishedKeys(BareJid),
+    /// The settings of a user have been read, because its watchers must be told; `None` if that failed.
+    Settings(BareJid, Option<Settings>),
 }
 
 /// The channels from delegated work back to the router's task.
@@ -161,6 +166,7 @@ pub struct Router {
     back: Back,
     identity: Arc<Identity>,
     presences: Presences,
+    watchers: Watchers,
     /// Stanzas to bare JIDs, by JID, that wait for answers of resources.
     waiting: HashMap<BareJid, Vec<WaitingStanza>>,
     reachable: Reachable,
@@ -213,6 +219,7 @@ impl Router {
             back,
             identity,
             presences: Presences::new(tokio::time::Instant::now()),
+            watchers: Watchers::default(),
             waiting: HashMap::new(),
             reachable,
             readers: pep::Readers::default(),
@@ -234,6 +241,7 @@ impl Router {
         self.presence_rates = PresenceRates::new(options.requests_per_second);
         self.info.clear();
         self.options = options;
+        self.visibility_changed(None);
     }
 
     /// Handles one stanza from the link.
@@ -315,6 +323,7 @@ impl Router {
     /// Hands over to another instance that leads, which keeps its own view of the users.
     pub fn follow(&mut self) {
         self.presences = Presences::new(tokio::time::Instant::now());
+        self.watchers = Watchers::default();
         for waiting in std::mem::take(&mut self.waiting).into_values().flatten() {
             self.hand_over(&waiting.stanza);
         }
@@ -343,17 +352,24 @@ impl Router {
 
     /// Returns when [`Router::expire`] is due, if ever.
     pub fn deadline(&self) -> Option<tokio::time::Instant> {
-        [self.proposals.deadline(), self.presences.deadline()].into_iter().flatten().min()
+        let watchers = self.watchers.deadline().filter(|_| self.presences.is_link_up());
+        [self.proposals.deadline(), self.presences.deadline(), watchers].into_iter().flatten().min()
     }
 
-    /// Takes the resources that were reachable when the component last ran.
-    pub fn recall(&mut self, reachable: Vec<(FullJid, i8)>) {
+    /// Takes the resources that were reachable when the component last ran, and who watched them.
+    pub fn recall(&mut self, reachable: Vec<(FullJid, i8)>, watchers: Vec<RecalledWatcher>) {
         let now = tokio::time::Instant::now();
+        for (watcher, contact, day) in watchers {
+            self.watchers.recall(&watcher, &contact, day);
+        }
         for (jid, priority) in reachable {
-            if self.options.access.admits(&jid.to_bare()) {
+            let user = jid.to_bare();
+            if self.options.access.admits(&user) {
                 self.presences.recall(jid, priority, now);
+                self.watchers.changed(&user, now);
             }
         }
+        self.pass_watchers();
         self.pass_changes();
     }
 
@@ -379,6 +395,7 @@ impl Router {
             self.ask_for_sign(jid, now);
         }
         self.pass_changes();
+        self.tell_watchers(now);
     }
 
     /// Checks whether a resource is still present.
@@ -394,6 +411,7 @@ impl Router {
         match report {
             Report::Asked(asked) => self.handle_sign(*asked),
             Report::Unanswered(unanswered) => self.handle_unanswered(*unanswered),
+            Report::Settings(user, settings) => self.handle_settings(&user, settings),
             Report::PublishedKeys(user) => {
                 if let Some(next) = self.readers.done(&user, Instant::now()) {
                     self.read_pep(next);
@@ -407,6 +425,7 @@ impl Router {
         while let Some(change) = self.presences.poll_change() {
             if let PresenceChange::Gone { jid, .. } = &change {
                 let jid = Jid::from(FullJid::clone(jid));
+                self.watchers.changed(&jid.to_bare(), tokio::time::Instant::now());
                 self.broker.forget(&jid);
                 let out = self.proposals.gone(&jid);
                 self.send_all(out);
@@ -420,7 +439,8 @@ impl Router {
         let KnownStanza(stanza, admitted) = known;
         let handled = match stanza.kind {
             Kind::Message => self.handle_initiation(&stanza, Some(admitted)),
-            _ => self.handle_request(&stanza, Some(Findings::admitted(admitted))),
+            Kind::Presence => return self.show(&stanza, Some(admitted)),
+            Kind::Iq => self.handle_request(&stanza, Some(Findings::admitted(admitted))),
         };
         if let Err(refusal) = handled {
             self.refuse(&stanza, refusal);

@@ -7,13 +7,12 @@ use fingerpost_wire::{
     jid::full,
     ns,
     stanza::{RequestKind, Stanza, StanzaType},
-    xml,
 };
 use jid::{BareJid, FullJid, Jid};
 use time::OffsetDateTime;
 use tracing::{debug, warn};
 
-use super::{FORWARD, Report, Router};
+use super::{FORWARD, Report, Router, watching::is_about_subscriptions};
 use crate::{metrics, registry::pep};
 
 impl Router {
@@ -26,6 +25,9 @@ impl Router {
         match (stanza.type_, jid) {
             // Accepted at any rate: it frees resources.
             (StanzaType::Unavailable | StanzaType::Error, Some(jid)) => {
+                if stanza.type_ == StanzaType::Error {
+                    self.presence_failed(stanza);
+                }
                 self.presences.unavailable(&jid);
                 self.withdraw_all(&stanza.from);
                 self.broker.user_gone(&stanza.from);
@@ -34,17 +36,22 @@ impl Router {
                 self.send_all(out);
                 self.pass_changes();
             }
-            (StanzaType::Absent | StanzaType::Unavailable | StanzaType::Error, None) => {}
-            (StanzaType::Absent | StanzaType::Subscribe | StanzaType::Probe, jid) => {
+            (StanzaType::Error, None) => self.presence_failed(stanza),
+            (StanzaType::Absent | StanzaType::Unavailable, None) => {}
+            (type_, jid) if type_ == StanzaType::Absent || is_about_subscriptions(type_) => {
                 let has_access = self.options.access.admits(&user);
                 if !self.presence_rates.allow(&user, has_access, Instant::now()) {
                     metrics::PRESENCES_DROPPED.count(&["rate"]);
+                    if type_ == StanzaType::Probe && has_access {
+                        self.probe_later(stanza);
+                    }
                     return;
                 }
-                match (stanza.type_, jid) {
+                match (type_, jid) {
                     (StanzaType::Absent, Some(jid)) => self.available(stanza, jid, has_access),
-                    (StanzaType::Subscribe, _) => self.presence(stanza, "subscribed"),
-                    _ => self.presence(stanza, ""),
+                    (StanzaType::Subscribe, _) => self.subscribe(stanza, has_access),
+                    (StanzaType::Unsubscribe, _) => self.unsubscribe(stanza),
+                    _ => self.probe(stanza, has_access),
                 }
             }
             _ => {}
@@ -64,6 +71,9 @@ impl Router {
         self.pass_changes();
         if let Some(jid) = full(&stanza.from) {
             self.proposals.here(&jid);
+            if taken.is_ok() {
+                self.contact_is_here(&jid, &stanza.element);
+            }
         }
         match taken {
             Ok(came) => {
@@ -107,18 +117,6 @@ impl Router {
             }
             let _ = back.reports.send(Report::PublishedKeys(user)).await;
         });
-    }
-
-    fn presence(&self, stanza: &Stanza, type_: &str) {
-        let mut presence = xml::element(
-            "presence",
-            ns::CLIENT,
-            &[("from", stanza.to.as_str()), ("to", stanza.from.as_str())],
-        );
-        if !type_.is_empty() {
-            xml::set(&mut presence, "type", type_);
-        }
-        self.send(presence);
     }
 }
 

@@ -7,7 +7,7 @@ use fingerpost_wire::{
     jid::{canonical, proxied, unproxied},
     jingle::{self, Action},
     ns,
-    stanza::{RequestKind, Stanza, StanzaType},
+    stanza::{Kind, RequestKind, Stanza, StanzaType},
     xml,
 };
 use jid::{BareJid, Jid};
@@ -177,6 +177,8 @@ impl Router {
                 Ok(visible) => {
                     let _ = again.send(KnownStanza(Box::new(stanza), visible.is_some())).await;
                 }
+                // A presence is not answered: the watcher asks again at its next login.
+                Err(_) if stanza.kind == Kind::Presence => {}
                 Err(error) => {
                     let _ = outbound.send(stanza.refuse(RegistryRefusal::from(error)).into()).await;
                 }
@@ -191,9 +193,24 @@ impl Router {
             return Err(FrontRefusal::LongJid);
         };
         let (requests, stanza) = (self.requests.clone(), stanza.clone());
+        // The component has announced the client's capabilities under this node, which the client does not know.
+        let node = payload.attr("node").filter(|node| {
+            payload.is("query", ns::DISCO_INFO)
+                && node.split_once('#').is_some_and(|(of, _)| of == ns::OWN_CAPS)
+        });
+        let node = node.map(str::to_owned);
+        let payload = match node {
+            Some(_) => Element::bare("query", ns::DISCO_INFO),
+            None => payload,
+        };
         self.work(self.permit(&stanza)?, async move {
             match requests.request(RequestKind::Get, &mask, &callee, payload, FORWARD).await {
-                Answer::Result(payload) => stanza.result(payload),
+                Answer::Result(payload) => stanza.result(payload.map(|mut payload| {
+                    if let Some(node) = node {
+                        xml::set(&mut payload, "node", &node);
+                    }
+                    payload
+                })),
                 Answer::Error(error) => stanza.error(of_peer(error)),
                 Answer::Timeout => stanza.refuse(FrontRefusal::NoAnswer),
             }

@@ -149,6 +149,21 @@ impl World {
         self.router.handle(text.parse().unwrap());
     }
 
+    /// Sends a presence and returns what the watcher at its address is told: the types, with the sender's resource.
+    async fn presence(&mut self, from: &str, to: &str, type_: &str, number: usize) -> Vec<String> {
+        self.say(&format!(
+            "<presence xmlns='jabber:client' from='{from}' to='{to}' type='{type_}'/>"
+        ));
+        let mut told = Vec::new();
+        for _ in 0..number {
+            let presence = self.next(|sent| sent.name() == "presence").await;
+            let from = Jid::new(presence.attr("from").unwrap()).unwrap();
+            let resource = from.resource().map_or_else(String::new, |text| format!(" {text}"));
+            told.push(format!("{}{resource}", presence.attr("type").unwrap_or("available")));
+        }
+        told
+    }
+
     fn come(&mut self, from: &str) {
         self.say(&format!("<presence xmlns='jabber:client' from='{from}' to='{COMPONENT}'/>"));
     }
@@ -233,6 +248,55 @@ async fn a_user_without_a_socks5_connection_in_a_session_has_no_observed_address
         let error = answer.get_child("error", ns::CLIENT).unwrap();
         assert!(error.has_child(condition, ns::STANZA_ERRORS), "{to} {sid} {answer:?}");
     }
+}
+
+#[tokio::test]
+async fn a_probe_is_answered_truthfully_and_of_a_guest_not_at_all() {
+    let mut world = World::new().await;
+    let alice = "alice@example.test";
+    assert_eq!(world.presence(alice, MASK, "subscribe", 2).await, ["subscribed", "unavailable"]);
+    world.come("bob@example.test/one");
+    assert_eq!(world.presence(ALICE, MASK, "probe", 1).await, ["available one"]);
+    let blocked = [("bob@example.test".to_owned(), String::new())];
+    world.router.options.access.set_commanded(blocked);
+    assert_eq!(world.presence(ALICE, MASK, "probe", 1).await, ["unavailable"]);
+    world.router.options.access.set_commanded([]);
+    let guest = "mallory@elsewhere.test";
+    assert_eq!(world.presence(guest, MASK, "subscribe", 1).await, ["unsubscribed"]);
+    assert_eq!(world.presence(guest, COMPONENT, "probe", 1).await, ["available"]);
+    assert_eq!(world.router.watchers.count(), 1);
+    assert_eq!(world.presence(alice, MASK, "unsubscribe", 1).await, ["unavailable"]);
+    assert_eq!(world.router.watchers.count(), 0);
+}
+
+#[tokio::test]
+async fn the_clients_of_a_watched_contact_are_asked_once_and_their_features_are_announced() {
+    let mut world = World::new().await;
+    world.presence("alice@example.test", MASK, "subscribe", 2).await;
+    world.come("bob@example.test/one");
+    world.router.expire();
+    world.report().await;
+    let asked = world.asked("bob@example.test/one").await;
+    let features =
+        "<query xmlns='http://jabber.org/protocol/disco#info'><feature var='f'/></query>";
+    world.answer(&asked, "result", features);
+    world.report().await;
+    let contact = BareJid::new("bob@example.test").unwrap();
+    let resource = FullJid::new("bob@example.test/one").unwrap();
+    let ver = world.router.watchers.ver(&contact, &resource).unwrap();
+    assert_eq!(world.presence(ALICE, MASK, "probe", 1).await, ["available one"]);
+    world.say(&format!(
+        "<iq xmlns='jabber:client' type='get' id='i' from='{ALICE}' to='{MASK}/one'>\
+         <query xmlns='{}' node='{}#{ver}'/></iq>",
+        ns::DISCO_INFO,
+        ns::OWN_CAPS
+    ));
+    let asked = world.asked("bob@example.test/one").await;
+    assert_eq!(asked.get_child("query", ns::DISCO_INFO).unwrap().attr("node"), None);
+    world.answer(&asked, "result", features);
+    let answer = world.next(|sent| sent.attr("id") == Some("i")).await;
+    let node = answer.get_child("query", ns::DISCO_INFO).unwrap().attr("node").unwrap();
+    assert_eq!(node, format!("{}#{ver}", ns::OWN_CAPS));
 }
 
 /// The answers of a busy resource may wait behind its own blocks.

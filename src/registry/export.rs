@@ -581,6 +581,7 @@ mod tests {
         const OWN: Held = Not("it is the component's own");
         const PRESENCE: Held =
             Not("it is what the user's clients say of themselves now, and goes with them");
+        const WATCH: Held = Not("it is in the contact list that the user's own server keeps");
         const HASH: Held = Not(
             "it is a salted hash of an address whose keys were deleted, and may be another person's now",
         );
@@ -646,6 +647,10 @@ mod tests {
             ("reachable", "owner", PRESENCE),
             ("reachable", "priority", PRESENCE),
             ("reachable", "seen", PRESENCE),
+            ("watchers", "component", OWN),
+            ("watchers", "watcher", WATCH),
+            ("watchers", "contact", WATCH),
+            ("watchers", "seen", WATCH),
             ("heartbeats", "component", OWN),
             ("heartbeats", "at", OWN),
             ("heartbeats", "room", OWN),

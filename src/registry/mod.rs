@@ -40,7 +40,7 @@ use fingerpost_wire::{
 use jid::{BareJid, Jid};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use self::{
     model::{ALLOWED_BYTES, Actor, Key, NewKey, NotAllowed, Settings, Source, Visibility},
@@ -118,7 +118,12 @@ pub struct Registry {
     /// The rate of each user's changes: the audit log keeps them for ever.
     changes: Arc<Mutex<Rates>>,
     blocks_changed: Arc<Notify>,
+    /// The users whose visibility may have changed.
+    visibility_changed: broadcast::Sender<BareJid>,
 }
+
+/// How many changes of visibility are kept for a listener.
+const VISIBILITY_CHANGES: usize = 1024;
 
 /// The changes that one user may make at once, and the time until one more is allowed.
 const CHANGES: (f64, Duration) = (1000.0, Duration::from_secs(20));
@@ -139,6 +144,7 @@ impl Registry {
                 CHANGES.0,
             ))),
             blocks_changed: Arc::default(),
+            visibility_changed: broadcast::Sender::new(VISIBILITY_CHANGES),
         }
     }
 
@@ -166,6 +172,17 @@ impl Registry {
     /// Waits until another program on a shared database may have changed the block list.
     pub async fn blocks_changed(&self) {
         self.blocks_changed.notified().await;
+    }
+
+    /// Returns a receiver of the users whose visibility may have changed. A receiver that lags must assume all.
+    pub fn visibility_changes(&self) -> broadcast::Receiver<BareJid> {
+        self.visibility_changed.subscribe()
+    }
+
+    /// Notes a committed change of a user that may have changed the user's visibility.
+    fn settings_changed(&self, owner: &BareJid) {
+        self.profiles.changed(owner);
+        let _nobody_listens = self.visibility_changed.send(owner.clone());
     }
 
     fn options(&self) -> (Visibility, u32) {
@@ -211,7 +228,7 @@ impl Registry {
         let blocks = match news {
             ExternalChanges::None => false,
             ExternalChanges::Of { owners, blocks } => {
-                owners.iter().for_each(|owner| self.profiles.changed(owner));
+                owners.iter().for_each(|owner| self.settings_changed(owner));
                 blocks
             }
             ExternalChanges::Anything => {
@@ -538,7 +555,7 @@ impl Registry {
         }
         self.store.set_settings(owner, settings, &actor, now).await?;
         self.count_change(owner);
-        self.profiles.changed(owner);
+        self.settings_changed(owner);
         Ok(())
     }
 
@@ -555,7 +572,7 @@ impl Registry {
         self.check_changes(owner)?;
         self.store.erase(owner, &salted_hash(owner, rand::random()), actor, now).await?;
         self.count_change(owner);
-        self.profiles.changed(owner);
+        self.settings_changed(owner);
         Ok(())
     }
 
@@ -572,8 +589,8 @@ impl Registry {
     ) -> Result<RetiredAccount, StoreError> {
         let hash = salted_hash(owner, rand::random());
         let retired = self.store.retire_account(owner, &hash, actor, now).await?;
-        self.profiles.changed(owner);
-        retired.named_by.iter().for_each(|other| self.profiles.changed(other));
+        self.settings_changed(owner);
+        retired.named_by.iter().for_each(|other| self.settings_changed(other));
         Ok(retired)
     }
 

@@ -165,6 +165,19 @@ impl Cache {
     }
 }
 
+/// Returns the hash that announces a disco#info answer (XEP-0115, SHA-1). `None` if the answer is not valid.
+pub fn ver(answer: &Element) -> Option<String> {
+    digest(&verified(answer)?, "sha-1")
+}
+
+/// Returns the SHA-1 hash that a presence announces (XEP-0115), if it can be one.
+pub fn announced_ver(presence: &Element) -> Option<&str> {
+    const LENGTH: usize = 28;
+    let c = presence.get_child("c", ns::CAPS)?;
+    let ver = c.attr("ver").filter(|ver| ver.len() == LENGTH && STANDARD.decode(ver).is_ok())?;
+    (c.attr("hash") == Some("sha-1")).then_some(ver)
+}
+
 /// Returns the text whose hash announces a disco#info answer. `None` if other answers could give the same text: the
 /// answer has something twice, or the mark `<` inside a value.
 ///

@@ -24,6 +24,7 @@ mod rooms;
 mod session;
 mod shared;
 mod side;
+pub mod watchers;
 
 pub(crate) use self::peer_error::of_peer;
 pub use self::{

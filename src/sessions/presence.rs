@@ -407,6 +407,12 @@ impl Presences {
         resources.map(|resource| &*resource.jid)
     }
 
+    /// Returns all reachable resources of a user, each with its priority.
+    pub fn resources(&self, user: &BareJid) -> impl Iterator<Item = (&Arc<FullJid>, i8)> {
+        let resources = self.users.get(&self.user(user.as_str())).into_iter().flatten();
+        resources.map(|resource| (&resource.jid, resource.priority))
+    }
+
     /// Returns whether the user has another resource, not in `tried`, that may take a stanza for the bare JID.
     pub fn has_other(&self, jid: &Jid, tried: &[FullJid]) -> bool {
         let own = self.users.get(&self.user(jid.as_str())).into_iter().flatten();

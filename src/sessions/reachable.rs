@@ -1,4 +1,4 @@
-//! The database remembers the reachable resources, so that a restarted component knows them at once.
+//! The database remembers the reachable resources, and who watches them, so that a restarted component knows them at once.
 //!
 //! Changes are collected for a second and written in one transaction of bounded size: a user that comes and goes a
 //! hundred times costs one row. Changes that could not be written are kept until that is possible. Only resources that
@@ -22,7 +22,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::presence::PresenceChange;
+use super::{
+    presence::PresenceChange,
+    watchers::{AGE_DAYS, WatchChange, WatchedPair},
+};
 use crate::registry::store::{Store, error::StoreError};
 
 /// Changes within this time are written together.
@@ -37,13 +40,33 @@ const FLUSH: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(5);
 /// Resources that were not seen for this long before the start are not checked.
 const OLD: Duration = Duration::from_secs(24 * 3600);
-/// The most resources that are read at the start.
+/// The most resources, and the most watchers, that are read at the start.
 const READ: u32 = 120_000;
+/// The seconds of a day.
+const DAY: i64 = 24 * 3600;
 
-/// A pending change of a resource.
+/// A watcher and its contact, and the day since 1970 when the watcher last asked.
+pub type RecalledWatcher = (BareJid, BareJid, u32);
+
+/// Returns the days since 1970.
+pub fn day_of(time: OffsetDateTime) -> u32 {
+    u32::try_from(time.unix_timestamp() / DAY).unwrap_or_default()
+}
+
+/// A row of the database.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Row {
+    /// A reachable resource.
+    Resource(Arc<FullJid>),
+    /// Somebody who watches a user.
+    Watcher(Arc<WatchedPair>),
+}
+
+/// A pending change of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PendingChange {
     Here {
+        /// The priority of a resource.
         priority: i8,
         /// Whether the database has nothing of it.
         is_new: bool,
@@ -67,16 +90,16 @@ impl PendingChange {
     }
 }
 
-type ReachableChanges = HashMap<Arc<FullJid>, PendingChange>;
+type ReachableChanges = HashMap<Row, PendingChange>;
 
 /// Adds a newer change.
-fn add(changes: &mut ReachableChanges, jid: Arc<FullJid>, newer: PendingChange) {
-    let change = match changes.remove(&jid) {
+fn add(changes: &mut ReachableChanges, row: Row, newer: PendingChange) {
+    let change = match changes.remove(&row) {
         Some(older) => older.then(newer),
         None => Some(newer),
     };
     if let Some(change) = change {
-        changes.insert(jid, change);
+        changes.insert(row, change);
     }
 }
 
@@ -118,6 +141,30 @@ impl Reachable {
         self.store.reachable(&self.component, since, READ).await
     }
 
+    /// Returns the users that watched others when the component last ran. Old ones are forgotten.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn recall_watchers(&self) -> Result<Vec<RecalledWatcher>, StoreError> {
+        let since = OffsetDateTime::now_utc() - Duration::from_secs(u64::from(AGE_DAYS) * 86_400);
+        self.store.forget_watchers(&self.component, since).await?;
+        let rows = self.store.watchers(&self.component, READ).await?;
+        let with_day = |(watcher, contact, seen)| (watcher, contact, day_of(seen));
+        Ok(rows.into_iter().map(with_day).collect())
+    }
+
+    /// Takes a change of a watcher.
+    pub fn note_watcher(&self, change: WatchChange) {
+        let (pair, what) = match change {
+            WatchChange::Remember { pair, is_new } => {
+                (pair, PendingChange::Here { priority: 0, is_new })
+            }
+            WatchChange::Forget(pair) => (pair, PendingChange::Gone),
+        };
+        add(&mut self.lock(), Row::Watcher(pair), what);
+        self.news.notify_one();
+    }
+
     /// Takes a change of a resource.
     pub fn note(&self, change: PresenceChange) {
         let (jid, what) = match change {
@@ -127,7 +174,7 @@ impl Reachable {
             PresenceChange::Gone { jid, remembered: true } => (jid, PendingChange::Gone),
             PresenceChange::Gone { remembered: false, .. } => return,
         };
-        add(&mut self.lock(), jid, what);
+        add(&mut self.lock(), Row::Resource(jid), what);
         self.news.notify_one();
     }
 
@@ -192,26 +239,37 @@ impl Reachable {
             if changes.is_empty() {
                 return Ok(());
             }
-            let mut here = Vec::new();
-            let mut gone = Vec::new();
-            for (jid, change) in &changes {
-                match change {
-                    PendingChange::Here { priority, .. } => {
+            let (mut here, mut gone) = (Vec::new(), Vec::new());
+            let (mut watching, mut left) = (Vec::new(), Vec::new());
+            for (row, change) in &changes {
+                match (row, change) {
+                    (Row::Resource(jid), PendingChange::Here { priority, .. }) => {
                         here.push((FullJid::clone(jid), *priority));
                     }
-                    PendingChange::Gone => gone.push(FullJid::clone(jid)),
+                    (Row::Resource(jid), PendingChange::Gone) => gone.push(FullJid::clone(jid)),
+                    (Row::Watcher(pair), PendingChange::Here { .. }) => watching.push(&**pair),
+                    (Row::Watcher(pair), PendingChange::Gone) => left.push(&**pair),
                 }
             }
             let now = OffsetDateTime::now_utc();
-            let writing = self.store.change_reachable(&self.component, &here, &gone, now);
+            let (store, component) = (&self.store, &self.component);
+            let writing = async {
+                if !here.is_empty() || !gone.is_empty() {
+                    store.change_reachable(component, &here, &gone, now).await?;
+                }
+                if !watching.is_empty() || !left.is_empty() {
+                    store.change_watchers(component, &watching, &left, now).await?;
+                }
+                Ok(())
+            };
             let written = timeout(WRITE, writing)
                 .await
                 .unwrap_or_else(|_| Err(StoreError::Database(sqlx::Error::PoolTimedOut)));
             if let Err(error) = written {
                 let mut pending = self.lock();
                 let newer = std::mem::replace(&mut *pending, changes);
-                for (jid, change) in newer {
-                    add(&mut pending, jid, change);
+                for (row, change) in newer {
+                    add(&mut pending, row, change);
                 }
                 return Err(error);
             }
@@ -225,8 +283,8 @@ impl Reachable {
         if changes.len() <= BATCH {
             return std::mem::take(&mut changes);
         }
-        let some: Vec<Arc<FullJid>> = changes.keys().take(BATCH).cloned().collect();
-        some.iter().filter_map(|jid| changes.remove_entry(jid)).collect()
+        let some: Vec<Row> = changes.keys().take(BATCH).cloned().collect();
+        some.iter().filter_map(|row| changes.remove_entry(row)).collect()
     }
 }
 
@@ -295,7 +353,8 @@ mod tests {
         memory.note(here("late@a/x", 1, true));
         memory.follow();
         memory.note(PresenceChange::Gone { jid: full("late@a/x"), remembered: true });
-        assert_eq!(memory.lock().get(&full("late@a/x")), Some(&PendingChange::Gone));
+        let late = Row::Resource(full("late@a/x"));
+        assert_eq!(memory.lock().get(&late), Some(&PendingChange::Gone));
     }
 
     #[tokio::test]
@@ -327,6 +386,32 @@ mod tests {
         }
         memory.note(PresenceChange::Gone { jid: full("old@a/x"), remembered: true });
         assert_eq!(memory.lock().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn watchers_are_recalled_until_they_leave_or_one_of_both_is_erased() {
+        use crate::registry::model::Actor;
+        let memory = memory().await;
+        let bare = |text| BareJid::new(text).unwrap();
+        let pair = |watcher, contact| {
+            Arc::new(WatchedPair { watcher: bare(watcher), contact: bare(contact) })
+        };
+        for (watcher, contact) in [("a@x", "b@x"), ("b@x", "c@x"), ("c@x", "d@x"), ("e@x", "f@x")] {
+            let pair = pair(watcher, contact);
+            memory.note_watcher(WatchChange::Remember { pair, is_new: true });
+        }
+        memory.write_all().await.unwrap();
+        memory.note_watcher(WatchChange::Forget(pair("e@x", "f@x")));
+        memory.write_all().await.unwrap();
+        let erased = bare("b@x");
+        let now = OffsetDateTime::now_utc();
+        memory.store.erase(&erased, "hash", &Actor::User(erased.clone()), now).await.unwrap();
+        let recalled = memory.recall_watchers().await.unwrap();
+        assert_eq!(recalled, [(bare("c@x"), bare("d@x"), day_of(now))]);
+        let old = now - Duration::from_secs(u64::from(AGE_DAYS + 1) * 86_400);
+        let pair = pair("c@x", "d@x");
+        memory.store.change_watchers(&memory.component, &[&*pair], &[], old).await.unwrap();
+        assert_eq!(memory.recall_watchers().await.unwrap(), []);
     }
 
     #[tokio::test]

@@ -333,7 +333,8 @@ async fn a_revoked_key_is_revoked_by_every_print_it_is_added_by_on_postgresql() 
 /// Everything in a SQLite database, table by table; users by their address or what is left of it, and the log in its order.
 async fn tables(url: &str) -> BTreeMap<String, Vec<String>> {
     // They belong to one run of the component.
-    const TRANSIENT: [&str; 4] = ["_sqlx_migrations", "heartbeats", "open_sessions", "reachable"];
+    const TRANSIENT: [&str; 5] =
+        ["_sqlx_migrations", "heartbeats", "open_sessions", "reachable", "watchers"];
     let mut db = sqlx::SqliteConnection::connect(url).await.expect("the database opens");
     let names: Vec<String> = sqlx::query_scalar(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'",

@@ -8,6 +8,7 @@ mod away;
 mod chat;
 mod client;
 mod cluster;
+mod contact;
 mod crashes;
 mod crowds;
 mod devices;

@@ -20,6 +20,10 @@ pub const DISCO_ITEMS: &str = "http://jabber.org/protocol/disco#items";
 pub const COMMANDS: &str = "http://jabber.org/protocol/commands";
 /// Entity capabilities (XEP-0115).
 pub const CAPS: &str = "http://jabber.org/protocol/caps";
+/// Entity capabilities 2.0 (XEP-0390).
+pub const CAPS_2: &str = "urn:xmpp:caps";
+/// The node of the capabilities that the component announces for itself and for users.
+pub const OWN_CAPS: &str = "urn:fingerpost:caps:0";
 /// Data forms (XEP-0004).
 pub const DATA: &str = "jabber:x:data";
 /// The prefix of our commands' nodes.

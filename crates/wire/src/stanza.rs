@@ -41,6 +41,8 @@ pub enum StanzaType {
     Unavailable,
     /// A user asks for presences.
     Subscribe,
+    /// A user wants no more presences.
+    Unsubscribe,
     /// A server asks for a presence.
     Probe,
     /// Any other.
@@ -58,6 +60,7 @@ impl StanzaType {
             "error" => Self::Error,
             "unavailable" => Self::Unavailable,
             "subscribe" => Self::Subscribe,
+            "unsubscribe" => Self::Unsubscribe,
             "probe" => Self::Probe,
             _ => Self::Other,
         }

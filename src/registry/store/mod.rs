@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `keys.rs`, `users.rs`, `audit.rs` | keys; their users, with settings and blocks; the log of all changes |
 //! | `parties.rs`, `revoked.rs`, `news.rs` | rows of users; prints that stay revoked; what other programs learn |
-//! | `journal.rs`, `reachable.rs`, `identity.rs` | open sessions, reachable resources, the component's own key |
+//! | `journal.rs`, `reachable.rs`, `watchers.rs`, `identity.rs` | open sessions, reachable resources and who watches them, the component's own key |
 //! | `transfer.rs` | export and import of everything |
 //! | `sql.rs` | one way to run SQL on both databases |
 //! | `sqlite`, `postgres`, `schema.rs` | what is different between them: connections, locks, schemas |
@@ -32,6 +32,7 @@ mod sql;
 mod sqlite;
 mod transfer;
 mod users;
+mod watchers;
 
 use std::{
     sync::Arc,

@@ -29,6 +29,7 @@ pub(super) static SQLITE: LazyLock<Migrator> = migrations!("sqlite":
     "0005_reachable",
     "0007_revoked_prints",
     "0008_renewable_sessions",
+    "0009_watchers",
 );
 
 /// The migrations of PostgreSQL.
@@ -41,6 +42,7 @@ pub(super) static POSTGRES: LazyLock<Migrator> = migrations!("postgres":
     "0006_instances",
     "0007_revoked_prints",
     "0008_renewable_sessions",
+    "0009_watchers",
 );
 
 /// Makes migrations of the names of files, which begin with the version, and their contents.

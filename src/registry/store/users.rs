@@ -310,6 +310,10 @@ async fn forget(
     }
     query("DELETE FROM settings WHERE owner = $1").bind(party).execute(db).await?;
     query("DELETE FROM reachable WHERE owner = $1").bind(owner.as_str()).execute(db).await?;
+    query("DELETE FROM watchers WHERE watcher = $1 OR contact = $1")
+        .bind(owner.as_str())
+        .execute(db)
+        .await?;
     // One that took another's place goes first, or the reference would hold it.
     query("DELETE FROM prints WHERE key_id IN (SELECT id FROM keys WHERE owner = $1)")
         .bind(party)

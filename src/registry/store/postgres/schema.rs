@@ -34,7 +34,7 @@ pub(super) const OBSTACLES: &str = "
            (SELECT string_agg(relname, ', ' ORDER BY relname) FROM pg_class
             WHERE oid IN (SELECT to_regclass(name) FROM unnest(string_to_array(
                       'allowed audit blocks handovers heartbeats identities instances keys materials \
-                       open_sessions parties prints reachable revoked_prints salts settings', ' ')) AS name)
+                       open_sessions parties prints reachable revoked_prints salts settings watchers', ' ')) AS name)
                   AND NOT (has_table_privilege(oid, 'SELECT')
                            AND has_table_privilege(oid, 'INSERT'))) AS closed";
 

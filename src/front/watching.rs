@@ -1,0 +1,275 @@
+//! Subscriptions to presence, and probes: of the component, and of the users behind proxied addresses.
+//!
+//! The component is always available. A proxied contact is available exactly while its user is reachable and visible to the
+//! asker. Its presences carry the resource, the priority, and the hash of what the user's client says of itself, so that
+//! the asker's client knows what to offer. Everything else in the user's presence stays with the component.
+//!
+//! # Security
+//! A hidden user, an unknown one and one that is away get the same answer, after the same lookup.
+
+use std::sync::Arc;
+
+use fingerpost_wire::{
+    jid::{proxied, unproxied},
+    ns,
+    stanza::{Condition, Stanza, StanzaType},
+    xml,
+};
+use jid::{BareJid, FullJid, Jid};
+use minidom::Element;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::{
+    Report, Router,
+    caps::{self, OwnCaps},
+};
+use crate::{
+    metrics,
+    registry::model::Settings,
+    sessions::{
+        features,
+        reachable::day_of,
+        watchers::{Shown, ShownResource},
+    },
+};
+
+impl Router {
+    /// Handles a subscription to the presence of the component or of a proxied contact.
+    pub(super) fn subscribe(&mut self, stanza: &Stanza, has_access: bool) {
+        if stanza.to.node().is_none() {
+            self.answer_presence(stanza, Some("subscribed"));
+            return self.show_self(stanza);
+        }
+        if !has_access || unproxied(&stanza.to, &self.options.jid).is_none() {
+            return self.answer_presence(stanza, Some("unsubscribed"));
+        }
+        self.answer_presence(stanza, Some("subscribed"));
+        self.watch(stanza);
+        self.show(stanza, None);
+    }
+
+    /// Handles the end of a subscription.
+    pub(super) fn unsubscribe(&mut self, stanza: &Stanza) {
+        if let Some(contact) = unproxied(&stanza.to, &self.options.jid) {
+            self.watchers.unwatch(&stanza.from.to_bare(), &contact.to_bare());
+            self.pass_watchers();
+        }
+        self.answer_presence(stanza, Some("unavailable"));
+    }
+
+    /// Handles the probe of a server whose user has logged in.
+    pub(super) fn probe(&mut self, stanza: &Stanza, has_access: bool) {
+        if stanza.to.node().is_none() {
+            return self.show_self(stanza);
+        }
+        if !has_access || unproxied(&stanza.to, &self.options.jid).is_none() {
+            return self.answer_presence(stanza, Some("unsubscribed"));
+        }
+        self.watch(stanza);
+        self.show(stanza, None);
+    }
+
+    /// Handles a probe that came too fast: a watcher that is known is told a little later.
+    pub(super) fn probe_later(&mut self, stanza: &Stanza) {
+        if let Some(contact) = unproxied(&stanza.to, &self.options.jid) {
+            let (watcher, contact) = (stanza.from.to_bare(), contact.to_bare());
+            self.watchers.tell_again(&watcher, &contact, Instant::now());
+        }
+    }
+
+    /// Handles a presence of type error: a watcher that is not there is told no more.
+    pub(super) fn presence_failed(&mut self, stanza: &Stanza) {
+        let condition = stanza.element.get_child("error", ns::CLIENT).and_then(Condition::of);
+        let is_final = matches!(
+            condition,
+            Some(Condition::Gone | Condition::ItemNotFound | Condition::JidMalformed)
+        );
+        if is_final && let Some(contact) = unproxied(&stanza.to, &self.options.jid) {
+            self.watchers.unwatch(&stanza.from.to_bare(), &contact.to_bare());
+            self.pass_watchers();
+        }
+    }
+
+    fn watch(&mut self, stanza: &Stanza) {
+        let Some(contact) = unproxied(&stanza.to, &self.options.jid) else { return };
+        let (watcher, contact) = (stanza.from.to_bare(), contact.to_bare());
+        let day = day_of(OffsetDateTime::now_utc());
+        if let Err(full) = self.watchers.watch(&watcher, &contact, day) {
+            metrics::PRESENCES_DROPPED.count(&["watchers"]);
+            debug!(%full, "subscription not remembered: its user is told of no changes");
+        }
+        self.pass_watchers();
+    }
+
+    /// Tells the sender of a subscription or probe whether its contact is available. `known`: whether the sender may know
+    /// of the contact.
+    pub(super) fn show(&mut self, stanza: &Stanza, known: Option<bool>) {
+        let Some(contact) = unproxied(&stanza.to, &self.options.jid) else { return };
+        let (watcher, contact) = (stanza.from.to_bare(), contact.to_bare());
+        let admitted = match self.admitted(stanza, &contact, known) {
+            Ok(Some(admitted)) => admitted,
+            Ok(None) => return,
+            Err(_) => return metrics::PRESENCES_DROPPED.count(&["rate"]),
+        };
+        let doors = &self.options.access;
+        let may_see = admitted && doors.admits(&watcher) && !doors.blocks(&contact);
+        let now = Instant::now();
+        let resources = if may_see { self.shown(&contact, now) } else { Vec::new() };
+        if resources.is_empty() {
+            let from = Jid::from(stanza.to.to_bare());
+            self.send(presence(&from, &stanza.from, Some("unavailable")));
+        }
+        for resource in &resources {
+            self.say(&stanza.from, &Shown::Here(resource.clone()));
+        }
+        self.watchers.told(&watcher, &contact, &resources, now);
+    }
+
+    /// Tells the sender that the component is available.
+    fn show_self(&self, stanza: &Stanza) {
+        let from = Jid::from(self.options.jid.clone());
+        let mut presence = presence(&from, &stanza.from, None);
+        if let Some(caps) = self.own_caps() {
+            caps.announce(&mut presence);
+        }
+        self.send(presence);
+    }
+
+    /// Returns the capabilities of the component itself.
+    pub(super) fn own_caps(&self) -> Option<OwnCaps> {
+        OwnCaps::of(&self.options.info())
+    }
+
+    /// Returns the reachable resources of a contact, as a watcher may see them. The clients of a watched contact are asked
+    /// for capabilities that are not known.
+    fn shown(&mut self, contact: &BareJid, now: Instant) -> Vec<ShownResource> {
+        let resources = self.presences.resources(contact);
+        let resources: Vec<ShownResource> = resources
+            .map(|(jid, priority)| ShownResource {
+                jid: Arc::clone(jid),
+                priority,
+                ver: self.watchers.ver(contact, jid),
+            })
+            .collect();
+        for resource in resources.iter().filter(|resource| resource.ver.is_none()) {
+            if self.watchers.must_ask(contact, &resource.jid) {
+                self.ask_for_sign(Arc::clone(&resource.jid), now);
+            }
+        }
+        resources
+    }
+
+    /// Sends a presence of a proxied contact to a watcher.
+    fn say(&self, to: &Jid, shown: &Shown) {
+        let of = |jid: &FullJid| proxied(&Jid::from(jid.clone()), &self.options.jid);
+        let stanza = match shown {
+            Shown::Here(ShownResource { jid, priority, ver }) => of(jid).map(|from| {
+                let mut stanza = presence(&from, to, None);
+                let mut element = Element::bare("priority", ns::CLIENT);
+                element.append_text(priority.to_string());
+                stanza.append_child(element);
+                if let Some(ver) = ver {
+                    stanza.append_child(caps::announced(ver));
+                }
+                stanza
+            }),
+            Shown::Gone(jid) => of(jid).map(|from| presence(&from, to, Some("unavailable"))),
+        };
+        // Without an address there is nobody to show.
+        if let Some(stanza) = stanza {
+            self.send(stanza);
+        }
+    }
+
+    /// Takes the presence of a resource that may be watched.
+    pub(super) fn contact_is_here(&mut self, jid: &FullJid, presence: &Element) {
+        let (contact, now) = (jid.to_bare(), Instant::now());
+        if !self.watchers.has(&contact) {
+            return;
+        }
+        if let Some(ver) = features::announced_ver(presence) {
+            self.watchers.set_ver(&contact, &Arc::new(jid.clone()), ver, now);
+        }
+        self.watchers.changed(&contact, now);
+    }
+
+    /// Takes a client's answer to disco#info.
+    pub(super) fn contact_says(&mut self, jid: &Arc<FullJid>, info: &Element) {
+        let contact = jid.to_bare();
+        if self.watchers.has(&contact)
+            && let Some(ver) = features::ver(info)
+        {
+            self.watchers.set_ver(&contact, jid, &ver, Instant::now());
+        }
+    }
+
+    /// Notes that a user's visibility may have changed; `None`: anybody's, or who may use the service.
+    pub fn visibility_changed(&mut self, user: Option<&BareJid>) {
+        let now = Instant::now();
+        match user {
+            Some(user) => self.watchers.changed(user, now),
+            None => self.watchers.all_changed(now),
+        }
+    }
+
+    /// Begins to tell watchers of changes, as far as it is time.
+    pub(super) fn tell_watchers(&mut self, now: Instant) {
+        while self.presences.is_link_up()
+            && let Some(contact) = self.watchers.next(now)
+        {
+            let (registry, reports) = (self.registry.clone(), self.back.reports.clone());
+            self.tasks.spawn(async move {
+                let settings = registry.settings(&contact).await;
+                let settings = settings
+                    .inspect_err(|error| warn!(%error, "could not read who may see a user"))
+                    .ok();
+                let _ = reports.send(Report::Settings(contact, settings)).await;
+            });
+        }
+    }
+
+    /// Tells the watchers of a contact, whose settings have been read.
+    pub(super) fn handle_settings(&mut self, contact: &BareJid, settings: Option<Settings>) {
+        let now = Instant::now();
+        let Some(Settings { visibility, allowed }) = settings else {
+            return self.watchers.not_read(contact, now);
+        };
+        let resources = self.shown(contact, now);
+        let doors = &self.options.access;
+        let is_blocked = doors.blocks(contact);
+        let out = self.watchers.tell(contact, resources, |watcher| {
+            !is_blocked && doors.admits(watcher) && visibility.admits(watcher, contact, &allowed)
+        });
+        for (to, shown) in out {
+            self.say(&Jid::from(to), &shown);
+        }
+    }
+
+    /// Has changes of watchers recorded.
+    pub(super) fn pass_watchers(&mut self) {
+        while let Some(change) = self.watchers.poll_change() {
+            self.reachable.note_watcher(change);
+        }
+    }
+
+    fn answer_presence(&self, stanza: &Stanza, type_: Option<&str>) {
+        // Subscriptions are between bare addresses.
+        self.send(presence(&Jid::from(stanza.to.to_bare()), &stanza.from, type_));
+    }
+}
+
+fn presence(from: &Jid, to: &Jid, type_: Option<&str>) -> Element {
+    let mut presence =
+        xml::element("presence", ns::CLIENT, &[("from", from.as_str()), ("to", to.as_str())]);
+    if let Some(type_) = type_ {
+        xml::set(&mut presence, "type", type_);
+    }
+    presence
+}
+
+/// Returns whether a presence is about subscriptions.
+pub(super) fn is_about_subscriptions(type_: StanzaType) -> bool {
+    matches!(type_, StanzaType::Subscribe | StanzaType::Unsubscribe | StanzaType::Probe)
+}

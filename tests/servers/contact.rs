@@ -1,0 +1,55 @@
+//! The component, and the users behind it, as contacts in a roster. On real servers.
+
+use std::fs::write;
+
+use serde_json::json;
+use support::{
+    programs::{Component, Options, Script},
+    servers::{Kind, Server},
+};
+
+#[test]
+fn prosody_presence_tells_who_is_reachable_and_visible() {
+    presence_tells_who_is_reachable_and_visible(Kind::Prosody);
+}
+
+#[test]
+fn ejabberd_presence_tells_who_is_reachable_and_visible() {
+    presence_tells_who_is_reachable_and_visible(Kind::Ejabberd);
+}
+
+fn presence_tells_who_is_reachable_and_visible(kind: Kind) {
+    let server = Server::start(kind);
+    let mut component = Component::start(&server, &Options::default());
+    let mut alice = Script::start("contact.py", &server, json!({}));
+    alice.wait_for("bob comes");
+    let mut bob = Script::start("contact.py", &server, json!({"bob": true}));
+    alice.wait_for("bob hides");
+    write(bob.directory().join("hide"), "").unwrap();
+    alice.wait_for("bob is seen");
+    bob.wait_for("done hide");
+    write(bob.directory().join("show"), "").unwrap();
+    alice.wait_for("restart");
+    component.kill_and_restart();
+    write(alice.directory().join("restarted"), "").unwrap();
+    alice.wait_for("bob goes");
+    write(bob.directory().join("go"), "").unwrap();
+    let expected = json!({
+        "component": ["subscribed", "available", true],
+        "its caps": [true, true],
+        "commands": true,
+        "bob": ["subscribed", "unavailable"],
+        "hidden": ["subscribed", "unavailable"],
+        "unknown": ["subscribed", "unavailable"],
+        "invalid": "unsubscribed",
+        "bob came": ["available there", 3],
+        "his caps": [true, true],
+        "files": true,
+        "bob hid": "unavailable there",
+        "bob is seen": "available there",
+        "next login": ["available", "available there"],
+        "bob went": "unavailable there",
+        "unsubscribed": "unavailable",
+    });
+    assert_eq!(alice.report(), expected, "{}", component.log());
+}
