@@ -32,7 +32,12 @@ impl Router {
         // A message that a person wrote gets an answer; notices and the like do not.
         let has_body = stanza.element.has_child("body", ns::CLIENT);
         if has_body && self.rates.allow(&stanza.from.to_bare(), Instant::now()) {
-            self.send(stanza.refuse(FrontRefusal::NotSupported));
+            let refusal = match unproxied(&stanza.to, &self.options.jid) {
+                Some(user) => FrontRefusal::NoMessages(user.to_bare()),
+                None if stanza.to.node().is_some() => FrontRefusal::NoSuchUser,
+                None => FrontRefusal::NotSupported,
+            };
+            self.send(stanza.refuse(refusal));
         }
     }
 
@@ -63,7 +68,7 @@ impl Router {
                 return Err(FrontRefusal::Forbidden);
             }
             if peer.resource().is_some() {
-                return Err(FrontRefusal::NotSupported);
+                return Err(FrontRefusal::ProposedToResource);
             }
             let callee = peer.to_bare();
             let Some(admitted) = self.admitted(stanza, &callee, known)? else { return Ok(()) };

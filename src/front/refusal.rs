@@ -26,8 +26,20 @@ pub(super) enum FrontRefusal {
     Children,
     /// The user may not use the service, or not in this way.
     Forbidden,
+    /// The same, at the address of another user.
+    NoAccess,
     /// Nothing here takes such a stanza.
     NotSupported,
+    /// A proxied address takes no such request.
+    NotPassedOn,
+    /// A proxied address takes no files by stream initiation (XEP-0096).
+    NotByStreamInitiation,
+    /// A proxied address takes no bytestreams that no session has announced.
+    NotByBytestreams,
+    /// A proxied address takes no messages: the user's own address does.
+    NoMessages(BareJid),
+    /// A session is proposed to a resource, and not to a user.
+    ProposedToResource,
     /// The user sends requests too fast.
     TooFast,
     /// Too many requests of the user are in work.
@@ -66,6 +78,16 @@ impl From<SessionRefusal> for FrontRefusal {
     fn from(refusal: SessionRefusal) -> Self {
         Self::Session(refusal)
     }
+}
+
+fn not_supported(text: impl Into<String>) -> Refusal {
+    Refusal::new(ErrorType::Cancel, Condition::ServiceUnavailable, text)
+}
+
+/// The fault is here; the log has it.
+fn failed() -> Refusal {
+    let text = "The service could not do this because of a fault of its own. Try again later";
+    Refusal::new(ErrorType::Wait, Condition::InternalServerError, text)
 }
 
 fn conflict(text: impl Into<String>) -> Refusal {
@@ -117,8 +139,29 @@ impl From<FrontRefusal> for Refusal {
         match refused {
             IqType => Self::bad_request("The type of an iq must be get, set, result or error"),
             Children => Self::bad_request("An iq of type get or set must have exactly one child"),
-            Forbidden => Self::forbidden(),
-            NotSupported => Self::service_unavailable(),
+            Forbidden => Self::new(ErrorType::Auth, Condition::Forbidden, ""),
+            NoAccess => Self::new(
+                ErrorType::Auth,
+                Condition::Forbidden,
+                "You may not use this service, or not in this way. Ask its operator for access",
+            ),
+            NotSupported => not_supported("The service does not know this kind of request"),
+            NotPassedOn => not_supported(
+                "This address only passes on sessions between two users. Send other requests to the user's own address",
+            ),
+            NotByStreamInitiation => not_supported(
+                "Files cannot be sent to this address in this old way (stream initiation). Send them by Jingle, \
+                 encrypted from end to end with TLS, as the program xtls does",
+            ),
+            NotByBytestreams => not_supported(
+                "This address takes bytestreams only as part of a Jingle session. Start a session with the user first",
+            ),
+            NoMessages(user) => not_supported(format!(
+                "Messages to this address are not delivered. Write to {user}"
+            )),
+            ProposedToResource => not_supported(
+                "A session is proposed to all programs of a user: send the proposal to the address without a resource",
+            ),
             TooFast => Self::resource_constraint("Too many requests: wait a few seconds"),
             TooManyInWork => {
                 Self::resource_constraint("Too many requests of yours are being worked on")
@@ -143,7 +186,7 @@ impl From<FrontRefusal> for Refusal {
                 ),
                 "refused",
             ),
-            Failed => Self::internal(),
+            Failed => failed(),
             Session(refused) => refused.into(),
             Relay(refused) => refused.into(),
         }
@@ -214,7 +257,7 @@ impl From<SessionRefusal> for Refusal {
                  the real address",
             )
             .with_extra("room", ns::HINTS),
-            Failed => Self::internal(),
+            Failed => failed(),
             OwnNoJingle => Self::bad_request("Expected jingle"),
             OwnNoContent => Self::bad_request("Expected a sid and a content"),
             OwnUnsecured => {
@@ -225,7 +268,7 @@ impl From<SessionRefusal> for Refusal {
                 Condition::FeatureNotImplemented,
                 "This is a proof, no more",
             ),
-            NoProposal => Self::service_unavailable(),
+            NoProposal => not_supported("This message is not a proposal of a session"),
             ProposalId(most) => {
                 Self::bad_request(format!("A proposal must have an id of at most {most} bytes"))
             }
@@ -286,7 +329,7 @@ impl From<RegistryRefusal> for Refusal {
             Rules(other) => Self::bad_request(other.to_string()),
             Proof(none @ ProofError::NoChallenge) => Self::item_not_found(none.to_string()),
             Proof(other) => Self::bad_request(other.to_string()),
-            Failed => Self::internal(),
+            Failed => failed(),
             Wire(refusal) => refusal,
         }
     }
@@ -314,7 +357,11 @@ impl From<CommandRefusal> for Refusal {
     fn from(refused: CommandRefusal) -> Self {
         use CommandRefusal::*;
         match refused {
-            AdminsOnly => Self::forbidden(),
+            AdminsOnly => Self::new(
+                ErrorType::Auth,
+                Condition::Forbidden,
+                "Only administrators of the service may run this command",
+            ),
             NoSuchCommand => Self::item_not_found("There is no such command"),
             NoSuchSession => Self::bad_request("There is no such session of this command")
                 .with_extra("bad-sessionid", ns::COMMANDS),
@@ -341,7 +388,7 @@ impl From<CommandRefusal> for Refusal {
             ),
             Input(why) => Self::bad_request(why),
             TooManyForms => Self::resource_constraint("Too many forms are open"),
-            Failed => Self::internal(),
+            Failed => failed(),
             Registry(refused) => refused.into(),
             Wire(refusal) => refusal,
         }

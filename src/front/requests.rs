@@ -61,7 +61,10 @@ impl Router {
                 return Err(SessionRefusal::Over.into());
             }
             if !self.serves_callee(stanza, payload) {
-                return Err(FrontRefusal::Forbidden);
+                return Err(match stanza.to.node() {
+                    Some(_) => FrontRefusal::NoAccess,
+                    None => FrontRefusal::Forbidden,
+                });
             }
         }
         if stanza.type_ == StanzaType::Get && payload.is("observed", ns::PATHS) {
@@ -114,7 +117,20 @@ impl Router {
                 None => Ok(()),
             };
         }
-        Err(FrontRefusal::NotSupported)
+        if stanza.type_ == StanzaType::Get && payload.is("query", ns::DISCO_ITEMS) {
+            // Nobody learns here which resources or services a user has.
+            let mut items = Element::bare("query", ns::DISCO_ITEMS);
+            if let Some(node) = payload.attr("node") {
+                xml::set(&mut items, "node", node);
+            }
+            self.send(stanza.result(Some(items)));
+            return Ok(());
+        }
+        Err(match payload.ns().as_str() {
+            ns::SI => FrontRefusal::NotByStreamInitiation,
+            ns::BYTESTREAMS => FrontRefusal::NotByBytestreams,
+            _ => FrontRefusal::NotPassedOn,
+        })
     }
 
     /// Returns whether a request is part of a session that its sender has. A callee need not be a user of the service,

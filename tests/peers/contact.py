@@ -1,5 +1,6 @@
 """The component, and a user behind it, as contacts: what a subscriber is told of their presence.
 
+With `card`: Alice sends to a proxied address what it does not take.
 With `bob`: Bob says his presence to the component, and does what the files in `directory` tell him: `hide`, `show`, `go`.
 Otherwise Alice subscribes to the component, to Bob and to a user that hides, and reports what she is told. She prints
 what she waits for; the test makes it happen.
@@ -10,6 +11,7 @@ import json
 from pathlib import Path
 
 from peer import KEYS, Peer, escape, main
+from slixmpp.exceptions import IqError
 from slixmpp.plugins.xep_0030.stanza.info import DiscoInfo
 
 CAPS = "{http://jabber.org/protocol/caps}c"
@@ -139,4 +141,36 @@ async def alice(settings):
     return report
 
 
-main(lambda settings: (bob if settings.get("bob") else alice)(settings))
+async def card(settings):
+    component, report = settings["component"], {}
+    user = await Peer(settings, "alice", "home").login()
+
+    bob = f"{escape(settings['users']['bob']['jid'])}@{component}"
+
+    def said(stanza):
+        error = stanza.xml.find("{jabber:client}error")
+        text = error.find("{urn:ietf:params:xml:ns:xmpp-stanzas}text")
+        return [text.get("{http://www.w3.org/XML/1998/namespace}lang"), text.text]
+
+    for name, payload in (
+        ("files", "<si xmlns='http://jabber.org/protocol/si' id='a' profile='p'/>"),
+        ("bytestream", "<query xmlns='http://jabber.org/protocol/bytestreams' sid='s'/>"),
+        ("in-band", "<open xmlns='http://jabber.org/protocol/ibb' sid='s' block-size='4096'/>"),
+        ("unknown", "<x xmlns='unknown'/>"),
+    ):
+        try:
+            await user.request(f"{bob}/there", payload, "set")
+        except IqError as error:
+            report[name] = said(error.iq)
+    answer = await user.raw(f"<message to='{bob}' id='m' type='chat'><body>Hello</body></message>", "m")
+    report["message"] = said(answer)
+    query = "<query xmlns='http://jabber.org/protocol/disco#items'/>"
+    report["items"] = len((await user.request(bob, query, "get")).xml[0])
+    return report
+
+
+def story(settings):
+    return bob if settings.get("bob") else card if settings.get("card") else alice
+
+
+main(lambda settings: story(settings)(settings))

@@ -4,7 +4,7 @@ use std::fs::write;
 
 use serde_json::json;
 use support::{
-    programs::{Component, Options, Script},
+    programs::{Component, Options, Script, script},
     servers::{Kind, Server},
 };
 
@@ -52,4 +52,35 @@ fn presence_tells_who_is_reachable_and_visible(kind: Kind) {
         "unsubscribed": "unavailable",
     });
     assert_eq!(alice.report(), expected, "{}", component.log());
+}
+
+#[test]
+fn prosody_a_proxied_address_says_in_words_what_it_does_not_take() {
+    refuses_in_words(Kind::Prosody);
+}
+
+#[test]
+fn ejabberd_a_proxied_address_says_in_words_what_it_does_not_take() {
+    refuses_in_words(Kind::Ejabberd);
+}
+
+fn refuses_in_words(kind: Kind) {
+    let server = Server::start(kind);
+    let component = Component::start(&server, &Options::default());
+    let mut report = script("contact.py", &server, json!({"card": true}));
+    for (name, words) in [
+        ("files", "Send them by Jingle"),
+        ("bytestream", "Start a session with the user first"),
+        ("in-band", "There is no such bytestream"),
+        ("unknown", "Send other requests to the user's own address"),
+        ("message", "Write to bob@example.test"),
+    ] {
+        let said = report.as_object_mut().unwrap().remove(name).unwrap_or_default();
+        let text = said[1].as_str().unwrap_or_default();
+        assert!(said[0] == "en" && text.contains(words), "{name}: {said}\n{}", component.log());
+    }
+    let expected = json!({
+        "items": 0,
+    });
+    assert_eq!(report, expected, "{}", component.log());
 }

@@ -42,6 +42,8 @@ pub const PING: &str = "urn:xmpp:ping";
 pub const IBB: &str = "http://jabber.org/protocol/ibb";
 /// SOCKS5 bytestreams (XEP-0065).
 pub const BYTESTREAMS: &str = "http://jabber.org/protocol/bytestreams";
+/// Stream initiation (XEP-0095).
+pub const SI: &str = "http://jabber.org/protocol/si";
 /// Jingle (XEP-0166).
 pub const JINGLE: &str = "urn:xmpp:jingle:1";
 /// Jingle as of 2009, as the first offers of end-to-end TLS used it.

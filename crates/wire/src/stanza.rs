@@ -367,11 +367,6 @@ impl Refusal {
         Self::new(ErrorType::Modify, Condition::BadRequest, expected)
     }
 
-    /// Creates the error for a requester without the right.
-    pub fn forbidden() -> Self {
-        Self::new(ErrorType::Auth, Condition::Forbidden, "")
-    }
-
     /// Creates the error for a thing that does not exist (for this requester).
     pub fn item_not_found(text: impl Into<String>) -> Self {
         Self::new(ErrorType::Cancel, Condition::ItemNotFound, text)
@@ -409,9 +404,11 @@ impl Refusal {
             .attr(rxml::xml_ncname!("type").into(), self.type_.as_str())
             .append(Element::builder(self.condition.as_str(), ns::STANZA_ERRORS).build());
         if !self.text.is_empty() {
-            error = error.append(
-                Element::builder("text", ns::STANZA_ERRORS).append(&*sentence(&self.text)).build(),
-            );
+            let mut text = Element::bare("text", ns::STANZA_ERRORS);
+            let lang = rxml::xml_ncname!("lang").into();
+            text.attrs_mut().insert(rxml::Namespace::XML, lang, "en".to_owned());
+            text.append_text(&*sentence(&self.text));
+            error = error.append(text);
         }
         if let Some((name, namespace)) = self.extra {
             error = error.append(Element::builder(name, namespace).build());

@@ -52,6 +52,8 @@ fn command(name: &'static str) -> Extra {
     Some((name, ns::COMMANDS))
 }
 
+const FAILED: &str = "The service could not do this because of a fault of its own. Try again later";
+
 /// A refusal that came from the rules of a protocol.
 fn wire() -> Refusal {
     Refusal::bad_request("x must be y")
@@ -82,7 +84,49 @@ fn the_router_says_why_a_stanza_goes_nowhere() {
                 None,
             ),
             (Forbidden, "auth forbidden", "", None),
-            (NotSupported, "cancel service-unavailable", "", None),
+            (
+                NoAccess,
+                "auth forbidden",
+                "You may not use this service, or not in this way. Ask its operator for access",
+                None,
+            ),
+            (
+                NotSupported,
+                "cancel service-unavailable",
+                "The service does not know this kind of request",
+                None,
+            ),
+            (
+                NotPassedOn,
+                "cancel service-unavailable",
+                "This address only passes on sessions between two users. Send other requests to the user's own address",
+                None,
+            ),
+            (
+                NotByStreamInitiation,
+                "cancel service-unavailable",
+                "Files cannot be sent to this address in this old way (stream initiation). Send them by Jingle, \
+                 encrypted from end to end with TLS, as the program xtls does",
+                None,
+            ),
+            (
+                NotByBytestreams,
+                "cancel service-unavailable",
+                "This address takes bytestreams only as part of a Jingle session. Start a session with the user first",
+                None,
+            ),
+            (
+                NoMessages(user()),
+                "cancel service-unavailable",
+                "Messages to this address are not delivered. Write to romeo@montague.lit",
+                None,
+            ),
+            (
+                ProposedToResource,
+                "cancel service-unavailable",
+                "A session is proposed to all programs of a user: send the proposal to the address without a resource",
+                None,
+            ),
             (TooFast, "wait resource-constraint", "Too many requests: wait a few seconds", None),
             (
                 TooManyInWork,
@@ -122,7 +166,7 @@ fn the_router_says_why_a_stanza_goes_nowhere() {
                  blocked",
                 hint("refused"),
             ),
-            (Failed, "wait internal-server-error", "", None),
+            (Failed, "wait internal-server-error", FAILED, None),
             (
                 Session(SessionRefusal::Exists),
                 "cancel conflict",
@@ -271,7 +315,7 @@ fn sessions_and_proposals_say_why_they_refuse() {
                  for the real address",
                 hint("room"),
             ),
-            (Failed, "wait internal-server-error", "", None),
+            (Failed, "wait internal-server-error", FAILED, None),
             (OwnNoJingle, "modify bad-request", "Expected jingle", None),
             (OwnNoContent, "modify bad-request", "Expected a sid and a content", None),
             (
@@ -281,7 +325,12 @@ fn sessions_and_proposals_say_why_they_refuse() {
                 jingle("security-required"),
             ),
             (OwnAction, "cancel feature-not-implemented", "This is a proof, no more", None),
-            (NoProposal, "cancel service-unavailable", "", None),
+            (
+                NoProposal,
+                "cancel service-unavailable",
+                "This message is not a proposal of a session",
+                None,
+            ),
             (
                 ProposalId(256),
                 "modify bad-request",
@@ -433,7 +482,7 @@ fn the_registry_says_why_it_refuses() {
                 "the registry has only prints of this key: add it with its certificate first",
                 None,
             ),
-            (Failed, "wait internal-server-error", "", None),
+            (Failed, "wait internal-server-error", FAILED, None),
             (Wire(wire()), "modify bad-request", "x must be y", None),
         ],
     );
@@ -468,7 +517,12 @@ fn commands_say_why_they_do_not_go_on() {
         include_str!("../../commands/refusal.rs"),
         "CommandRefusal",
         [
-            (AdminsOnly, "auth forbidden", "", None),
+            (
+                AdminsOnly,
+                "auth forbidden",
+                "Only administrators of the service may run this command",
+                None,
+            ),
             (NoSuchCommand, "cancel item-not-found", "There is no such command", None),
             (
                 NoSuchSession,
@@ -515,7 +569,7 @@ fn commands_say_why_they_do_not_go_on() {
             ),
             (Input("x is not y".to_owned()), "modify bad-request", "x is not y", None),
             (TooManyForms, "wait resource-constraint", "Too many forms are open", None),
-            (Failed, "wait internal-server-error", "", None),
+            (Failed, "wait internal-server-error", FAILED, None),
             (Registry(RegistryRefusal::NameInUse), "cancel conflict", "The name is in use", None),
             (Wire(wire()), "modify bad-request", "x must be y", None),
         ],
