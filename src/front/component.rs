@@ -13,7 +13,7 @@ use minidom::Element;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::mpsc;
 
-use super::{Router, disco, refusal::FrontRefusal};
+use super::{Router, disco, profile, refusal::FrontRefusal};
 use crate::{
     refuse::Refuse as _,
     registry::{KeyNotice, requests::Handled},
@@ -87,6 +87,11 @@ impl Router {
                     time.append_child(child);
                 }
                 time
+            }
+            ("vCard", ns::VCARD) if get => profile::vcard(&self.options.name, &self.options.jid),
+            ("pubsub", ns::PUBSUB) if get => {
+                let items = profile::items(payload, &self.options.name);
+                items.ok_or(FrontRefusal::NoSuchItems)?
             }
             ("query", ns::BYTESTREAMS) if self.options.socks5 => {
                 return self.handle_bytestreams(stanza, payload, get);

@@ -66,6 +66,7 @@ pub fn info(name: &str, contact: &[String], socks5: bool, ibb: bool, direct: boo
         ns::C2CTLS,
         ns::PUBKEY,
         ns::RSM,
+        ns::VCARD,
     ];
     if socks5 {
         features.extend([ns::BYTESTREAMS, ns::JINGLE_S5B]);

@@ -7,6 +7,7 @@ pub mod disco;
 mod message;
 mod plain;
 mod presence;
+mod profile;
 mod rates;
 mod refusal;
 mod requests;

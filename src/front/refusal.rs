@@ -40,6 +40,8 @@ pub(super) enum FrontRefusal {
     NoMessages(BareJid),
     /// A session is proposed to a resource, and not to a user.
     ProposedToResource,
+    /// There are no such items of publish-subscribe.
+    NoSuchItems,
     /// The user sends requests too fast.
     TooFast,
     /// Too many requests of the user are in work.
@@ -162,6 +164,7 @@ impl From<FrontRefusal> for Refusal {
             ProposedToResource => not_supported(
                 "A session is proposed to all programs of a user: send the proposal to the address without a resource",
             ),
+            NoSuchItems => Self::item_not_found("There are no such items"),
             TooFast => Self::resource_constraint("Too many requests: wait a few seconds"),
             TooManyInWork => {
                 Self::resource_constraint("Too many requests of yours are being worked on")

@@ -24,6 +24,7 @@ use tracing::{debug, warn};
 use super::{
     Report, Router,
     caps::{self, OwnCaps},
+    profile,
 };
 use crate::{
     metrics,
@@ -134,6 +135,7 @@ impl Router {
         if let Some(caps) = self.own_caps() {
             caps.announce(&mut presence);
         }
+        profile::announce(&mut presence);
         self.send(presence);
     }
 

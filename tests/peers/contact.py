@@ -1,12 +1,14 @@
 """The component, and a user behind it, as contacts: what a subscriber is told of their presence.
 
-With `card`: Alice sends to a proxied address what it does not take.
+With `card`: Alice asks what clients show of the component, and sends to a proxied address what it does not take.
 With `bob`: Bob says his presence to the component, and does what the files in `directory` tell him: `hide`, `show`, `go`.
 Otherwise Alice subscribes to the component, to Bob and to a user that hides, and reports what she is told. She prints
 what she waits for; the test makes it happen.
 """
 
 import asyncio
+import base64
+import hashlib
 import json
 from pathlib import Path
 
@@ -144,6 +146,26 @@ async def alice(settings):
 async def card(settings):
     component, report = settings["component"], {}
     user = await Peer(settings, "alice", "home").login()
+    vcard = (await user.request(component, "<vCard xmlns='vcard-temp'/>", "get")).xml[0]
+    field = lambda path: vcard.find("/".join("{vcard-temp}" + name for name in path.split("/"))).text
+    report["name"] = [field("FN"), field("NICKNAME")]
+    icon = base64.b64decode(field("PHOTO/BINVAL"))
+    report["icon"] = [field("PHOTO/TYPE"), icon == Path(settings["icon"]).read_bytes()]
+
+    async def items(node):
+        query = "<pubsub xmlns='http://jabber.org/protocol/pubsub'><items node='%s'/></pubsub>" % node
+        answer = await user.request(component, query, "get")
+        return next(answer.xml.iter("{http://jabber.org/protocol/pubsub}item"))
+
+    metadata = await items("urn:xmpp:avatar:metadata")
+    info = metadata[0][0]
+    data = await items("urn:xmpp:avatar:data")
+    report["avatar"] = [
+        info.get("id") == hashlib.sha1(icon).hexdigest() == data.get("id"),
+        base64.b64decode(data[0].text) == icon,
+        int(info.get("bytes")) == len(icon),
+    ]
+    report["nickname"] = (await items("http://jabber.org/protocol/nick"))[0].text
 
     bob = f"{escape(settings['users']['bob']['jid'])}@{component}"
 

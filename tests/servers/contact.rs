@@ -5,6 +5,7 @@ use std::fs::write;
 use serde_json::json;
 use support::{
     programs::{Component, Options, Script, script},
+    root,
     servers::{Kind, Server},
 };
 
@@ -55,19 +56,20 @@ fn presence_tells_who_is_reachable_and_visible(kind: Kind) {
 }
 
 #[test]
-fn prosody_a_proxied_address_says_in_words_what_it_does_not_take() {
-    refuses_in_words(Kind::Prosody);
+fn prosody_the_component_has_a_card_and_says_in_words_what_a_proxied_address_does_not_take() {
+    has_a_card_and_refuses_in_words(Kind::Prosody);
 }
 
 #[test]
-fn ejabberd_a_proxied_address_says_in_words_what_it_does_not_take() {
-    refuses_in_words(Kind::Ejabberd);
+fn ejabberd_the_component_has_a_card_and_says_in_words_what_a_proxied_address_does_not_take() {
+    has_a_card_and_refuses_in_words(Kind::Ejabberd);
 }
 
-fn refuses_in_words(kind: Kind) {
+fn has_a_card_and_refuses_in_words(kind: Kind) {
     let server = Server::start(kind);
     let component = Component::start(&server, &Options::default());
-    let mut report = script("contact.py", &server, json!({"card": true}));
+    let icon = root().join("deploy/icon/fingerpost.png");
+    let mut report = script("contact.py", &server, json!({"card": true, "icon": icon}));
     for (name, words) in [
         ("files", "Send them by Jingle"),
         ("bytestream", "Start a session with the user first"),
@@ -80,6 +82,10 @@ fn refuses_in_words(kind: Kind) {
         assert!(said[0] == "en" && text.contains(words), "{name}: {said}\n{}", component.log());
     }
     let expected = json!({
+        "name": ["Fingerpost", "Fingerpost"],
+        "icon": ["image/png", true],
+        "avatar": [true, true, true],
+        "nickname": "Fingerpost",
         "items": 0,
     });
     assert_eq!(report, expected, "{}", component.log());

@@ -97,6 +97,16 @@ pub const TMP_PUBKEY: &str = "urn:xmpp:tmp:pubkey";
 pub const PUBKEY: &str = "urn:xmpp:pubkey:2";
 /// Certificates for SASL EXTERNAL (XEP-0257).
 pub const SASLCERT: &str = "urn:xmpp:saslcert:1";
+/// vCards (XEP-0054).
+pub const VCARD: &str = "vcard-temp";
+/// The hash of a vCard's icon in presence (XEP-0153).
+pub const VCARD_UPDATE: &str = "vcard-temp:x:update";
+/// The bytes of an icon (XEP-0084).
+pub const AVATAR_DATA: &str = "urn:xmpp:avatar:data";
+/// The description of an icon (XEP-0084).
+pub const AVATAR_METADATA: &str = "urn:xmpp:avatar:metadata";
+/// Nicknames (XEP-0172).
+pub const NICK: &str = "http://jabber.org/protocol/nick";
 /// Publish-subscribe (XEP-0060).
 pub const PUBSUB: &str = "http://jabber.org/protocol/pubsub";
 /// OpenPGP for XMPP (XEP-0373).

@@ -127,6 +127,7 @@ fn the_router_says_why_a_stanza_goes_nowhere() {
                 "A session is proposed to all programs of a user: send the proposal to the address without a resource",
                 None,
             ),
+            (NoSuchItems, "cancel item-not-found", "There are no such items", None),
             (TooFast, "wait resource-constraint", "Too many requests: wait a few seconds", None),
             (
                 TooManyInWork,
