@@ -37,7 +37,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 22] = [
+pub const TARGETS: [Target; 23] = [
     ("base64", base64),
     ("chat_stream", chat_stream),
     ("client_hello", client_hello),
@@ -54,6 +54,7 @@ pub const TARGETS: [Target; 22] = [
     ("openpgp_spki", openpgp_spki),
     ("print", print),
     ("proxy_header", proxy_header),
+    ("set_manifest", set_manifest),
     ("signature", signature),
     ("socks5", socks5),
     ("stanza", stanza),
@@ -755,6 +756,23 @@ pub fn file_offer(data: &[u8]) {
         assert!(!name.chars().any(char::is_control), "{name:?}");
         assert_eq!(std::path::Path::new(&name).components().count(), 1, "{name:?}");
         assert_eq!(client::safe_name(&name), name, "a safe name is safe");
+    }
+}
+
+/// The manifest of a set: what is read is written again, and no entry lands outside its directory or under a name that
+/// `xtls` uses itself.
+pub fn set_manifest(data: &[u8]) {
+    let Some((written, paths)) = client::manifest(data) else { return };
+    assert_eq!(written, data);
+    for parts in paths {
+        assert!(!parts.is_empty() && parts.len() <= 64, "{parts:?}");
+        assert!(!parts[0].starts_with('.'), "{parts:?}");
+        for name in parts {
+            assert!(!name.is_empty() && name.len() <= 255, "{name:?}");
+            assert!(!name.contains(['/', '\\']) && !name.chars().any(char::is_control), "{name:?}");
+            assert!(!name.starts_with("..") && !name.starts_with(".xtls-"), "{name:?}");
+            assert_eq!(std::path::Path::new(&name).components().count(), 1, "{name:?}");
+        }
     }
 }
 

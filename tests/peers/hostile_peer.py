@@ -10,12 +10,14 @@ What it does (`does`), for the sender:
 and for the receiver:
     "success"   reads `bytes` bytes, says success, and ends the transport without a close_notify
     "early"     ends its own direction before it reads, reads `bytes` bytes, and goes without a word
+    "whole"     takes one file of `bytes` bytes as it should, and reports their hash as "sha256"
 Of a file: name, size (null: none is told), bytes (how many are sent), sha256 (null: none is told).
 Reports {"told": REASON} of the session-terminate that came, or null; for the sender "answer", the offset that it was
 asked for.
 """
 
 import asyncio
+import hashlib
 import json
 import ssl
 import xml.etree.ElementTree as ET
@@ -102,6 +104,12 @@ async def send(settings, peer, leg, tls, report):
 
 
 async def receive(settings, peer, leg, tls, report):
+    if settings["does"] == "whole":
+        content = await tls.read_exactly(settings["bytes"])
+        report["sha256"] = hashlib.sha256(content).hexdigest()
+        await tls._until_done(tls.tls.unwrap)
+        await leg.terminate()
+        return True
     if settings["does"] == "early":
         # OpenSSL's unwrap sends our close_notify, and then wants to read the peer's.
         try:

@@ -167,6 +167,7 @@ fuzz!(
     openpgp_spki,
     print,
     proxy_header,
+    set_manifest,
     signature,
     socks5,
     stanza,

@@ -35,6 +35,7 @@ mod paths;
 mod pipe;
 mod resume;
 mod roaming;
+mod sets;
 mod setup;
 mod terminal;
 mod wire;

@@ -128,6 +128,8 @@ pub const BLOCKING_ERRORS: &str = "urn:xmpp:blocking:errors";
 /// The prefix of the namespace for names whose prefix a server has passed on without its declaration; the prefix
 /// follows.
 pub const UNDECLARED: &str = "urn:fingerpost:undeclared-prefix:";
+/// Many files and directories in one session of `xtls`.
+pub const FILE_SET: &str = "urn:fingerpost:set:0";
 /// Direct paths below a TLS stream between two of our ends: their negotiation and reports, and observed addresses.
 pub const PATHS: &str = "urn:fingerpost:paths:0";
 /// Our registry's requests.

@@ -169,7 +169,7 @@ impl Client {
             builder = builder.stun_servers(servers.cloned());
         }
         if self.takes.files {
-            builder = builder.feature(ns::FILE_TRANSFER).feature(ns::HASHES);
+            builder = builder.feature(ns::FILE_TRANSFER).feature(ns::HASHES).feature(ns::FILE_SET);
         }
         if self.takes.chats {
             builder = builder.feature(ns::XMLSTREAM);

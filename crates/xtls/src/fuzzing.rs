@@ -4,6 +4,7 @@ use jid::BareJid;
 use minidom::Element;
 use tokio::time::Instant;
 
+use super::set::manifest;
 pub use super::{lan::SERVICE, stream::MAX_DEPTH};
 
 /// Returns a file's name made safe, as [`file`] does.
@@ -16,6 +17,13 @@ pub fn file(element: &Element) -> Option<(String, u64, Option<Vec<u8>>)> {
     super::file_offer::FileOffer::parse(element)
         .ok()
         .map(|file| (file.name, file.size, file.sha256))
+}
+
+/// Reads the manifest of a set. Returns its bytes as this program writes it, and the parts of the paths where its entries
+/// land.
+pub fn manifest(bytes: &[u8]) -> Option<(Vec<u8>, Vec<Vec<String>>)> {
+    let entries = manifest::read(bytes).ok()?;
+    Some((manifest::write(&entries), entries.iter().map(manifest::Entry::landing).collect()))
 }
 
 /// Reads the bytes of a chat's XML stream in pieces of one size. Returns its first-level elements, and how it ended.

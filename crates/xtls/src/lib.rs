@@ -30,6 +30,7 @@ mod registry;
 mod rights;
 mod secured;
 mod send;
+mod set;
 mod setup;
 mod stream;
 pub mod trust;

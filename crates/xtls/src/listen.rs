@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fingerpost_endpoint::{
@@ -28,7 +28,7 @@ use super::{
     pace,
     parts::{self, PartialFile},
     pipe::{self, Ends, PipeSide},
-    watch,
+    set, watch,
 };
 
 /// The text for a peer that calls during another chat.
@@ -383,6 +383,9 @@ impl Listen {
         claimed: &mut bool,
     ) -> Result<(), SessionFailure> {
         let sender = request.peer().clone();
+        if set::is_offered(&description) {
+            return self.take_set(request, inbox, &description, claimed).await;
+        }
         let kept = if offer.ranged { parts::kept(&inbox.dir, &sender, &offer) } else { 0 };
         let answer = offer.ranged.then(|| file_offer::answer(&description, kept));
         let (mut session, mut stream) = request.accept_with(answer).await?;
@@ -421,6 +424,47 @@ impl Listen {
         drop(room);
         bar.finish_and_clear();
         let done = received.map(|(done, path)| done.report(self.client.output, &path));
+        Ok(goodbye(session, done).await?)
+    }
+
+    /// Receives many files in one session.
+    async fn take_set(
+        &self,
+        request: Request,
+        inbox: &FileInbox,
+        description: &Element,
+        claimed: &mut bool,
+    ) -> Result<(), SessionFailure> {
+        let (sender, since) = (request.peer().clone(), Instant::now());
+        let mut answer = description.clone();
+        set::accept(&mut answer);
+        let (mut session, mut stream) = request.accept_with(Some(answer)).await?;
+        self.secured(&mut session, &stream, claimed).await?;
+        let in_band = stream.learned().transport == TransportKind::Ibb;
+        let monitor = session.monitor();
+        let watching = pace::watch(self.client.output, in_band, || monitor.received(), |_| {});
+        let receiving = async {
+            let entries = set::receive::manifest(&mut stream).await?;
+            let wish = set::receive::Wish::new(entries, &inbox.dir, &sender, inbox.max_size)?;
+            let _room = inbox.room(wish.bytes)?;
+            let bar = self.client.output.progress(wish.bytes, sender.as_str());
+            let received = wish.receive(&mut stream, &inbox.dir, &bar).await;
+            bar.finish_and_clear();
+            parts::sweep(&inbox.dir);
+            received
+        };
+        let received = session
+            .during(async {
+                tokio::select! {
+                    biased;
+                    received = receiving => received,
+                    () = watching => std::future::pending().await,
+                }
+            })
+            .await;
+        let done = received.map(|received| {
+            received.report(self.client.output, &sender, since.elapsed().as_secs_f64());
+        });
         Ok(goodbye(session, done).await?)
     }
 

@@ -48,10 +48,10 @@ static IN_USE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// A part in [`IN_USE`], until this is dropped.
 #[derive(Debug)]
-struct Claimed(PathBuf);
+pub(super) struct Claimed(PathBuf);
 
 impl Claimed {
-    fn new(path: PathBuf) -> Option<Self> {
+    pub(super) fn new(path: PathBuf) -> Option<Self> {
         let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
         in_use.insert(path.clone()).then(|| Self(path))
     }
@@ -69,12 +69,28 @@ impl Drop for Claimed {
 /// nothing is opened or created.
 pub(super) fn kept(dir: &Path, sender: &BareJid, offer: &FileOffer) -> u64 {
     let Some(sha256) = &offer.sha256 else { return 0 };
-    let path = dir.join(name(sender, sha256));
-    let in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner).contains(&path);
+    kept_at(&dir.join(name(sender, sha256)), offer.size)
+}
+
+/// Returns how many bytes a part has, if it can be one of a file of `size` bytes and is not in use; otherwise 0.
+pub(super) fn kept_at(path: &Path, size: u64) -> u64 {
+    let in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner).contains(path);
     match path.symlink_metadata() {
-        Ok(part) if !in_use && is_private(&part) && part.len() <= offer.size => part.len(),
+        Ok(part) if !in_use && is_private(&part) && part.len() <= size => part.len(),
         _ => 0,
     }
+}
+
+/// Creates a part with a unique name, which is removed when it is dropped. The umask applies to its mode.
+pub(super) fn new(dir: &Path, mode: u32) -> io::Result<NamedTempFile> {
+    let file = tempfile::Builder::new()
+        .prefix(PREFIX)
+        .suffix(SUFFIX)
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(dir)?;
+    // Otherwise another process, or another arriving file, could remove it.
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
 }
 
 /// Returns whether a file belongs to us alone.
@@ -111,9 +127,7 @@ impl PartialFile {
                 "the part that was kept is in use: send the file again later",
             ));
         }
-        let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(dir)?;
-        // Otherwise another process, or another arriving file, could remove it.
-        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        let file = new(dir, 0o600)?;
         Ok(Self { file, lasting: false, len: 0, hash: Sha256::new(), _claimed: None })
     }
 
@@ -239,11 +253,7 @@ impl PartialFile {
 /// Gives a file the rights and the group of a new file in this directory: the umask, the directory's group and its default
 /// access list decide. The sender has no influence, and no file becomes executable.
 fn share(file: &File, dir: &Path) -> io::Result<()> {
-    let probe = tempfile::Builder::new()
-        .prefix(PREFIX)
-        .suffix(SUFFIX)
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(dir)?;
+    let probe = new(dir, 0o666)?;
     let (new, own) = (probe.as_file().metadata()?, file.metadata()?);
     let mut mode = new.mode() & 0o666;
     // The directory's group may have changed since the file was begun.
@@ -255,22 +265,22 @@ fn share(file: &File, dir: &Path) -> io::Result<()> {
 
 /// Checks that files can be created in a directory.
 pub(super) fn check_writable(dir: &Path) -> io::Result<()> {
-    tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(dir).map(drop)
+    new(dir, 0o600).map(drop)
 }
 
 /// Returns whether a file can have been modified at that time. Other dates would confuse programs that compare dates.
-fn is_sane(modified: OffsetDateTime, now: OffsetDateTime) -> bool {
+pub(super) fn is_sane(modified: OffsetDateTime, now: OffsetDateTime) -> bool {
     (OffsetDateTime::UNIX_EPOCH..=now).contains(&modified)
 }
 
 /// Returns the part's name, made of the file's hash and its sender.
-fn name(sender: &BareJid, sha256: &[u8]) -> String {
+pub(super) fn name(sender: &BareJid, sha256: &[u8]) -> String {
     let sender = HEXLOWER.encode(&Sha256::digest(sender.as_str().as_bytes())[..8]);
     format!("{PREFIX}{}-{sender}{SUFFIX}", HEXLOWER.encode(sha256))
 }
 
 /// Opens or creates a part for ourselves alone; `None` if it is in use or not ours.
-fn claim(path: &Path) -> io::Result<Option<NamedTempFile>> {
+pub(super) fn claim(path: &Path) -> io::Result<Option<NamedTempFile>> {
     let opened = OpenOptions::new()
         .read(true)
         .write(true)

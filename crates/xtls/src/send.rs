@@ -1,5 +1,5 @@
-//! The command `send`: files, one session each. XEP-0234 allows several contents in one session, but separate sessions
-//! are independent.
+//! The command `send`: a few files, one session each, because separate sessions are independent; many files and
+//! directories in one session, a [set].
 
 use std::{
     path::{Path, PathBuf},
@@ -18,8 +18,16 @@ use super::{
     files::{self, Done, NotSent},
     output::XtlsError,
     pace,
+    set::{
+        self, Outcome,
+        manifest::Entry,
+        send::Sent,
+        walk::{self, Found, Item},
+    },
 };
 
+/// From this number on, files go together in one session.
+const MANY: usize = 8;
 /// The first and the longest pause between two attempts to reach a peer.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
@@ -27,29 +35,49 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const ABSENT: &str =
     "the other side must run `xtls listen`, or another program that takes files and is online";
 
-/// Files to send, each with the result of a first look at it.
-pub(super) type Checked = Vec<(PathBuf, Result<(), XtlsError>)>;
+/// What to send.
+#[derive(Debug)]
+pub(super) struct Checked {
+    /// What can be sent.
+    items: Vec<Item>,
+    /// What cannot.
+    failed: Vec<(PathBuf, XtlsError)>,
+}
+
+impl Checked {
+    /// Returns the number of files that can be sent.
+    fn files(&self) -> usize {
+        self.items.iter().filter(|item| item.entry.size.is_some()).count()
+    }
+
+    /// Returns whether they are worth a set: a directory, or many files.
+    fn is_set(&self) -> bool {
+        self.files() >= MANY || self.items.iter().any(|item| item.entry.size.is_none())
+    }
+}
 
 /// Looks at the files before the peer is called.
 ///
 /// # Errors
 /// The first file's, if none can be sent.
-pub(super) fn check_all(client: &Client, files: Vec<PathBuf>) -> Result<Checked, XtlsError> {
-    let checked: Checked = files
-        .into_iter()
-        .map(|path| {
-            let fit = check(&path);
-            (path, fit)
-        })
-        .collect();
-    if checked.iter().any(|(_, fit)| fit.is_ok()) {
+pub(super) fn check_all(client: &Client, paths: &[PathBuf]) -> Result<Checked, XtlsError> {
+    let Found { items, failed, .. } = walk::find(paths);
+    let checked = Checked { items, failed };
+    if checked.files() > 0 {
         return Ok(checked);
     }
-    let mut summary = Summary::new(checked.len());
-    for (path, fit) in checked {
-        summary.add(client, &path, fit.map(|()| None));
+    if checked.failed.is_empty() {
+        let shown = paths.first().map(|path| files::shown_path(path)).unwrap_or_default();
+        return Err(XtlsError::usage(format!(
+            "{shown}: expected a directory with files, found none"
+        )));
     }
-    summary.report(client).map(|()| Checked::new())
+    let mut summary = Summary::new(checked.failed.len());
+    for (path, error) in checked.failed {
+        summary.add(client, &path, Err(error));
+    }
+    summary.report(client)?;
+    Err(XtlsError::silent())
 }
 
 /// Sends files to a peer over the XMPP server.
@@ -62,7 +90,7 @@ pub(super) async fn send(
     files: Vec<PathBuf>,
     wait: Option<Duration>,
 ) -> Result<(), XtlsError> {
-    let files = check_all(client, files)?;
+    let files = check_all(client, &files)?;
     let patience = wait.map(Patience::new);
     let (endpoint, _incoming) = match patience {
         Some(_) => client.connect_to_wait().await?,
@@ -86,37 +114,158 @@ pub(super) async fn send_all(
     files: Checked,
     mut patience: Option<Patience>,
 ) -> Result<(), XtlsError> {
-    let mut summary = Summary::new(files.len());
+    let mut summary = Summary::new(files.files() + files.failed.len());
+    let is_set = files.is_set();
+    for (path, error) in files.failed {
+        summary.add(client, &path, Err(error));
+    }
+    let mut one_by_one = Vec::new();
     let mut hopeless = false;
-    for (path, fit) in files {
-        let done = match fit {
-            Err(error) => Err(error),
-            Ok(()) if hopeless => Ok(None),
-            Ok(()) => send_one(client, endpoint, jid, &path, patience.as_mut()).await.map(Some),
+    let sets = if is_set { walk::sets(files.items) } else { vec![files.items] };
+    for set in sets {
+        if !is_set || !one_by_one.is_empty() {
+            one_by_one.extend(set);
+            continue;
+        }
+        if hopeless {
+            break;
+        }
+        match send_set(client, endpoint, jid, &set, patience.as_mut()).await {
+            Ok(SetSent::Whole(sent)) => {
+                report_set(client, &set, &sent);
+                let files = set.iter().filter(|item| item.entry.size.is_some());
+                for (item, sent) in files.zip(sent) {
+                    summary.add(client, &item.source, outcome(&item.entry, sent));
+                }
+            }
+            Ok(SetSent::One(source, done)) => {
+                hopeless |= done.as_ref().is_err_and(is_final);
+                summary.add(client, &source, done.map(Some));
+                one_by_one.extend(set.into_iter().filter(|item| item.source != source));
+            }
+            Err(error) => {
+                hopeless = true;
+                let path = set.first().map(|item| item.source.clone()).unwrap_or_default();
+                summary.add(client, &path, Err(error));
+            }
+        }
+    }
+    for Item { source: path, entry } in one_by_one {
+        if entry.size.is_none() {
+            continue;
+        }
+        let done = match hopeless {
+            true => Ok(None),
+            false => send_one(client, endpoint, jid, &path, patience.as_mut()).await.map(Some),
         };
-        // No peer, a wrong key, or no connection: the next file would fail too.
-        hopeless |= matches!(&done, Err(XtlsError { code: 3 | 4, .. })) || !endpoint.is_connected();
+        hopeless |= done.as_ref().is_err_and(is_final) || !endpoint.is_connected();
         summary.add(client, &path, done);
     }
     summary.report(client)
 }
 
-/// Returns whether a path names a file that can be read.
-fn check(path: &Path) -> Result<(), XtlsError> {
-    let named = |error| XtlsError::usage(format!("{}: {error}", path.display()));
-    let metadata = std::fs::metadata(path).map_err(named)?;
-    if metadata.is_dir() {
-        let shown = path.display();
-        return Err(XtlsError::usage(format!(
-            "{shown} is a directory, and only files can be sent"
-        ))
-        .hint(format!("send it as one: tar czf directory.tar.gz {shown}")));
+/// Returns whether the next file would fail too: there is no peer, or its key is wrong.
+fn is_final(error: &XtlsError) -> bool {
+    matches!(error.code, 3 | 4)
+}
+
+/// Returns the result of a file of a set.
+fn outcome(entry: &Entry, sent: Sent) -> Result<Option<Done>, XtlsError> {
+    match sent.outcome.there() {
+        None => Ok(Some(Done {
+            bytes: entry.size.unwrap_or(0),
+            resumed: sent.resumed,
+            seconds: 0.0,
+            sha256: String::new(),
+        })),
+        Some(why) if sent.outcome == Outcome::Skipped => Err(XtlsError::failed(why)),
+        Some(why) => Err(XtlsError::refused(why)),
     }
-    if !metadata.is_file() {
-        return Err(XtlsError::usage(format!("{} is not a file", path.display()))
-            .hint("`xtls pipe` sends whatever comes from standard input"));
+}
+
+/// What became of a set.
+enum SetSent {
+    /// The peer took it: the results of its files, in their order.
+    Whole(Vec<Sent>),
+    /// The peer's program takes one file a session: this one was sent, or not.
+    One(PathBuf, Result<Done, XtlsError>),
+}
+
+/// Sends many files in one session, or one of them if the peer's program does not take sets.
+async fn send_set(
+    client: &Client,
+    endpoint: &Endpoint,
+    peer: &Jid,
+    set: &[Item],
+    patience: Option<&mut Patience>,
+) -> Result<SetSent, XtlsError> {
+    let output = client.output;
+    let mut files: Vec<_> = set.iter().filter(|item| item.entry.size.is_some()).collect();
+    let bytes: u64 = files.iter().filter_map(|item| item.entry.size).sum();
+    // A program without sets sees one file alone. The smallest one is read in no time.
+    files.sort_by_key(|item| item.entry.size);
+    let read = |item: &&Item| Some((item.source.clone(), FileOffer::of(&item.source).ok()?));
+    let Some((source, offer)) = files.iter().find_map(read) else {
+        return Ok(SetSent::Whole(vec![Sent::SKIPPED; files.len()]));
+    };
+    let mut description = offer.to_description();
+    description.append_child(set::offer(files.len(), bytes));
+    let application = Application::described(description).from_initiator();
+    let waiting = output.waiting(&format!("waiting for {peer}"));
+    let initiated = initiate(client, endpoint, peer, &application, patience).await;
+    waiting.finish_and_clear();
+    let (mut session, mut stream) = initiated?;
+    if !set::is_accepted(session.answer()) {
+        if files.len() < set.len() {
+            output.warn(&format!("{peer} takes no directories: each file is sent by itself"));
+        }
+        let done = deliver(client, session, stream, &source, &offer).await;
+        return Ok(SetSent::One(source, done));
     }
-    Ok(())
+    client.secured(&mut session, &stream).await?;
+    let in_band = stream.learned().transport == TransportKind::Ibb;
+    if in_band {
+        pace::forecast(output, bytes);
+    }
+    let bar = output.progress(bytes, peer.as_str());
+    let monitor = session.monitor();
+    let watching = pace::watch(output, in_band, || monitor.delivered(), |_| {});
+    let sending = set::send::send(&mut stream, set, &bar);
+    let sent = session
+        .during(async {
+            tokio::select! {
+                biased;
+                sent = sending => sent,
+                () = watching => std::future::pending().await,
+            }
+        })
+        .await;
+    bar.finish_and_clear();
+    match sent {
+        Ok(sent) => {
+            session.confirmed().await.map_err(|error| go_on(error.into()))?;
+            Ok(SetSent::Whole(sent))
+        }
+        Err(NotSent { error, words }) => {
+            session.terminate(Reason::FailedApplication, words).await;
+            Err(go_on(error))
+        }
+    }
+}
+
+/// Reports the files of a set that have arrived.
+fn report_set(client: &Client, set: &[Item], sent: &[Sent]) {
+    let files = set.iter().filter(|item| item.entry.size.is_some());
+    for (item, one) in files.zip(sent) {
+        if one.outcome.there().is_none() {
+            let shown = files::shown_path(&item.source);
+            let event = json!({"event": "done", "file": shown, "bytes": item.entry.size,
+                               "resumed": one.resumed});
+            // Of several, the summary has the number.
+            let text = if sent.len() == 1 { format!("{shown}: sent") } else { String::new() };
+            client.output.event(&event, &text);
+        }
+    }
 }
 
 /// How long to wait for a peer that is not there.
@@ -199,9 +348,22 @@ async fn send_one(
     let application = Application::described(offer.to_description()).from_initiator();
     let initiated = initiate(client, endpoint, peer, &application, patience).await;
     waiting.finish_and_clear();
-    let (mut session, mut stream) = initiated?;
+    let (session, stream) = initiated?;
+    deliver(client, session, stream, path, &offer).await
+}
+
+/// Sends the one file that was offered.
+async fn deliver(
+    client: &Client,
+    mut session: Session,
+    mut stream: SecureStream,
+    path: &Path,
+    offer: &FileOffer,
+) -> Result<Done, XtlsError> {
+    let output = client.output;
     // Any TLS server can read a stream to its end. One that has accepted a file says so.
     if !is_accepted(session.answer()) {
+        let peer = session.peer();
         let error = XtlsError::refused(format!(
             "{peer} did not accept the file: its program answered with another application"
         ));
@@ -224,7 +386,7 @@ async fn send_one(
         |bytes| bar.set_position(range.offset.saturating_add(bytes).min(offer.size)),
     );
     let sending = async {
-        let mut done = files::send(&mut stream, path, &offer, range, &bar).await?;
+        let mut done = files::send(&mut stream, path, offer, range, &bar).await?;
         // The receiver ends its direction when it has the whole file and its hash is right.
         if files::is_over(&mut stream).await? {
             done.seconds = since.elapsed().as_secs_f64();

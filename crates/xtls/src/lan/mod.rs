@@ -169,7 +169,7 @@ impl Lan {
     pub(super) async fn send(self, name: &Jid, files: Vec<PathBuf>) -> Result<(), XtlsError> {
         let own = self.own()?;
         let client = self.client(&own);
-        let files = send::check_all(&client, files)?;
+        let files = send::check_all(&client, &files)?;
         let secure = self.call(&own, name).await?;
         let peer = secure.peer.clone();
         let (endpoint, _incoming, link) = self.endpoint(secure, Role::Initiator, &own)?;
