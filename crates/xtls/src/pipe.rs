@@ -103,9 +103,6 @@ async fn run_standard(
     goodbye(session, stream, joined?).await
 }
 
-/// What a peer is told of a command that failed: its status and the system's errors are about this machine.
-const COMMAND_FAILED: &str = "the command of the pipe failed";
-
 async fn run_command(
     mut session: Session,
     mut stream: SecureStream,
@@ -125,8 +122,9 @@ async fn run_command(
     if let Err(error) = &joined {
         // The command must not take the end of a cut stream for the end of the peer's content.
         running.stop().await;
-        tracing::debug!(%error, "the command's pipe failed");
-        session.terminate(Reason::FailedApplication, COMMAND_FAILED).await;
+        // An error of the system is about this machine.
+        let words = Some(error.text.as_str()).filter(|text| text.starts_with("the command "));
+        session.terminate(Reason::FailedApplication, words.unwrap_or("the pipe broke")).await;
     }
     goodbye(session, stream, joined?).await?;
     let received = monitor.received();
