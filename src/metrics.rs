@@ -143,6 +143,12 @@ impl Counter {
         }
     }
 
+    /// Returns the sum over all label values.
+    pub fn total(&self) -> u64 {
+        let counted = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.values().fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
     fn write(&self, text: &mut String) {
         head(text, self.name, "counter", self.help);
         let counted = self.values.lock().unwrap_or_else(PoisonError::into_inner);

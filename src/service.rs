@@ -633,6 +633,10 @@ impl link::Handler for LinkHandler {
         self.status.set_route(route);
     }
 
+    fn trip(&mut self, time: Duration) {
+        self.status.set_trip(time);
+    }
+
     fn echo(&mut self, id: &str) -> bool {
         self.cluster.echo(id)
     }

@@ -7,17 +7,19 @@
 //! | `/metrics` | Prometheus text |
 //! | `/` | a page for a person (`page.rs`) |
 
+mod history;
 mod page;
 mod serve;
 mod viewer;
+mod words;
 
 use std::{
     borrow::Cow,
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -28,8 +30,8 @@ use axum::{
     http::{
         HeaderMap, HeaderValue, StatusCode, Uri, Version,
         header::{
-            CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
-            X_CONTENT_TYPE_OPTIONS,
+            ACCEPT_LANGUAGE, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+            VARY, X_CONTENT_TYPE_OPTIONS,
         },
     },
     middleware::{self, Next},
@@ -43,8 +45,12 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
-use self::page::StatusPage;
 pub(crate) use self::serve::CONNECTIONS;
+use self::{
+    history::{Counters, Event, History},
+    page::StatusPage,
+    words::Words,
+};
 use crate::{
     cluster::{Cluster, ClusterStanding},
     control::Control,
@@ -74,6 +80,9 @@ pub struct ServiceStatus {
     component: BareJid,
     /// When the relayed bytes were last counted, their number, and the rate before that.
     sample: Arc<Mutex<(Instant, u64, Option<f64>)>>,
+    /// How long the last ping through the XMPP server took, in microseconds; 0 if none has come back.
+    trip: Arc<AtomicU64>,
+    history: Arc<Mutex<History>>,
 }
 
 impl ServiceStatus {
@@ -98,6 +107,8 @@ impl ServiceStatus {
             own,
             component,
             sample,
+            trip: Arc::default(),
+            history: Arc::new(Mutex::new(History::new(Instant::now()))),
         }
     }
 
@@ -115,13 +126,53 @@ impl ServiceStatus {
 
     /// Notes whether the link is up, and forgets the state of the route through the server.
     pub fn set_link(&self, up: bool) {
-        self.set_route(Route::Unknown);
+        self.replace_route(Route::Unknown);
         self.link.store(up, Ordering::Relaxed);
+        self.happened(if up { Event::LinkUp } else { Event::LinkDown });
     }
 
     /// Notes the state of the route through the server.
     pub fn set_route(&self, route: Route) {
-        *self.route.lock().unwrap_or_else(PoisonError::into_inner) = route;
+        let before = self.replace_route(route);
+        match (before, route) {
+            (Route::Lost { .. }, Route::Lost { .. }) => {}
+            (_, Route::Lost { .. } | Route::Shared) => self.happened(Event::RouteBad),
+            (Route::Lost { .. } | Route::Shared, Route::Good) => self.happened(Event::RouteGood),
+            _ => {}
+        }
+    }
+
+    fn replace_route(&self, route: Route) -> Route {
+        std::mem::replace(&mut *self.route.lock().unwrap_or_else(PoisonError::into_inner), route)
+    }
+
+    /// Notes how long a ping through the server took.
+    pub fn set_trip(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.trip.store(micros.max(1), Ordering::Relaxed);
+    }
+
+    fn happened(&self, event: Event) {
+        self.history().happened(event, OffsetDateTime::now_utc());
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the figures of each minute.
+    async fn follow(self) {
+        let mut minutes = tokio::time::interval(history::EVERY);
+        minutes.tick().await;
+        loop {
+            minutes.tick().await;
+            let counters = Counters {
+                bytes: self.table.plane().metrics().bytes(),
+                sessions: self.broker.sessions() + self.table.counts().active,
+                errors: metrics::REFUSALS.total() + metrics::STANZAS_DROPPED.total(),
+            };
+            self.history().note(counters, Instant::now());
+        }
     }
 
     /// Returns what keeps stanzas from the component, if anything does.
@@ -169,6 +220,8 @@ pub async fn start(
         None => TcpListener::bind(address).await?,
     };
     let bound = listener.local_addr()?;
+    let (following, until) = (status.clone(), stop.clone());
+    tasks.spawn(async move { until.run_until_cancelled(following.follow()).await });
     let pages = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
@@ -273,6 +326,8 @@ async fn page(
     uri: Uri,
     asked: HeaderMap,
 ) -> impl IntoResponse {
+    let accepted = asked.get(ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok());
+    let words = Words::preferred(accepted.unwrap_or_default());
     let control = &status.control;
     let counts = status.table.counts();
     let metrics = status.table.plane().metrics();
@@ -284,17 +339,23 @@ async fn page(
         let legs = match session.legs {
             Some([a, b]) if session.is_brokered() => format!("{a}-{b}"),
             Some(_) => "SOCKS5".to_owned(),
-            None => "being set up".to_owned(),
+            None => words.being_set_up.to_owned(),
         };
         let [a, b] = &session.users;
-        let mark = if session.is_plain { ", not encrypted from end to end" } else { "" };
+        let mark = session.is_plain.then(|| format!(", {}", words.plain)).unwrap_or_default();
         let what = format!("{legs}, {} s, {} bytes{mark}", session.age.as_secs(), session.bytes);
         [shown(a), shown(b), what]
     });
+    let asked_at = Instant::now();
+    let database = control.store().ping().await.is_ok().then(|| asked_at.elapsed());
+    let trip = Some(status.trip.load(Ordering::Relaxed)).filter(|micros| *micros > 0);
+    let (points, events) = status.history().all();
     let page = StatusPage {
+        words,
         component: status.component.to_string(),
         link: status.link(),
-        database: control.store().ping().await.is_ok(),
+        trip: trip.map(Duration::from_micros),
+        database,
         draining: control.is_draining(),
         connections: control.store().connections(),
         brokered: status.broker.sessions(),
@@ -305,6 +366,8 @@ async fn page(
         bytes_per_second: status.rate(metrics.bytes()),
         uptime: control.started().elapsed(),
         print: status.own.to_string(),
+        points,
+        events,
         sessions: sessions.collect(),
     };
     let headers = [
@@ -314,6 +377,7 @@ async fn page(
             "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
         ),
         (CACHE_CONTROL, "no-store"),
+        (VARY, "accept-language"),
         (REFERRER_POLICY, "no-referrer"),
     ];
     (headers, Html(page.render().into_string()))

@@ -88,13 +88,14 @@ pub struct Echo {
     sent: Vec<Sent>,
     next_at: Instant,
     shared_at: Option<Instant>,
+    trip: Option<Duration>,
 }
 
 impl Echo {
     /// Creates the state of a login at `now`. `nonce` is random; `before` is that of this program's previous
     /// connection.
     pub fn new(nonce: u64, before: Option<u64>, now: Instant) -> Self {
-        Self { nonce, before, next: 0, sent: Vec::new(), next_at: now, shared_at: None }
+        Self { nonce, before, next: 0, sent: Vec::new(), next_at: now, shared_at: None, trip: None }
     }
 
     /// Returns the ids to send now; each goes into an IQ get from the component to itself.
@@ -136,7 +137,10 @@ impl Echo {
         let Some(number) = number else { return EchoOf::Foreign };
         match self.sent.iter_mut().find(|sent| sent.number == number) {
             Some(sent) if sent.fate == Fate::Back => self.shared_at = Some(now),
-            Some(sent) => sent.fate = Fate::Back,
+            Some(sent) => {
+                sent.fate = Fate::Back;
+                self.trip = Some(now.saturating_duration_since(sent.at));
+            }
             // It is too late to be remembered.
             None => {}
         }
@@ -146,6 +150,11 @@ impl Echo {
     /// Notes that another program gets stanzas for this component, and should not.
     pub fn is_shared(&mut self, now: Instant) {
         self.shared_at = Some(now);
+    }
+
+    /// Returns how long the last number took that came back.
+    pub fn trip(&self) -> Option<Duration> {
+        self.trip
     }
 
     /// Returns whether a number may still come back.

@@ -117,6 +117,11 @@ pub trait Handler: Send {
         let _unused = route;
     }
 
+    /// A ping of the link's own has come back after this time.
+    fn trip(&mut self, time: Duration) {
+        let _unused = time;
+    }
+
     /// Takes the id of a ping that another program with this component's name has sent to itself. Returns whether that
     /// program is allowed.
     fn echo(&mut self, id: &str) -> bool {
@@ -641,8 +646,11 @@ impl<'a> Pings<'a> {
         came != EchoOf::Other
     }
 
-    /// Reports a change of the route through the server.
+    /// Reports how long a ping took, and a change of the route through the server.
     fn tell(&mut self, now: Instant, handler: &mut impl Handler) {
+        if let Some(time) = self.echo.trip() {
+            handler.trip(time);
+        }
         let route = self.echo.route(now);
         if route == self.told {
             return;

@@ -237,6 +237,9 @@ fn the_status_page_shows_itself_on_a_phone_and_names_nobody_to_strangers() {
     }
     assert!(page.contains("alice@example.test → bob@example.test"), "{page}");
     assert!(!page.contains("<script"), "{page}");
+    assert!(page.contains("The link to the XMPP server is up"), "{page}");
+    let (_, german) = get(&http, "/", "Accept-Language: de-DE,de;q=0.9,en;q=0.5\r\n").unwrap();
+    assert!(german.contains("lang=\"de\"") && german.contains("Letzte Ereignisse"), "{german}");
     let (_, far) = get(&http, "/", "X-Forwarded-For: 192.0.2.1\r\n").unwrap();
     assert!(far.contains("…@example.test → …@example.test") && !far.contains("alice"), "{far}");
     for path in ["/healthz", "/metrics", "/readyz"] {
