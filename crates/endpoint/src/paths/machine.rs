@@ -31,6 +31,8 @@ const PING_AFTER: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_millis(1500);
 /// The longest such time, whatever the other end makes of round trips.
 const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+/// How long the relay may take to deliver what it still holds when the stream leaves it. It is longer if round trips take long.
+const DRAIN: Duration = Duration::from_millis(500);
 /// How long nothing is sent on an idle direct path.
 const IDLE_DIRECT: Duration = Duration::from_secs(15);
 /// The same on the relay while a direct path is in use: the component ends silent streams.
@@ -163,8 +165,12 @@ struct Path {
     ended: bool,
     /// The end of what of our stream has gone here.
     sent: u64,
-    /// The end of what another path has carried too: that it has come says nothing of this one.
+    /// The end of what another path has carried: that it has come says nothing of this one.
     shared: u64,
+    /// Since when our stream goes on here while the relay may still hold what was put there.
+    left_relay: Option<Instant>,
+    /// Where our stream goes on here once what the relay holds is sent again.
+    resume: Option<u64>,
     claims: bool,
     ping: Option<u32>,
     pong: Option<u32>,
@@ -195,6 +201,8 @@ impl Path {
             ended: false,
             sent: 0,
             shared: 0,
+            left_relay: None,
+            resume: None,
             claims: false,
             ping: None,
             pong: None,
@@ -215,8 +223,24 @@ impl Path {
 
     /// Returns how long the path may owe an answer.
     fn patience(&self) -> Duration {
-        let usual = self.round_trip.map_or(SILENCE, |time| time.saturating_mul(4).max(SILENCE));
+        self.round_trips(SILENCE)
+    }
+
+    /// Returns a time, or that of four round trips if it is longer.
+    fn round_trips(&self, least: Duration) -> Duration {
+        let usual = self.round_trip.map_or(least, |time| time.saturating_mul(4).max(least));
         usual.min(LONGEST_SILENCE)
+    }
+
+    /// Returns when what the relay holds is sent again here, if it is not acknowledged by then.
+    fn repeats_at(&self) -> Option<Instant> {
+        self.left_relay.map(|left| left + self.round_trips(DRAIN))
+    }
+
+    /// Lets our stream go on here from `kept`, because no other path has all of it any more.
+    fn rewind(&mut self, kept: u64) {
+        (self.position, self.announces, self.ended) = (kept, true, false);
+        (self.left_relay, self.resume) = (None, None);
     }
 
     /// Notes a sign of life; `owes` says whether bytes sent here are not acknowledged.
@@ -356,12 +380,8 @@ impl Machine {
         if number <= newest || self.is_over() {
             return false;
         }
-        // What the other path still holds, at its own pace, would fill the window, and nothing new could go out before it has
-        // come. So the stream goes on from what has come for sure.
-        let position = self.outgoing.kept();
-        let shared = self.paths.iter().map(|path| path.sent).max().unwrap_or_default();
         let claims = self.role == Role::Chooses;
-        let mut path = Path { position, shared, claims, ..Path::new(number, now) };
+        let mut path = Path { claims, ..Path::new(number, now) };
         // The other end has given the older one of this kind up.
         let same = |path: &&Path| path.is_direct() == is_direct(number);
         let older = self.paths.iter().find(same).map(|path| path.number);
@@ -374,11 +394,19 @@ impl Machine {
             }
             self.newest = number;
             path.ping = Some(self.fresh_ping());
+            // What the relay holds arrives there meanwhile. Bytes that are sent twice would hold up new ones here, where the
+            // connection begins slowly.
+            path.shared = self.paths.iter().map(|path| path.sent).max().unwrap_or_default();
+            let left = self.paths.iter().find(|path| path.number == self.current);
+            path.position = left.map_or(0, |left| left.position).max(self.outgoing.kept());
+            path.left_relay = left.map(|_| now);
             self.paths.push(path);
             self.until = None;
             self.go_on(number);
             return true;
         }
+        path.position = self.outgoing.kept();
+        path.shared = self.paths.iter().map(|path| path.sent).max().unwrap_or_default();
         self.leg = number;
         self.paths.push(path);
         match older {
@@ -664,7 +692,7 @@ impl Machine {
             other.lost = Some(number);
         }
         if self.current == number || gone.sent > acknowledged {
-            (other.position, other.announces, other.ended) = (kept, true, false);
+            other.rewind(kept);
         }
         if self.current == number {
             let other = other.number;
@@ -713,6 +741,12 @@ impl Machine {
                 // The other end has acknowledged what would be sent again.
                 (path.position, path.announces) = (outgoing.kept(), true);
             }
+            if path.position >= path.shared
+                && let Some(resume) = path.resume.take()
+                && resume > path.position
+            {
+                (path.position, path.announces) = (resume, true);
+            }
             let ends = !path.ended && !outgoing.is_delivered() && outgoing.is_finished();
             if path.announces && (outgoing.has_more(path.position) || ends) {
                 Control::From(path.position).put(out);
@@ -740,7 +774,9 @@ impl Machine {
         let of_paths = self
             .paths
             .iter()
-            .flat_map(|path| [path.ping_at(is_parted), path.lost_at(), path.echo_at()])
+            .flat_map(|path| {
+                [path.ping_at(is_parted), path.lost_at(), path.echo_at(), path.repeats_at()]
+            })
             .flatten();
         of_paths.chain(self.incoming.due()).chain(self.until).min()
     }
@@ -757,7 +793,15 @@ impl Machine {
         }
         let is_parted = self.is_parted();
         let ping = self.next_ping.wrapping_add(1);
+        let (kept, acknowledged) = (self.outgoing.kept(), self.outgoing.acknowledged());
         for path in &mut self.paths {
+            if is_due(path.repeats_at()) {
+                path.left_relay = None;
+                if acknowledged < path.shared {
+                    path.resume = Some(path.position);
+                    (path.position, path.announces) = (kept, true);
+                }
+            }
             if is_due(path.ping_at(is_parted)) {
                 (path.ping, self.next_ping) = (Some(ping), ping);
                 // Also if the connection takes nothing any more, not even this.

@@ -368,14 +368,73 @@ fn bytes_that_a_slow_path_still_holds_do_not_hold_up_the_next_path() {
     world.connect();
     // From now on the relay delivers nothing.
     let direct = 1;
-    let mut moved = true;
-    while moved {
-        moved = world.push(0) | world.transmit(0, direct) | world.deliver(1, direct, 50_000);
-        moved |= world.take(1, usize::MAX);
-        moved |= world.transmit(1, direct) | world.deliver(0, direct, 50_000);
+    for _ in 0..2 {
+        let mut moved = true;
+        while moved {
+            moved = world.push(0) | world.transmit(0, direct) | world.deliver(1, direct, 50_000);
+            moved |= world.take(1, usize::MAX);
+            moved |= world.transmit(1, direct) | world.deliver(0, direct, 50_000);
+        }
+        world.tick(DRAIN);
     }
     assert_eq!(world.read[1], world.streams[0].len());
     // What it holds comes late, for nothing.
+    world.settle(usize::MAX);
+}
+
+#[test]
+fn what_the_relay_delivers_in_time_is_not_sent_again_on_the_next_path() {
+    let mut world = World::new();
+    for _ in 0..100 {
+        world.write(0, 16_000);
+    }
+    while world.push(0) || world.transmit(0, RELAY) {}
+    world.connect();
+    for _ in 0..50 {
+        world.write(0, 16_000);
+    }
+    let (relayed, direct) = (100 * 16_005, 1);
+    while world.push(0) || world.transmit(0, direct) {}
+    let carried = |world: &World| world.connections[1].pipes[0].bytes.len();
+    let all = carried(&world);
+    assert!((50 * 16_005..50 * 16_005 + 100).contains(&all), "{all}");
+    // The new path may be the faster one.
+    while world.deliver(1, direct, 50_000) {}
+    assert_eq!(world.read[1], 0);
+    while world.deliver(1, RELAY, 50_000) | world.take(1, usize::MAX) {}
+    assert_eq!(world.read[1], 150 * 16_005);
+    while world.transmit(1, direct) | world.deliver(0, direct, 50_000) {}
+    world.tick(DRAIN);
+    while world.transmit(0, direct) {}
+    assert!(carried(&world) < 100, "of {relayed} bytes none comes again");
+    world.settle(usize::MAX);
+}
+
+/// The relay delivers only a part in time: the rest of it is sent again, and what has gone over the new path is not.
+#[test]
+fn only_what_the_relay_still_holds_is_sent_again() {
+    let mut world = World::new();
+    for _ in 0..100 {
+        world.write(0, 16_000);
+    }
+    while world.push(0) || world.transmit(0, RELAY) {}
+    world.connect();
+    for _ in 0..50 {
+        world.write(0, 16_000);
+    }
+    let direct = 1;
+    while world.push(0) || world.transmit(0, direct) {}
+    while world.deliver(1, direct, 50_000) {}
+    world.deliver(1, RELAY, 60 * 16_005);
+    while world.take(1, usize::MAX) | world.transmit(1, direct) | world.deliver(0, direct, 50_000) {
+    }
+    world.tick(DRAIN);
+    while world.transmit(0, direct) {}
+    let again = world.connections[1].pipes[0].bytes.len();
+    assert!((39 * 16_005..45 * 16_005).contains(&again), "{again}");
+    while world.deliver(1, direct, 50_000) {}
+    world.take(1, usize::MAX);
+    assert_eq!(world.read[1], 150 * 16_005);
     world.settle(usize::MAX);
 }
 
