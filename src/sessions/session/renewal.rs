@@ -148,15 +148,25 @@ impl BrokeredSession {
         self.offer_again();
     }
 
-    /// Offers the responder a new transport of the kind that it had.
+    /// Offers the responder a new transport of the kind that it had, or of the other kind if the operator has switched that one off
+    /// since.
     fn offer_again(&mut self) {
         let sid = (self.ids)();
-        let block_size = self.options.block_size;
-        let (leg, transport) = match &self.legs.responder.plan {
-            Plan::S5b { .. } => (LegState::s5b(sid, (self.ids)(), None), None),
-            Plan::Ibb { namespace, .. } => {
-                let leg = LegState::ibb(namespace, Some(sid.clone()), block_size);
-                (leg, Some(transport::ibb(namespace, &sid, block_size)))
+        let BrokerOptions { block_size, socks5, ibb, .. } = *self.options;
+        let namespace = match &self.legs.responder.plan {
+            Plan::S5b { .. } if socks5 => None,
+            Plan::S5b { .. } if self.peers.responder.namespace == ns::JINGLE_0 => {
+                Some(ns::JINGLE_IBB_0.to_owned())
+            }
+            Plan::S5b { .. } => Some(ns::JINGLE_IBB.to_owned()),
+            Plan::Ibb { namespace, .. } if ibb || !socks5 => Some(namespace.clone()),
+            Plan::Ibb { .. } => None,
+        };
+        let (leg, transport) = match namespace {
+            None => (LegState::s5b(sid, (self.ids)(), None), None),
+            Some(namespace) => {
+                let leg = LegState::ibb(&namespace, Some(sid.clone()), block_size);
+                (leg, Some(transport::ibb(&namespace, &sid, block_size)))
             }
         };
         self.timers.stop(Timer::FallBack(Side::Responder));

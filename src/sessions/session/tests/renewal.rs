@@ -1,5 +1,7 @@
 //! Streams whose broken legs are replaced.
 
+use fingerpost_wire::transport;
+
 use super::*;
 use crate::sessions::journal::LeftSession;
 
@@ -116,10 +118,15 @@ fn only_the_initiator_replaces_legs_and_a_responder_that_refuses_ends_the_sessio
 
 /// Returns what another run gets of a session, with the time by which somebody must go on with it.
 fn restored(left: &World) -> (World, Duration) {
+    restored_with(left, BrokerOptions::of_tests())
+}
+
+/// Does the same with the options of that run.
+fn restored_with(left: &World, options: BrokerOptions) -> (World, Duration) {
     let patience = Duration::from_secs(90);
     let renewable = left.session.renewable().unwrap();
     let peers = left.session.peers().clone();
-    let options = Arc::new(BrokerOptions::of_tests());
+    let options = Arc::new(options);
     let left_session = LeftSession { session: "s".to_owned(), peers, renewable };
     let until = left.now + patience;
     let session = BrokeredSession::restored(options, count_up, left_session, left.now, until);
@@ -172,6 +179,22 @@ fn another_run_goes_on_with_a_session_over_new_legs() {
     connect(&mut world);
     assert!(world.joined() && world.terminated().is_empty());
     assert!(world.session.renewable().is_some(), "and the next run too");
+}
+
+/// The operator has switched SOCKS5 off since.
+#[test]
+fn another_run_offers_the_responder_no_transport_that_it_does_not_have() {
+    let options = BrokerOptions { socks5: false, ..BrokerOptions::of_tests() };
+    let (mut world, _) = restored_with(&joined(PATHS), options);
+    let transport = transport::ibb(ns::JINGLE_IBB, "another", 4096);
+    world.jingle(Side::Initiator, "transport-replace", &content(&String::from(&transport)));
+    let (_, _, offered) = world.asked.pop().unwrap();
+    let offer = offered.children().find(|child| child.name() == "content").unwrap();
+    assert!(offer.has_child("transport", ns::JINGLE_IBB), "{offered:?}");
+    let answer = transport::ibb(ns::JINGLE_IBB, &sid(&offered), 4096);
+    world.other.clear();
+    world.jingle(Side::Responder, "transport-accept", &content(&String::from(&answer)));
+    assert!(world.terminated().is_empty() && !world.session.is_over());
 }
 
 #[test]
