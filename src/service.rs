@@ -367,6 +367,8 @@ impl Service {
             }
             self.linked.cancel();
             let _ = timeout(LAST, &mut self.link).await;
+            // The next leader reads it once more when this instance has left.
+            self.reachable.flush().await;
             self.leaving.cancel();
             let _ = timeout(LAST, &mut self.others).await;
             info!("link closed; running streams continue");
@@ -574,7 +576,13 @@ impl Among {
                     let _full = self.echoes.try_send(id);
                 }
                 cluster::Event::Check => {
-                    lock(&self.router).ask_everybody();
+                    // An instance that has led may have recorded its last users only after this one has read them.
+                    self.reachable.flush().await;
+                    let (recalled, watchers) = recall(&self.reachable).await;
+                    let mut router = lock(&self.router);
+                    router.recall(recalled, watchers);
+                    router.ask_everybody();
+                    drop(router);
                     self.changed.notify_one();
                 }
             }

@@ -235,13 +235,13 @@ impl Reachable {
     async fn write_all(&self) -> Result<(), StoreError> {
         let _writing = self.writing.lock().await;
         loop {
-            let changes = self.take();
-            if changes.is_empty() {
+            let mut taken = self.take();
+            if taken.changes.is_empty() {
                 return Ok(());
             }
             let (mut here, mut gone) = (Vec::new(), Vec::new());
             let (mut watching, mut left) = (Vec::new(), Vec::new());
-            for (row, change) in &changes {
+            for (row, change) in &taken.changes {
                 match (row, change) {
                     (Row::Resource(jid), PendingChange::Here { priority, .. }) => {
                         here.push((FullJid::clone(jid), *priority));
@@ -253,38 +253,71 @@ impl Reachable {
             }
             let now = OffsetDateTime::now_utc();
             let (store, component) = (&self.store, &self.component);
+            let mut is_refused = true;
             let writing = async {
                 if !here.is_empty() || !gone.is_empty() {
                     store.change_reachable(component, &here, &gone, now).await?;
+                    is_refused = false;
                 }
                 if !watching.is_empty() || !left.is_empty() {
                     store.change_watchers(component, &watching, &left, now).await?;
                 }
                 Ok(())
             };
-            let written = timeout(WRITE, writing)
-                .await
-                .unwrap_or_else(|_| Err(StoreError::Database(sqlx::Error::PoolTimedOut)));
-            if let Err(error) = written {
-                let mut pending = self.lock();
-                let newer = std::mem::replace(&mut *pending, changes);
-                for (row, change) in newer {
-                    add(&mut pending, row, change);
+            match timeout(WRITE, writing).await {
+                Ok(Ok(())) => taken.changes.clear(),
+                Ok(Err(error)) => {
+                    taken.is_refused = is_refused;
+                    return Err(error);
                 }
-                return Err(error);
+                Err(_) => return Err(StoreError::Database(sqlx::Error::PoolTimedOut)),
             }
+            drop(taken);
             // Others may write in between.
             sleep(Duration::from_millis(1)).await;
         }
     }
 
-    fn take(&self) -> ReachableChanges {
+    fn take(&self) -> Taken<'_> {
         let mut changes = self.lock();
-        if changes.len() <= BATCH {
-            return std::mem::take(&mut changes);
+        let taken = if changes.len() <= BATCH {
+            std::mem::take(&mut *changes)
+        } else {
+            let some: Vec<Row> = changes.keys().take(BATCH).cloned().collect();
+            some.iter().filter_map(|row| changes.remove_entry(row)).collect()
+        };
+        Taken { memory: self, changes: taken, is_refused: false }
+    }
+}
+
+/// Changes that are being written. Those that were not written, also because nobody waits any more, are pending again.
+struct Taken<'a> {
+    memory: &'a Reachable,
+    changes: ReachableChanges,
+    /// Whether the database has taken none of them. Otherwise it may have taken them.
+    is_refused: bool,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if self.changes.is_empty() {
+            return;
         }
-        let some: Vec<Row> = changes.keys().take(BATCH).cloned().collect();
-        some.iter().filter_map(|row| changes.remove_entry(row)).collect()
+        let mut older = std::mem::take(&mut self.changes);
+        if !self.is_refused {
+            for change in older.values_mut() {
+                if let PendingChange::Here { is_new, .. } = change {
+                    *is_new = false;
+                }
+            }
+        }
+        let mut pending = self.memory.lock();
+        let newer = std::mem::replace(&mut *pending, older);
+        for (row, change) in newer {
+            add(&mut pending, row, change);
+        }
+        drop(pending);
+        self.memory.news.notify_one();
     }
 }
 
@@ -337,6 +370,28 @@ mod tests {
         memory.note(PresenceChange::Gone { jid: full("old@a/x"), remembered: true });
         memory.flush().await;
         assert_eq!(memory.recall().await.unwrap(), [(FullJid::clone(&full("new@a/x")), 2)]);
+    }
+
+    /// The lead does not wait for ever for the database. What was on its way there is written later.
+    #[tokio::test]
+    async fn a_write_that_nobody_waits_for_any_more_loses_nothing() {
+        let memory = memory().await;
+        memory.note(here("old@a/x", 1, true));
+        memory.flush().await;
+        memory.note(here("new@a/x", 2, true));
+        memory.note(PresenceChange::Gone { jid: full("old@a/x"), remembered: true });
+        tokio::select! {
+            biased;
+            _ = memory.write_all() => {}
+            () = std::future::ready(()) => {}
+        }
+        // The row may be there already: it is removed if the resource goes away now.
+        memory.note(PresenceChange::Gone { jid: full("new@a/x"), remembered: true });
+        let pending = memory.lock().clone();
+        assert!(pending.values().all(|change| *change == PendingChange::Gone), "{pending:?}");
+        memory.note(here("new@a/x", 3, false));
+        memory.flush().await;
+        assert_eq!(memory.recall().await.unwrap(), [(FullJid::clone(&full("new@a/x")), 3)]);
     }
 
     #[tokio::test]
