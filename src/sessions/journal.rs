@@ -25,7 +25,7 @@ use minidom::Element;
 use time::OffsetDateTime;
 use tokio::{
     sync::{Notify, oneshot},
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -46,6 +46,8 @@ const WAIT: Duration = Duration::from_secs(2);
 const WRITE: Duration = Duration::from_secs(15);
 /// The pause before another try after the database has failed.
 const AGAIN: Duration = Duration::from_secs(2);
+/// How long after a write without an answer the database may still carry it out.
+const LATE: Duration = Duration::from_secs(60);
 /// The transports of legs that can be replaced.
 const TRANSPORTS: [&str; 3] = [ns::JINGLE_S5B, ns::JINGLE_IBB, ns::JINGLE_IBB_0];
 /// The text for the users of a lost session.
@@ -81,6 +83,8 @@ struct JournalState {
     changes: HashMap<String, LineChange>,
     /// Whether the last write failed; then sessions do not wait for the next.
     failing: bool,
+    /// When lines are looked for that a late write has left without a session.
+    sweep_at: Option<Instant>,
     /// The present sessions, and what becomes of their lines.
     lines: HashMap<Arc<str>, LineFate>,
     /// The sessions of this run that it has left to another process. It may have to go on with them itself.
@@ -213,10 +217,15 @@ impl Journal {
     /// Writes changes until `stop`, then the rest.
     pub async fn run(self, stop: CancellationToken) {
         loop {
+            let sweep_at = self.lock().sweep_at;
             let stopped = tokio::select! {
                 biased;
                 () = self.news.notified() => false,
                 () = stop.cancelled() => true,
+                () = sleep_until(sweep_at.unwrap_or_else(Instant::now)), if sweep_at.is_some() => {
+                    self.sweep().await;
+                    continue;
+                }
             };
             let written = self.write().await;
             if stopped {
@@ -245,9 +254,11 @@ impl Journal {
         }
         let now = OffsetDateTime::now_utc();
         let writing = self.store.change_open(&self.component, &begun, &ended, now);
-        let written = timeout(WRITE, writing)
-            .await
-            .unwrap_or_else(|_| Err(StoreError::Database(sqlx::Error::PoolTimedOut)));
+        let written = timeout(WRITE, writing).await;
+        // The database may still carry it out.
+        let is_unknown = written.is_err();
+        let written =
+            written.unwrap_or_else(|_| Err(StoreError::Database(sqlx::Error::PoolTimedOut)));
         if written.is_ok() {
             for change in changes.into_values() {
                 if let LineChange::Begun { waiting: Some(waiting), .. } = change {
@@ -257,11 +268,14 @@ impl Journal {
             return Ok(());
         }
         let mut state = self.lock();
+        if is_unknown {
+            state.sweep_at = Some(Instant::now() + LATE);
+        }
         for (session, change) in changes {
             // The waiting session continues: the sender is dropped.
             let change = match change {
                 LineChange::Begun { sides, fresh, .. } => {
-                    LineChange::Begun { sides, fresh, waiting: None }
+                    LineChange::Begun { sides, fresh: fresh && !is_unknown, waiting: None }
                 }
                 LineChange::Ended => LineChange::Ended,
             };
@@ -276,6 +290,23 @@ impl Journal {
             }
         }
         written
+    }
+
+    /// Removes lines of this run whose sessions are over: a write without an answer was carried out after their removal.
+    async fn sweep(&self) {
+        self.lock().sweep_at = None;
+        let sweeping = async {
+            let mut open = self.open(true).await?;
+            {
+                let state = self.lock();
+                open.retain(|side| !state.lines.contains_key(side.session.as_str()));
+            }
+            if open.is_empty() { Ok(()) } else { self.forget(open).await }
+        };
+        let swept = timeout(WRITE, sweeping).await;
+        if !matches!(swept, Ok(Ok(()))) {
+            self.lock().sweep_at = Some(Instant::now() + LATE);
+        }
     }
 
     /// Returns the recorded sessions of this run, or, without `own`, those that an earlier run left open.
@@ -501,8 +532,6 @@ impl Drop for JournalLine {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use fingerpost_wire::ns;
     use jid::Jid;
     use tokio::sync::mpsc;
@@ -536,6 +565,27 @@ mod tests {
         tasks.spawn(journal.clone().run(stop.clone()));
         tasks.close();
         (stop, tasks)
+    }
+
+    /// A write was not answered, its session has ended, and the database carries it out after the removal.
+    #[tokio::test]
+    async fn a_line_that_comes_late_does_not_outlive_its_session() {
+        let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
+        let journal = journal(&store);
+        let line = journal.begin(&[peer("alice"), peer("bob")]);
+        let late = journal.begin(&[peer("carol")]);
+        let sides = vec![late.side(&peer("carol"), None)];
+        journal.write().await.unwrap();
+        drop(late);
+        journal.write().await.unwrap();
+        let now = OffsetDateTime::now_utc();
+        store.change_open(&journal.component, &sides, &[], now).await.unwrap();
+        assert_eq!(journal.open(true).await.unwrap().len(), 3);
+        journal.sweep().await;
+        let left = journal.open(true).await.unwrap();
+        assert_eq!(left.len(), 2);
+        assert!(left.iter().all(|side| side.session == *line.session));
+        assert_eq!(journal.lock().sweep_at, None);
     }
 
     #[tokio::test]
