@@ -516,6 +516,7 @@ impl Among {
     /// Goes on with the sessions that were open when another run or another instance ended, or notifies their users, once
     /// there is a link.
     fn settle_left_sessions(&self) {
+        self.broker.set_settling(true);
         let (stop, cluster, broker) =
             (self.stop.clone(), self.cluster.clone(), self.broker.clone());
         let (mut links, control, drain) = (self.links.clone(), self.control.clone(), self.drain);
@@ -527,6 +528,7 @@ impl Among {
                 }
             };
             stop.run_until_cancelled(settling).await;
+            broker.set_settling(false);
         });
     }
 

@@ -56,6 +56,8 @@ pub(super) enum FrontRefusal {
     NoSuchBytestream,
     /// There is no such session.
     NoSuchSession,
+    /// The session may be one of an earlier run, which are still being read.
+    Settling,
     /// There is no such node.
     NoSuchNode,
     /// The activation of a bytestream lacks its id or the target.
@@ -174,6 +176,9 @@ impl From<FrontRefusal> for Refusal {
             LongJid => Self::bad_request("Your JID is too long to be proxied"),
             NoSuchBytestream => Self::item_not_found("There is no such bytestream"),
             NoSuchSession => Self::unknown_session("There is no such session"),
+            Settling => {
+                Self::resource_constraint("The sessions of the last run are being read: try again")
+            }
             NoSuchNode => Self::item_not_found("There is no such node"),
             Activation => {
                 Self::bad_request("Expected a sid and an activate element with the target's JID")

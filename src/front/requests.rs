@@ -97,7 +97,11 @@ impl Router {
         }
         if is_jingle && stanza.type_ == StanzaType::Set {
             if jingle::action(payload) != Action::SessionInitiate {
-                return Err(FrontRefusal::NoSuchSession);
+                let is_settling = self.broker.is_settling();
+                return Err(match is_settling {
+                    true => FrontRefusal::Settling,
+                    false => FrontRefusal::NoSuchSession,
+                });
             }
             let sid = payload.attr("sid").unwrap_or_default();
             let now = tokio::time::Instant::now();

@@ -4,7 +4,10 @@ use std::{
     future::{Future, poll_fn},
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -80,6 +83,7 @@ impl Broker {
         let state = Mutex::default();
         Self {
             shared: Arc::new(BrokerState {
+                is_settling: AtomicBool::new(false),
                 memory: Permits::new(options.memory()),
                 options: RwLock::new(Arc::new(options)),
                 outbound,
@@ -268,8 +272,19 @@ impl Broker {
         let BrokerState { journal, outbound, .. } = &*self.shared;
         let patience = drain + session::RENEWAL;
         let told = journal.settle(outbound, &leads, |left| self.restore(left, patience)).await;
+        self.set_settling(false);
         settled();
         journal.forget_told(told, leads).await;
+    }
+
+    /// Notes whether sessions of an earlier run may exist that are not known here yet.
+    pub fn set_settling(&self, is_settling: bool) {
+        self.shared.is_settling.store(is_settling, Ordering::Relaxed);
+    }
+
+    /// Returns whether a session that is not known here may be one of an earlier run.
+    pub fn is_settling(&self) -> bool {
+        self.shared.is_settling.load(Ordering::Relaxed)
     }
 
     /// Goes on with a session.

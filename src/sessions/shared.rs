@@ -1,7 +1,7 @@
 //! The state that all sessions share, and the place of one session in it.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -45,6 +45,8 @@ pub(super) struct BrokerState {
     pub(super) registry: Registry,
     pub(super) table: TransferTable,
     pub(super) journal: Journal,
+    /// Whether sessions of an earlier run may exist that are not known here yet.
+    pub(super) is_settling: AtomicBool,
     /// The memory of in-band bytestreams.
     pub(super) memory: Permits,
     pub(super) state: Mutex<Directory>,

@@ -12,7 +12,10 @@ use fingerpost_wire::{
 };
 use jid::{BareJid, Jid};
 use minidom::Element;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{
     cause::{AskedPeer, is_absent},
@@ -28,6 +31,8 @@ use super::{
 pub(super) const STEP: Duration = Duration::from_secs(60);
 /// How long to wait for the answer to a session-terminate.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// How long it waits before it says so again, if the component asks for that.
+const GOODBYE_AGAIN: Duration = Duration::from_millis(500);
 /// How long nothing may arrive after the peer has ended the session, before bytes on their way are given up.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long an in-band stream is silent before the other side is asked whether the session still exists (XEP-0166,
@@ -191,8 +196,17 @@ impl Session {
             return;
         }
         let hub = self.endpoint.hub();
-        let wait = hub.request(RequestKind::Set, &self.address, self.goodbye(reason, text));
-        let _ = timeout(GOODBYE, wait).await;
+        let goodbye = self.goodbye(reason, text);
+        let saying = async {
+            // A component that has just been started may not know its sessions yet.
+            while let Answer::Error(error) =
+                hub.request(RequestKind::Set, &self.address, goodbye.clone()).await
+                && Condition::of(&error) == Some(Condition::ResourceConstraint)
+            {
+                sleep(GOODBYE_AGAIN).await;
+            }
+        };
+        let _ = timeout(GOODBYE, saying).await;
     }
 
     fn goodbye(&self, reason: Reason, text: &str) -> Element {
@@ -309,7 +323,7 @@ impl Session {
             // When the connection between two servers breaks, they say that a present user is absent.
             let mut doubted = false;
             loop {
-                tokio::time::sleep(PROBE).await;
+                sleep(PROBE).await;
                 if !progress.is_quiet(PROBE) {
                     continue;
                 }

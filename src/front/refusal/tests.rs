@@ -146,6 +146,12 @@ fn the_router_says_why_a_stanza_goes_nowhere() {
                 "There is no such session",
                 jingle("unknown-session"),
             ),
+            (
+                Settling,
+                "wait resource-constraint",
+                "The sessions of the last run are being read: try again",
+                None,
+            ),
             (NoSuchNode, "cancel item-not-found", "There is no such node", None),
             (
                 Activation,
