@@ -15,7 +15,7 @@ mod greeting;
 mod mapping;
 #[cfg(feature = "testing")]
 pub mod probe;
-mod punch;
+pub(crate) mod punch;
 mod stun;
 
 use std::{

@@ -24,7 +24,7 @@ use std::{io, time::Duration};
 use tokio::time::Instant;
 
 /// How long an attempt lasts.
-pub(super) const ATTEMPT: Duration = Duration::from_secs(5);
+pub(crate) const ATTEMPT: Duration = Duration::from_secs(5);
 /// How many dials an attempt has at most.
 const MOST_DIALS: u32 = 400;
 /// The pause before the next candidate is dialled beside those that have not answered (RFC 8305, section 5).

@@ -25,11 +25,11 @@ use tokio::time::Instant;
 use super::message::{Check, Class, Request};
 
 /// How long a connection has until its check is answered.
-const ANSWER: Duration = Duration::from_secs(3);
+pub(super) const ANSWER: Duration = Duration::from_secs(3);
 /// How long a valid pair waits for better ones before it is nominated.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// The most requests that are answered on a connection. A peer sends two or three.
-const MOST_REQUESTS: u32 = 32;
+/// The most messages that are read on a connection. A peer sends a few.
+const MOST_MESSAGES: u32 = 32;
 /// How often the role changes at most. Two sides need it once.
 const MOST_SWITCHES: u32 = 4;
 
@@ -72,8 +72,8 @@ struct Link {
     is_valid: bool,
     /// Whether the peer has nominated it.
     is_nominated: bool,
-    /// How many requests came.
-    requests: u32,
+    /// How many messages came.
+    messages: u32,
 }
 
 impl Link {
@@ -216,14 +216,21 @@ impl Agent {
             is_peers: false,
             is_valid: false,
             is_nominated: false,
-            requests: 0,
+            messages: 0,
         });
     }
 
     /// Takes a frame that may be STUN. Returns whether it is.
     pub(super) fn received(&mut self, id: Id, frame: &[u8], now: Instant) -> bool {
         let Some(check) = Check::read(frame) else { return false };
-        if !self.is_over && self.links.iter().any(|link| link.id == id) {
+        let link = self.links.iter_mut().find(|link| link.id == id);
+        if let Some(link) = link.filter(|_| !self.is_over) {
+            link.messages += 1;
+            if link.messages > MOST_MESSAGES {
+                self.close(id);
+                self.decide(now);
+                return true;
+            }
             match check.class {
                 Class::Request => self.requested(id, &check, now),
                 Class::Success | Class::Error => self.answered(id, &check, now),
@@ -231,6 +238,11 @@ impl Agent {
             }
         }
         true
+    }
+
+    /// Returns whether the peer has shown the session's password on one of the connections.
+    pub(super) fn has_peer(&self) -> bool {
+        self.links.iter().any(|link| link.is_peers)
     }
 
     /// Returns whether the peer has shown the session's password on a connection.
@@ -299,12 +311,7 @@ impl Agent {
     }
 
     fn requested(&mut self, id: Id, check: &Check<'_>, now: Instant) {
-        let Some(link) = self.link(id) else { return };
-        link.requests += 1;
-        let (remote, is_flood) = (link.remote, link.requests > MOST_REQUESTS);
-        if is_flood {
-            return self.close(id);
-        }
+        let Some(remote) = self.link(id).map(|link| link.remote) else { return };
         if let Err(refusal) = check.authenticate(&self.own) {
             self.outputs.push_back(Output::Send(id, refusal));
             return self.close(id);

@@ -305,16 +305,30 @@ fn a_stranger_costs_no_more_than_its_time_and_learns_nothing() {
 }
 
 #[test]
-fn a_flood_of_requests_ends_the_connection() {
-    let mut net = Net::new([true, false], 1);
-    net.connect(1, [true, false]);
-    let (_, request) = net.sent[0].clone();
-    for _ in 0..MOST_REQUESTS {
-        net.agents[1].received(1, &request, net.now);
+fn a_flood_of_messages_ends_the_connection() {
+    for is_indication in [false, true] {
+        let mut net = Net::new([true, false], 1);
+        net.connect(1, [true, false]);
+        let (_, request) = net.sent[0].clone();
+        let message = if is_indication { indication() } else { request };
+        for _ in 0..MOST_MESSAGES {
+            assert!(net.agents[1].received(1, &message, net.now));
+        }
+        let before = net.agents[1].outputs.len();
+        net.agents[1].received(1, &message, net.now);
+        assert_eq!(net.agents[1].outputs.split_off(before), [Output::Close(1)]);
     }
-    let before = net.agents[1].outputs.len();
-    net.agents[1].received(1, &request, net.now);
-    assert_eq!(net.agents[1].outputs.split_off(before), [Output::Close(1)]);
+}
+
+/// Returns a Binding indication: anybody can write one, and it needs no answer.
+fn indication() -> Vec<u8> {
+    use stun_types::message::{
+        BINDING, Message, MessageClass, MessageType, MessageWrite, MessageWriteExt, MessageWriteVec,
+    };
+    let kind = MessageType::from_class_method(MessageClass::Indication, BINDING);
+    let mut message = Message::builder(kind, 1_u128.into(), MessageWriteVec::new());
+    message.add_fingerprint().unwrap();
+    message.finish()
 }
 
 proptest! {

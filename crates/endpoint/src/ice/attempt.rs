@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    agent::{Agent, Id, Output},
+    agent::{ANSWER, Agent, Id, Output},
     frames::{Frames, Next, framed},
     stream::IceStream,
 };
@@ -51,6 +51,10 @@ pub(super) struct Attempt {
     /// The connections, the oldest first.
     links: VecDeque<Link>,
     next: Id,
+    /// The connection that was read last: the others come before it.
+    read: Id,
+    /// When the attempt ends although the peer has shown the password on a connection.
+    end: Option<Instant>,
 }
 
 impl Attempt {
@@ -71,6 +75,8 @@ impl Attempt {
             dials: JoinSet::new(),
             links: VecDeque::new(),
             next: 1,
+            read: 0,
+            end: None,
         }
     }
 
@@ -121,6 +127,15 @@ impl Attempt {
                 // The peer would have to be told of another port, with another generation of candidates.
                 Step::Move => continue,
                 Step::Wait(until) => until,
+                // The peer may just have selected a connection: its answer counts.
+                Step::Over if self.agent.has_peer() => {
+                    let now = Instant::now();
+                    let end = *self.end.get_or_insert(now + ANSWER);
+                    if now >= end {
+                        return None;
+                    }
+                    end
+                }
                 Step::Over => return None,
             };
             let until = self.agent.deadline().map_or(until, |deadline| deadline.min(until));
@@ -128,7 +143,7 @@ impl Attempt {
                 Some(candidates) = more.recv() => self.add(&candidates),
                 Some(dialled) = self.dials.join_next() => self.dialled(dialled),
                 accepted = self.listening.accept() => self.accepted(accepted).await,
-                place = readable(&self.links) => self.read(place),
+                place = readable(&self.links, self.read) => self.read(place),
                 () = sleep_until(until) => self.agent.timeout(Instant::now()),
             }
         }
@@ -224,6 +239,7 @@ impl Attempt {
     fn read(&mut self, place: usize) {
         let Some(link) = self.links.get_mut(place) else { return };
         let (id, now) = (link.id, Instant::now());
+        self.read = id;
         match link.stream.try_read(link.frames.free()) {
             Ok(0) => return self.close(id),
             Ok(count) => link.frames.filled(count),
@@ -257,11 +273,14 @@ impl Attempt {
     }
 }
 
-/// Waits until one of the connections has something to read, or has ended; returns its place.
-async fn readable(links: &VecDeque<Link>) -> usize {
+/// Waits until one of the connections has something to read, or has ended; returns its place. They take turns, so that one on which
+/// more and more comes does not hold up the others: `last` had the last turn.
+async fn readable(links: &VecDeque<Link>, last: Id) -> usize {
+    let begin = links.iter().position(|link| link.id > last).unwrap_or_default();
     std::future::poll_fn(|cx| {
-        let ready = |link: &Link| link.stream.poll_read_ready(cx).is_ready();
-        links.iter().position(ready).map_or(Poll::Pending, Poll::Ready)
+        let mut places = (begin..links.len()).chain(0..begin);
+        let ready = |place: &usize| links[*place].stream.poll_read_ready(cx).is_ready();
+        places.find(ready).map_or(Poll::Pending, Poll::Ready)
     })
     .await
 }
@@ -273,7 +292,13 @@ mod tests {
         task::JoinHandle,
     };
 
-    use super::{super::offered, *};
+    use super::{
+        super::{
+            message::{Check, Class, Request},
+            offered,
+        },
+        *,
+    };
     use crate::direct::addresses::Scope;
 
     fn credentials(name: &str) -> Credentials {
@@ -364,36 +389,83 @@ mod tests {
         }
     }
 
-    /// A peer that is not ours says the last of its check and the first of the stream at once.
     #[tokio::test]
-    async fn what_follows_a_selection_is_the_stream_s() {
-        use crate::ice::message::{Check, Class, Request};
-        let (own, peer) = (credentials("alice"), credentials("bobby"));
-        let (bob, of_bob) = side(false, "bobby", "alice");
+    async fn connections_are_read_in_turns_whatever_comes_on_them() {
+        let (mut alice, _) = side(true, "alice", "bobby");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut far = Vec::new();
+        for _ in 0..3 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // More than is read here.
+            stream.write_all(&[0; 64]).await.unwrap();
+            far.push(stream);
+            let (near, from) = listener.accept().await.unwrap();
+            near.readable().await.unwrap();
+            alice.add_link(near, from, true);
+        }
+        let mut turns = Vec::new();
+        for _ in 0..7 {
+            let place = readable(&alice.links, alice.read).await;
+            turns.push(place);
+            alice.read = alice.links[place].id;
+        }
+        assert_eq!(turns, [0, 1, 2, 0, 1, 2, 0]);
+    }
+
+    /// Alice's check, as a peer that is not ours sends it to bob.
+    fn request(id: u128, nominates: bool) -> Vec<u8> {
+        let (own, peer) = (&credentials("alice"), &credentials("bobby"));
+        let (id, priority, controlling, tie_breaker) = (id.into(), 1, true, 1);
+        let request = Request { id, own, peer, priority, controlling, tie_breaker, nominates };
+        framed(&request.write())
+    }
+
+    async fn frame(far: &mut TcpStream) -> Vec<u8> {
+        let mut frame = vec![0; far.read_u16().await.unwrap().into()];
+        far.read_exact(&mut frame).await.unwrap();
+        frame
+    }
+
+    /// Connects to bob, sends alice's check, and returns the answer to his own one, which is not sent yet.
+    async fn connected(of_bob: &[Candidate], nominates: bool) -> (TcpStream, Vec<u8>) {
         let passive = |one: &&Candidate| one.address.is_ipv4() && one.address.port() > 9;
         let address = of_bob.iter().find(passive).unwrap().address;
-        let (_b, bob) = run(bob);
         let mut far = TcpStream::connect(address).await.unwrap();
-        let request = |id: u128, nominates| {
-            let (id, priority, controlling, tie_breaker) = (id.into(), 1, true, 1);
-            let (own, peer) = (&own, &peer);
-            let request = Request { id, own, peer, priority, controlling, tie_breaker, nominates };
-            framed(&request.write())
-        };
-        async fn frame(far: &mut TcpStream) -> Vec<u8> {
-            let mut frame = vec![0; far.read_u16().await.unwrap().into()];
-            far.read_exact(&mut frame).await.unwrap();
-            frame
-        }
-        far.write_all(&request(1, true)).await.unwrap();
+        far.write_all(&request(1, nominates)).await.unwrap();
         let answer = frame(&mut far).await;
         assert_eq!(Check::read(&answer).unwrap().class, Class::Success);
         let triggered = frame(&mut far).await;
         let triggered = Check::read(&triggered).unwrap();
         assert_eq!(triggered.class, Class::Request);
-        let answer = triggered.success(far.peer_addr().unwrap(), &own);
+        let answer = triggered.success(far.peer_addr().unwrap(), &credentials("alice"));
+        (far, framed(&answer))
+    }
+
+    #[tokio::test]
+    async fn a_connection_on_which_the_peer_has_shown_the_password_may_be_selected_a_little_late() {
+        let (bob, of_bob) = side(false, "bobby", "alice");
+        let (_b, bob) = run(bob);
+        let (mut far, answer) = connected(&of_bob, false).await;
+        far.write_all(&[answer, request(2, false)].concat()).await.unwrap();
+        let answer = frame(&mut far).await;
+        assert_eq!(Check::read(&answer).unwrap().id(), 2.into());
+        // The clock runs while bytes are on their way: a clock that stands still jumps then.
+        tokio::time::pause();
+        tokio::time::advance(direct::punch::ATTEMPT + Duration::from_secs(1)).await;
+        tokio::time::resume();
+        far.write_all(&request(3, true)).await.unwrap();
+        assert!(bob.await.unwrap().is_some());
+    }
+
+    /// A peer that is not ours says the last of its check and the first of the stream at once.
+    #[tokio::test]
+    async fn what_follows_a_selection_is_the_stream_s() {
+        let (bob, of_bob) = side(false, "bobby", "alice");
+        let (_b, bob) = run(bob);
+        let (mut far, answer) = connected(&of_bob, true).await;
         let early = framed(b"hello");
-        let all = [early, framed(&answer), request(2, false), framed(b" there")].concat();
+        let all = [early, answer, request(2, false), framed(b" there")].concat();
         far.write_all(&all).await.unwrap();
         let mut bob = bob.await.unwrap().unwrap();
         let mut got = [0; 11];
