@@ -82,6 +82,24 @@ fn credentials() -> Credentials {
     }
 }
 
+/// Returns the addresses with those of hosts first, of both families in turn: a machine with many addresses of one family still
+/// offers the other one (RFC 8421, 4).
+fn in_turn(addresses: &[direct::Candidate]) -> impl Iterator<Item = &direct::Candidate> {
+    let hosts = |ip4: bool| {
+        let is_host = move |one: &&direct::Candidate| {
+            one.kind == CandidateKind::Host && one.address.is_ipv4() == ip4
+        };
+        addresses.iter().filter(is_host)
+    };
+    let (mut ip6, mut ip4) = (hosts(false), hosts(true));
+    let rounds = std::iter::from_fn(move || {
+        let pair = [ip6.next(), ip4.next()];
+        pair.iter().any(Option::is_some).then_some(pair)
+    });
+    let others = addresses.iter().filter(|one| one.kind != CandidateKind::Host);
+    rounds.flatten().flatten().chain(others)
+}
+
 /// Returns the candidates for our addresses. All of a family have the same port, on which this side both listens and dials.
 fn offered(addresses: &[direct::Candidate]) -> Vec<Candidate> {
     let mut offered = Vec::new();
@@ -92,7 +110,7 @@ fn offered(addresses: &[direct::Candidate]) -> Vec<Candidate> {
             .find(|one| one.kind == CandidateKind::Host && one.address.is_ipv4() == ip4)
             .map(|host| host.address)
     };
-    for direct::Candidate { address, kind } in addresses {
+    for direct::Candidate { address, kind } in in_turn(addresses) {
         match kind {
             CandidateKind::Host if hosts < MOST_HOSTS => {
                 for tcp_type in [TcpType::Active, TcpType::Passive, TcpType::So] {
@@ -171,6 +189,19 @@ mod tests {
         }
         addresses[1].address.set_port(4711);
         assert_eq!(offered(&addresses).len(), MOST_CANDIDATES);
+    }
+
+    #[test]
+    fn a_machine_with_many_ipv6_addresses_offers_its_ipv4_addresses_too() {
+        let v6 = (1..9).map(|n| format!("[2001:db8::{n}]:5000"));
+        let v4 = ["192.0.2.1:5001", "192.0.2.2:5001"].map(str::to_owned);
+        let all: Vec<_> = v6.chain(v4).map(|text| address(&text, CandidateKind::Host)).collect();
+        let offered = offered(&all);
+        let passive = offered.iter().filter(|one| one.tcp_type == TcpType::Passive);
+        let passive: Vec<String> = passive.map(|one| one.address.to_string()).collect();
+        let wanted =
+            ["[2001:db8::1]:5000", "192.0.2.1:5001", "[2001:db8::2]:5000", "192.0.2.2:5001"];
+        assert_eq!(passive, wanted);
     }
 
     #[test]
