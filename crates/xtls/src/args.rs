@@ -35,7 +35,8 @@ impl Cli {
     pub fn log_filter(&self) -> &'static str {
         match self.common.verbose {
             0 => "error",
-            1 => "warn,fingerpost=info",
+            // Strangers who find the port of a direct connection cause these warnings.
+            1 => "warn,stun_types=off,fingerpost=info",
             _ => "warn,fingerpost=debug",
         }
     }
