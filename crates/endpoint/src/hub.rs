@@ -60,6 +60,8 @@ struct OpenSession {
     aside: Option<mpsc::Sender<Stanza>>,
     /// Whether it has a stream of its own, which does not need the connection to the server.
     is_secured: bool,
+    /// Whether we have offered another transport as the session's initiator, and the peer has neither accepted nor rejected it.
+    replaces: bool,
 }
 
 /// The rules for peers' sessions.
@@ -250,11 +252,21 @@ impl Hub {
         {
             let key = (stanza.from.clone(), payload.attr("sid").unwrap_or_default().to_owned());
             let action = jingle::action(payload);
-            let session = self.lock().sessions.get(&key).map(|open| {
+            let mut is_crossed = false;
+            let session = self.lock().sessions.get_mut(&key).map(|open| {
+                match action.known() {
+                    Some(Action::TransportReplace) => is_crossed = open.replaces,
+                    Some(Action::TransportAccept | Action::TransportReject) => {
+                        open.replaces = false;
+                    }
+                    _ => {}
+                }
                 let aside = open.aside.as_ref().filter(|_| is_of_transport(payload));
                 aside.unwrap_or(&open.inbox).clone()
             });
             let answer = match session {
+                // The initiator's wins (XEP-0166, 7.2.16).
+                Some(_) if is_crossed => stanza.refusal(&crossed()),
                 // Acknowledged on arrival: two sides that wait for each other's answer must not block.
                 Some(inbox) => match inbox.try_send(stanza.clone()) {
                     Ok(()) => stanza.result(None),
@@ -345,9 +357,10 @@ impl Hub {
     pub(crate) fn session(&self, peer: &Jid, sid: &str) -> Inbox {
         let (sender, receiver) = mpsc::channel(32);
         let key = (peer.clone(), sid.to_owned());
-        self.lock()
-            .sessions
-            .insert(key.clone(), OpenSession { inbox: sender, aside: None, is_secured: false });
+        self.lock().sessions.insert(
+            key.clone(),
+            OpenSession { inbox: sender, aside: None, is_secured: false, replaces: false },
+        );
         Inbox { hub: self.clone(), key, receiver, is_aside: false }
     }
 
@@ -414,6 +427,11 @@ fn unknown_session() -> Refusal {
     Refusal::unknown_session("There is no such session")
 }
 
+fn crossed() -> Refusal {
+    Refusal::new(ErrorType::Cancel, Condition::Conflict, "Another transport is offered already")
+        .with_extra("tie-break", ns::JINGLE_ERRORS)
+}
+
 /// A session's stanzas.
 #[derive(Debug)]
 pub(crate) struct Inbox {
@@ -435,6 +453,13 @@ impl Inbox {
     /// Returns the next Jingle request of this session; `None` if the connection is gone.
     pub(crate) async fn next(&mut self) -> Option<Stanza> {
         self.receiver.recv().await
+    }
+
+    /// Notes whether we have offered another transport as the session's initiator.
+    pub(super) fn replaces(&self, replaces: bool) {
+        if let Some(open) = self.hub.lock().sessions.get_mut(&self.key) {
+            open.replaces = replaces;
+        }
     }
 
     /// Notes that the session has a stream and outlives the session with the server.
@@ -518,6 +543,34 @@ mod tests {
             assert_eq!((answer.attr("id"), answer.attr("type")), (Some(id), Some(type_)));
         }
         assert_eq!(opens.recv().await.unwrap().id, "open0");
+    }
+
+    /// The peer's transport-replace crosses ours.
+    #[tokio::test]
+    async fn the_initiator_s_offer_of_another_transport_wins() {
+        let (hub, mut sent, stanzas) = hub();
+        let peer = Jid::new("alice@example.org/x").unwrap();
+        let mut inbox = hub.session(&peer, "s");
+        let say =
+            |action: &str| xml::element("jingle", ns::JINGLE, &[("action", action), ("sid", "s")]);
+        inbox.replaces(true);
+        for (action, is_taken) in [
+            ("transport-replace", false),
+            ("transport-info", true),
+            ("transport-accept", true),
+            ("transport-replace", true),
+        ] {
+            stanzas.send(set(&peer, action, say(action))).await.unwrap();
+            let answer = sent.recv().await.unwrap().into_element();
+            assert_eq!(answer.attr("type"), Some(if is_taken { "result" } else { "error" }));
+            if is_taken {
+                assert_eq!(inbox.next().await.unwrap().id, action);
+            } else {
+                let error = answer.get_child("error", ns::CLIENT).unwrap();
+                assert!(error.has_child("tie-break", ns::JINGLE_ERRORS));
+                assert_eq!(Condition::of(error), Some(Condition::Conflict));
+            }
+        }
     }
 
     #[tokio::test]

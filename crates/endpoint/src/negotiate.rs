@@ -45,7 +45,7 @@ use super::{
 
 /// How long a peer's user may take to decide.
 const ACCEPT: Duration = Duration::from_secs(300);
-/// How long a peer that has started a session may take to set up TLS.
+/// How long a peer that has started a session may take to set up TLS: on a connection by ICE, and again on what replaces it.
 const TLS_UP: Duration = Duration::from_secs(30);
 
 impl Endpoint {
@@ -285,7 +285,7 @@ impl Request {
         let given_way = session.place.as_ref().map(SessionPlace::given_way).unwrap_or_default();
         let peer = session.peer.clone();
         let work = async {
-            let tls_up = async {
+            let answered = async {
                 let endpoint = session.endpoint.clone();
                 let expected = expected(&session.peer, endpoint.method(), &content)?;
                 let hints = session.hints(&content)?;
@@ -298,18 +298,29 @@ impl Request {
                 let transport = transport_of(&content);
                 session.bytestream =
                     transport.and_then(|transport| transport.attr("sid")).map(str::to_owned);
-                let leg = match transport.filter(|transport| transport.has_ns(ns::JINGLE_ICE)) {
-                    Some(ice) => session.ice_responder_leg(&content, ice, children).await?,
+                let ice = transport.filter(|transport| transport.has_ns(ns::JINGLE_ICE));
+                let tried = match ice {
+                    Some(ice) => Some(session.ice_answer(&content, ice, children.clone()).await?),
+                    None => None,
+                };
+                Ok((expected, hints, children, has_paths, tried))
+            };
+            let late = || Error::Expired(format!("{peer} did not secure the session in time"));
+            // What replaces ICE has a time of its own.
+            let (expected, hints, children, has_paths, tried) =
+                timeout(TLS_UP, answered).await.unwrap_or_else(|_| Err(late()))?;
+            let tls_up = async {
+                let leg = match tried {
+                    Some(outcome) => session.ice_responder_leg(outcome).await?,
                     None => {
                         SessionLeg::Bytestream(session.responder_leg(&content, children).await?)
                     }
                 };
                 session.demand(leg.transport_kind())?;
                 let leg = session.with_paths(leg, has_paths);
-                Ok((session.secure(leg, expected, protocol).await?, hints))
+                session.secure(leg, expected, protocol).await
             };
-            let late = || Error::Expired(format!("{peer} did not secure the session in time"));
-            let ((mut tls, secured), hints) =
+            let (mut tls, secured) =
                 timeout(TLS_UP, tls_up).await.unwrap_or_else(|_| Err(late()))?;
             session.authenticate(&mut tls).await?;
             Ok((tls, secured, hints))

@@ -523,6 +523,10 @@ impl Session {
     pub(super) async fn ask(&mut self, jingle: Element) -> Result<(), Error> {
         let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
         let over = hub.over();
+        let replaces = self.initiator && jingle::action(&jingle) == Action::TransportReplace;
+        if replaces {
+            self.inbox.replaces(true);
+        }
         let asking = hub.request(RequestKind::Set, &address, jingle);
         tokio::pin!(asking);
         let answer = loop {
@@ -542,6 +546,9 @@ impl Session {
                 answer = &mut asking => break answer,
             }
         };
+        if replaces && !matches!(answer, Answer::Result(_)) {
+            self.inbox.replaces(false);
+        }
         match answer {
             Answer::Result(_) => Ok(()),
             // Other errors may come from a server that lost its way for a moment.

@@ -46,7 +46,7 @@ enum News {
 }
 
 /// The outcome of an attempt.
-enum Outcome {
+pub(crate) enum Outcome {
     Selected(IceStream),
     Failed(String),
     Replaced(Element),
@@ -116,10 +116,22 @@ impl Session {
             is_complete: true,
             ..IceTransport::default()
         };
+        self.say(Action::TransportInfo, vec![transport.to_element()]);
+    }
+
+    /// Sends an action without waiting for its answer.
+    fn say(&self, action: Action, children: Vec<Element>) {
         let attributes = [("type", "set"), ("to", self.address.as_str()), ("id", &random_id())];
         let mut iq = xml::element("iq", ns::CLIENT, &attributes);
-        iq.append_child(self.jingle(Action::TransportInfo, None, vec![transport.to_element()]));
+        iq.append_child(self.jingle(action, None, children));
         self.endpoint.hub().try_send(iq);
+    }
+
+    /// Refuses the transport that the peer offers instead.
+    pub(crate) fn reject_transport(&self, replace: &Element) {
+        let content = first_content(replace).ok();
+        let theirs = content.as_ref().and_then(transport_of).cloned();
+        self.say(Action::TransportReject, theirs.into_iter().collect());
     }
 
     /// Returns the session-accept, and what the peer has told of the transport before it.
@@ -136,13 +148,8 @@ impl Session {
             match action {
                 Action::TransportInfo if early.len() < MOST_EARLY => early.extend(told(&jingle)),
                 Action::TransportInfo => {}
-                Action::TransportReplace => {
-                    // A session that is not accepted can be started again with another transport.
-                    let content = first_content(&jingle)?;
-                    let theirs = transport_of(&content);
-                    let theirs = theirs.cloned().into_iter().collect();
-                    self.tell(self.jingle(Action::TransportReject, None, theirs)).await?;
-                }
+                // A session that is not accepted can be started again with another transport.
+                Action::TransportReplace => self.reject_transport(&jingle),
                 _ => return Ok((jingle, early)),
             }
         }
@@ -172,8 +179,16 @@ impl Session {
             let (offered, transport) = self.offer_transport(kind).await;
             self.bytestream = Some(offered.sid().to_owned());
             self.tell_transport(Action::TransportReplace, transport).await?;
-            let wanted = [Action::TransportAccept, Action::TransportReject];
-            let (action, jingle) = self.expect(&wanted, STEP).await?;
+            let wanted =
+                [Action::TransportAccept, Action::TransportReject, Action::TransportReplace];
+            let (action, jingle) = loop {
+                let (action, jingle) = self.expect(&wanted, STEP).await?;
+                if action != Action::TransportReplace {
+                    break (action, jingle);
+                }
+                // It crossed ours, and the initiator's wins (XEP-0166, 7.2.16). The hub refuses later ones.
+                self.reject_transport(&jingle);
+            };
             if action == Action::TransportAccept {
                 let leg = self.initiator_leg(&first_content(&jingle)?, offered).await?;
                 return Ok(SessionLeg::Bytestream(leg));
@@ -182,13 +197,13 @@ impl Session {
         Err(Error::failed(format!("{why}, and the peer refuses other transports")))
     }
 
-    /// Accepts the session with `children` as the answer, and sets up the offered transport, or the one that replaces it.
-    pub(crate) async fn ice_responder_leg(
+    /// Accepts the session with `children` as the answer, and tries the offered transport.
+    pub(crate) async fn ice_answer(
         &mut self,
         content: &Element,
         transport: &Element,
         mut children: Vec<Element>,
-    ) -> Result<SessionLeg, Error> {
+    ) -> Result<Outcome, Error> {
         if let Err(error) = self.refuse_ice() {
             if let Error::Transport(text) = &error {
                 self.terminate(Reason::UnsupportedTransports, text).await;
@@ -201,7 +216,15 @@ impl Session {
         children.push(gathered.transport().to_element());
         self.tell(self.jingle(Action::SessionAccept, content.attr("senders"), children)).await?;
         self.say_gathered(&gathered);
-        match self.ice(gathered, vec![theirs]).await? {
+        self.ice(gathered, vec![theirs]).await
+    }
+
+    /// Returns the connection that was selected as responder, or sets up what replaces it.
+    pub(crate) async fn ice_responder_leg(
+        &mut self,
+        outcome: Outcome,
+    ) -> Result<SessionLeg, Error> {
+        match outcome {
             Outcome::Selected(stream) => Ok(SessionLeg::Ice(stream)),
             Outcome::Replaced(jingle) => self.replaced(&jingle).await,
             Outcome::Failed(why) if self.endpoint.transport().is_some() => {
@@ -209,8 +232,13 @@ impl Session {
             }
             Outcome::Failed(why) => {
                 tracing::debug!(why, "ICE has failed: the peer may offer another transport");
-                let (_, jingle) = self.expect(&[Action::TransportReplace], STEP).await?;
-                self.replaced(&jingle).await
+                loop {
+                    let (_, jingle) = self.expect(&[Action::TransportReplace], STEP).await?;
+                    if !is_ice(&jingle) {
+                        return self.replaced(&jingle).await;
+                    }
+                    self.reject_transport(&jingle);
+                }
             }
         }
     }
@@ -264,7 +292,7 @@ impl Session {
                     return Ok(selected.map_or_else(|| Outcome::Failed(text.to_owned()), Outcome::Selected));
                 }
                 news = self.ice_news() => match news? {
-                    // Other credentials would begin again (RFC 8445, 9), which is not done here.
+                    // Other credentials would restart ICE (RFC 8445, 9), which is not done here.
                     News::Told(told) if told.credentials.as_ref().is_none_or(|of| *of == peer) => {
                         // An attempt that has so many to look at gets no more.
                         let _ = more.try_send(told.candidates);
@@ -285,6 +313,8 @@ impl Session {
                         return Ok(News::Told(told));
                     }
                 }
+                // That would restart ICE as well.
+                Some(Action::TransportReplace) if is_ice(&jingle) => self.reject_transport(&jingle),
                 Some(Action::TransportReplace) => return Ok(News::Replaced(jingle)),
                 Some(Action::SessionTerminate) => {
                     return Err(Error::refused("the peer ended the session early"));
@@ -293,6 +323,11 @@ impl Session {
             }
         }
     }
+}
+
+/// Returns whether an action names ICE as the transport.
+fn is_ice(jingle: &Element) -> bool {
+    first_content(jingle).is_ok_and(|content| content.has_child("transport", ns::JINGLE_ICE))
 }
 
 /// Returns what a transport-info tells, if that can be read.
