@@ -557,6 +557,12 @@ impl Session {
             {
                 Err(Error::refused("the session is gone"))
             }
+            Answer::Error(error)
+                if self.is_aside
+                    && Condition::of(&error) == Some(Condition::ResourceConstraint) =>
+            {
+                Err(Error::failed("the component asks for patience"))
+            }
             Answer::Error(error) => Err(self.asked().error(&error)),
             Answer::Timeout if hub.is_lost() || hub.over() != over => Err(Error::Disconnected),
             Answer::Timeout => Err(self.asked().silence()),
