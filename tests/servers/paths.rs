@@ -20,7 +20,7 @@ use support::{
     network::Network,
     process::Process,
     programs::{Component, Listener, Options, Xtls, page},
-    random_file,
+    random_file, report,
     servers::{Kind, Server},
     sha256,
     tap::{self, Captured},
@@ -443,6 +443,104 @@ fn every_direct_path_that_is_cut_is_replaced_by_the_relay_and_the_file_arrives()
         println!("stall at the {what}: median {:?}, p99 {:?}, most {:?}", at(50), at(99), at(100));
     }
     assert!(all.iter().all(|cut| cut.stalls[1] < Duration::from_secs(3)), "seed {seed}");
+}
+
+/// How long a packet takes between the two users, and between each of them and the servers, in milliseconds.
+const DELAY: u32 = 20;
+/// The longest pause of a stream that goes on in order on a machine that is not busy: half a round trip.
+const QUIET: Duration = Duration::from_millis(DELAY as u64);
+/// How fast each user can send.
+const RATE: &str = "40mbit";
+
+/// Lets a stream move to a direct path while a pipe fills it, and goes on for a moment. Returns the longest pause in what arrives
+/// around the move, and the longest one after that. With `late` the direct path is possible only once the relay carries the stream at
+/// its full speed.
+fn stalls_of_a_move(internet: &Internet, file: &Path, late: bool) -> [Duration; 2] {
+    const AROUND: Duration = Duration::from_millis(750);
+    let nft = |rules: &str| internet.networks.nft(Place::Public, rules);
+    if late {
+        nft("add table ip cut; add chain ip cut on { type filter hook forward priority 0; }; \
+             add rule ip cut on ip saddr { 198.18.1.2, 198.18.2.2 } ip daddr { 198.18.1.2, 198.18.2.2 } drop");
+    }
+    let always = ["--direct-path", "always"];
+    let pipe = internet.pipe(&[], [&always, &always]);
+    let output = pipe.output().to_owned();
+    let (stop, enough) = (AtomicBool::new(false), AtomicBool::new(false));
+    let arrived = || std::fs::metadata(&output).map_or(0, |file| file.len());
+    let (stalls, written) = thread::scope(|scope| {
+        let watching = scope.spawn(|| watch(&output, &stop));
+        let (mut input, mut reader) = (pipe.input(), File::open(file).unwrap());
+        let enough = &enough;
+        let writing = scope.spawn(move || {
+            let mut block = vec![0; 1 << 20];
+            let mut written = 0;
+            while !enough.load(Ordering::Relaxed) {
+                let read = reader.read(&mut block).unwrap();
+                input.write_all(&block[..read]).unwrap();
+                written += read as u64;
+            }
+            written
+        });
+        if late {
+            let is_full = || arrived() > 24 << 20;
+            wait_for("the relay at full speed", PATIENCE, || internet.logs(&pipe), is_full);
+            nft("delete table ip cut");
+        }
+        pipe.wait_until_direct(|| internet.logs(&pipe));
+        let moved = Instant::now();
+        thread::sleep(3 * AROUND);
+        enough.store(true, Ordering::Relaxed);
+        let written = writing.join().unwrap();
+        stop.store(true, Ordering::Relaxed);
+        let seen = watching.join().unwrap();
+        let first = seen.iter().find(|(_, length)| *length > 0).unwrap().0;
+        let begin = first.max(moved - AROUND);
+        let around = longest_stall(&seen, begin, moved + AROUND - begin);
+        ([around, longest_stall(&seen, moved + AROUND, AROUND)], written)
+    });
+    wait_for("all of it", PATIENCE, || internet.logs(&pipe), || arrived() == written);
+    pipe.finish();
+    stalls
+}
+
+/// With `FINGERPOST_TEST_CUTS` (`make direct-test`) it measures so many moves, and writes the table into the page. A move counts if
+/// nothing pauses for longer than [`QUIET`] right after it: otherwise something else on the machine is measured.
+#[test]
+#[expect(clippy::print_stdout, reason = "its figures")]
+fn a_stream_moves_to_a_direct_path_with_a_real_delay_and_hardly_stalls() {
+    let moves = std::env::var("FINGERPOST_TEST_CUTS").ok().map(|moves| moves.parse().unwrap());
+    let start = |address: &str| Server::start_at(Kind::Prosody, address);
+    let nats = [Nat::PortRestricted; 2];
+    let mut internet = Internet::start(nats, Place::Public, start, |_, _| Options::default());
+    internet.networks.delay_and_limit(DELAY, RATE);
+    let file = internet.alice.home().join("large.bin");
+    random_file(&file, 512 << 20);
+    let mut all = [const { Vec::new() }; 3];
+    for count in 0..moves.unwrap_or(2) {
+        let late = count % 2 == 1;
+        let [around, after] = stalls_of_a_move(&internet, &file, late);
+        println!("{count}: late {late}, {around:?} around the move, {after:?} after it");
+        if after <= QUIET {
+            all[usize::from(late)].push(around);
+            all[2].push(after);
+        }
+    }
+    let mut table = "| | measured | median | p99 | longest |\n|---|---|---|---|---|\n".to_owned();
+    let when = ["at once", "from the relay at full speed", "on the direct path, no move"];
+    for (when, stalls) in when.iter().zip(&mut all).filter(|(_, stalls)| !stalls.is_empty()) {
+        stalls.sort();
+        let at = |percent: usize| {
+            let place = (stalls.len() * percent).div_ceil(100) - 1;
+            let stall = stalls[place].as_secs_f64() * 1e3;
+            format!("{stall:.0} ms, {:.2}", stall / f64::from(2 * DELAY))
+        };
+        let row = [50, 99, 100].map(at).join(" | ");
+        table.push_str(&format!("| {when} | {} | {row} |\n", stalls.len()));
+    }
+    println!("{table}");
+    if moves.is_some() {
+        report::write_interop("moves", &table);
+    }
 }
 
 /// What is measured in one go, in bytes.

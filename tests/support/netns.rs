@@ -233,14 +233,55 @@ impl TwoNats {
     /// # Panics
     /// If the kernel does not permit it: it needs `/dev/net/tun`.
     pub fn delay(&mut self, milliseconds: u32) {
-        let public = Place::Public;
-        self.ip(public, "tuntap add dev slow mode tun");
-        self.ip(public, "link set slow up");
-        self.ip(public, "route add default dev slow table 7");
+        self.route_through_delay(milliseconds);
         for side in ["side1", "side2"] {
             // Before the main table, after the one of local addresses.
-            self.ip(public, &format!("rule add iif {side} lookup 7"));
+            self.ip(Place::Public, &format!("rule add iif {side} lookup 7"));
         }
+    }
+
+    /// Delays each packet between the two NATs, and between them and the servers, and limits what each NAT sends into the public
+    /// network to `rate`, as `tc` writes it.
+    ///
+    /// # Panics
+    /// If the kernel does not permit it: it needs `/dev/net/tun`.
+    pub fn delay_and_limit(&mut self, milliseconds: u32, rate: &str) {
+        let public = Place::Public;
+        self.route_through_delay(milliseconds);
+        // Packets from the servers come back from the device with a source address of this place, and those to them are
+        // forwarded to the device first, which the kernel refuses once it has looked up their sockets.
+        let settings =
+            ["conf.slow.accept_local=1", "conf.slow.rp_filter=0", "conf.all.rp_filter=0"];
+        for setting in settings.into_iter().chain(["ip_early_demux=0"]) {
+            self.run_in(public, "sysctl", &["-qw", &format!("net.ipv4.{setting}")]);
+        }
+        let servers = Self::SERVERS;
+        for rule in [
+            // The kernel answers ARP only for addresses that it finds to be its own.
+            "pref 1 iif side1 to 198.18.1.1 lookup local",
+            "pref 1 iif side2 to 198.18.2.1 lookup local",
+            "pref 2 iif side1 lookup 7",
+            "pref 2 iif side2 lookup 7",
+            &format!("pref 2 iif lo to {servers} lookup local"),
+            "pref 2 iif lo to 127.0.0.0/8 lookup local",
+            "pref 3 iif lo lookup 7",
+            "pref 4 lookup local",
+        ] {
+            self.ip(public, &format!("rule add {rule}"));
+        }
+        self.ip(public, "rule del pref 0");
+        for nat in [Place::NatA, Place::NatB] {
+            let limit = format!("qdisc add dev wan root tbf rate {rate} burst 64kb latency 500ms");
+            self.run_in(nat, "tc", &limit.split(' ').collect::<Vec<_>>());
+        }
+    }
+
+    /// Starts the program that sends back each packet that is routed to it by table 7, later.
+    fn route_through_delay(&mut self, milliseconds: u32) {
+        let public = Place::Public;
+        self.ip(public, "tuntap add dev slow mode tun");
+        self.ip(public, "link set slow up txqueuelen 10000");
+        self.ip(public, "route add default dev slow table 7");
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name(public), "python3"]);

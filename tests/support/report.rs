@@ -1,4 +1,4 @@
-//! Parts of docs/BENCHMARKS.md, each rewritten by its benchmark.
+//! Parts of docs/BENCHMARKS.md and docs/INTEROP.md, each rewritten by what measures it.
 
 use std::process::Command;
 
@@ -16,6 +16,19 @@ pub fn write(mark: &str, title: &str, text: &str) {
         _ => format!("{}\n\n{part}\n", old.trim_end()),
     };
     std::fs::write(path, new).unwrap();
+}
+
+/// Writes a part of docs/INTEROP.md between its marks.
+///
+/// # Panics
+/// If the page does not have the marks.
+pub fn write_interop(mark: &str, text: &str) {
+    let path = root().join("docs/INTEROP.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (begin, end) = (format!("<!-- {mark} -->\n"), format!("<!-- end of {mark} -->"));
+    let from = page.find(&begin).expect("the page has the part") + begin.len();
+    let to = page.find(&end).expect("the part has an end");
+    std::fs::write(path, format!("{}{}\n{}", &page[..from], text.trim_end(), &page[to..])).unwrap();
 }
 
 /// Returns the machine and the versions in one line.
