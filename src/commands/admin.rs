@@ -12,11 +12,12 @@ use time::OffsetDateTime;
 
 use super::{
     Commands,
+    catalogue::{Language, Said, Text},
     form::{self, ENTRY, Form, NOTE, Values},
     listing::ListHead,
     page::{CommandPage, CommandProgress, NoPage},
     refusal::CommandRefusal,
-    user::{described, input, key_fields, key_items, one_key},
+    user::{described, input, key_fields, key_items, mistake, one_key},
 };
 use crate::registry::model::{Actor, AuditEntry, Key, check_reason};
 
@@ -26,69 +27,69 @@ const ROWS: usize = 20;
 const FOUND: u32 = 50;
 
 impl Commands {
-    /// Returns the page that follows the forms submitted so far; the user is an admin.
-    pub(super) async fn admin_page(
+    pub(super) async fn reload(
         &self,
-        name: &str,
+        _progress: &CommandProgress,
+        _now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
+        Ok(match self.control.reload().await {
+            Ok(restart) if restart.is_empty() => CommandPage::done(Text::Reloaded),
+            Ok(restart) => CommandPage::done(Text::ReloadedRestart.with(&[&restart.join(", ")])),
+            Err(error) => CommandPage::Failed(Text::NothingChanged.with(&[&error])),
+        })
+    }
+
+    pub(super) async fn attest_key(
+        &self,
         progress: &CommandProgress,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
-        let (stage, values) = (progress.stage, &progress.values);
-        let admin = progress.from.to_bare();
-        match name {
-            "sessions" => self.all_sessions(progress),
-            "keys" => self.search(progress, now).await,
-            "attest" | "revoke" => self.judge(name, progress, now).await,
-            "retire" => self.retire(stage, values, &admin, now).await,
-            "block" => self.block(stage, values, &admin, now).await,
-            "unblock" => self.unblock(progress, &admin, now).await,
-            "stats" => self.stats().await,
-            "drain" => self.drain(stage, values),
-            "reload" => Ok(match self.control.reload().await {
-                Ok(restart) if restart.is_empty() => {
-                    CommandPage::done("The configuration was reloaded.")
-                }
-                Ok(restart) => CommandPage::done(format!(
-                    "The configuration was reloaded. These settings take effect after a restart: {}.",
-                    restart.join(", ")
-                )),
-                Err(error) => CommandPage::Failed(format!("Nothing was changed: {error}")),
-            }),
-            "loglevel" => self.log_level(stage, values),
-            _ => self.audit(progress).await,
-        }
+        self.judge(true, progress, now).await
     }
 
-    fn all_sessions(&self, progress: &CommandProgress) -> Result<CommandPage, NoPage> {
-        let values = &progress.values;
+    pub(super) async fn revoke_key(
+        &self,
+        progress: &CommandProgress,
+        now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
+        self.judge(false, progress, now).await
+    }
+
+    pub(super) async fn all_sessions(
+        &self,
+        progress: &CommandProgress,
+        _now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
+        let (values, language) = (&progress.values, progress.language);
         if progress.stage == 0 {
-            return Ok(of_whom("Sessions", values));
+            return Ok(of_whom(Text::SomeSessions, progress));
         }
         let user = optional_jid(values, "jid")?;
         let sessions = self.control.sessions(user.as_ref());
         if let Some(again) = progress.lists_options(1, "id") {
             if sessions.is_empty() {
-                return Ok(CommandPage::done("There are no such sessions now."));
+                return Ok(CommandPage::done(Text::NoSuchSessions));
             }
-            let text = format!("{} sessions, the oldest first.", sessions.len());
+            let text = Text::SessionsOf.with(&[&sessions.len()]);
             let options = sessions.iter().map(|session| {
                 let [from, to] = &session.users;
-                described(session, format!("{from} → {to}"), format!("From: {from} to: {to}"))
+                let users = Text::FromTo.with(&[from, to]);
+                described(language, session, format!("{from} → {to}"), users)
             });
             let options = progress.described_options(options.collect(), |fields, options| {
-                Form::new("Sessions")
-                    .text(NOTE, "Please note", &text)
+                Form::new(language, Text::SomeSessions)
+                    .text(NOTE, Text::PleaseNote, text.clone())
                     .fields(fields)
-                    .choices("id", "To be ended", options)
-                    .field("text-single", "reason", "Why, for both users", &[values.one("reason")])
+                    .choices("id", Text::ToBeEnded, options)
+                    .field("text-single", "reason", Text::WhyForBoth, &[values.one("reason")])
             })?;
             return Ok(CommandPage::Options(options, again));
         }
         let chosen: Vec<&str> = values.all("id").collect();
         if chosen.is_empty() {
-            return Err(input("Choose the sessions to be ended, or cancel"));
+            return Err(input(Text::ChooseSessions));
         }
-        let reason = check_reason(values.one("reason")).map_err(input)?;
+        let reason = check_reason(values.one("reason")).map_err(mistake)?;
         let text = match reason.as_str() {
             "" => "An admin ended it".to_owned(),
             reason => format!("An admin ended it: {reason}"),
@@ -96,33 +97,33 @@ impl Commands {
         let found = sessions.iter().filter(|session| chosen.contains(&session.id.as_str()));
         let ended = found.filter(|session| self.control.end(session, &text)).count();
         if ended == 0 {
-            return Err(input("The session no longer exists"));
+            return Err(input(Text::SessionNoLonger));
         }
-        Ok(CommandPage::done(format!("Sessions ended: {ended}.")))
+        Ok(CommandPage::done(Text::SessionsEnded.with(&[&ended])))
     }
 
-    async fn search(
+    pub(super) async fn search(
         &self,
         progress: &CommandProgress,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
-        let values = &progress.values;
+        let (values, language) = (&progress.values, progress.language);
         if progress.stage == 0 {
-            let form = Form::new("Search keys").required(
+            let form = Form::new(language, Text::AdminKeys).required(
                 "text-single",
                 "query",
-                "Part of an address, a print, or a key's id",
+                Text::Query,
                 &[values.one("query")],
             );
             return Ok(CommandPage::Form(form, true));
         }
         let query = values.one("query");
         if query.is_empty() {
-            return Err(input("Expected a part of an address, a print or a key's id"));
+            return Err(input(Text::ExpectedQuery));
         }
         let store = self.registry.store();
         let mut keys = Vec::new();
-        let mut more = "";
+        let mut found = Text::KeysFound;
         if let Ok(id) = query.parse::<KeyId>()
             && let Some(key) = store.key(id).await?
         {
@@ -134,59 +135,61 @@ impl Commands {
             }
         } else {
             let mut owners = store.owners_like(query, FOUND + 1).await?;
-            more = shorten(&mut owners);
+            found = shorten(&mut owners);
             for owner in owners {
                 keys.extend(store.keys_of(&owner).await?);
             }
         }
-        let text = format!("Keys found: {}.{more}", keys.len());
-        let list = ListHead { title: "Keys", text, is_followed: false };
-        progress.listed(list, key_items(&keys, true, now))
+        let text = found.with(&[&keys.len()]);
+        let list = ListHead { title: Text::FoundKeys.into(), text, is_followed: false };
+        progress.listed(list, key_items(language, &keys, true, now))
     }
 
     /// Attests or revokes a key.
     async fn judge(
         &self,
-        name: &str,
+        attests: bool,
         progress: &CommandProgress,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
-        let (stage, values) = (progress.stage, &progress.values);
-        let attests = name == "attest";
+        let (stage, values, language) = (progress.stage, &progress.values, progress.language);
         if stage == 0 {
             let (title, text) = if attests {
-                ("Attest a key", "You vouch that the key is its owner's.")
+                (Text::AdminAttest, Text::AttestNote)
             } else {
-                ("Revoke a key", "A revoked key is never good again.")
+                (Text::AdminRevoke, Text::RevokeNote)
             };
-            let form = Form::new(title).text(NOTE, "Please note", text).required(
+            let form = Form::new(language, title).text(NOTE, Text::PleaseNote, text).required(
                 "text-single",
                 "id",
-                "The key's id, as the search shows it",
+                Text::KeyId,
                 &[values.one("id")],
             );
             return Ok(CommandPage::Form(form, false));
         }
         let key = self.key(values).await?;
-        let reason = check_reason(values.one("reason")).map_err(input)?;
+        let reason = check_reason(values.one("reason")).map_err(mistake)?;
         if key.state == State::Revoked {
-            return Err(input("The key is revoked already"));
+            return Err(input(Text::RevokedAlready));
         }
         if stage == 1 {
             let text = match attests {
-                true => "This key will be attested.",
-                false => "This key will be revoked, for good.",
+                true => Text::WillBeAttested,
+                false => Text::WillBeRevoked,
             };
-            let mut form = Form::new("This key?")
-                .text(NOTE, "Please note", text)
-                .fields(key_fields(&key, true, now));
+            let mut form = Form::new(language, Text::ThisKey)
+                .text(NOTE, Text::PleaseNote, text)
+                .fields(key_fields(language, &key, true, now));
             if !attests {
-                form = form.field("text-single", "reason", "Why", &[values.one("reason")]);
+                form = form.field("text-single", "reason", Text::Why, &[values.one("reason")]);
             }
-            return Ok(CommandPage::Form(form.required("boolean", "sure", "Yes", &["0"]), true));
+            return Ok(CommandPage::Form(
+                form.required("boolean", "sure", Text::Sure, &["0"]),
+                true,
+            ));
         }
         if !values.is_true("sure") {
-            return Err(input("Tick the box, or cancel"));
+            return Err(input(Text::TickTheBox));
         }
         let (key, notice) = if attests {
             self.registry.attest(&progress.from, key.id, now).await?
@@ -194,112 +197,106 @@ impl Commands {
             let actor = Actor::Admin(progress.from.to_bare());
             self.registry.revoke(&progress.from, &actor, key.id, &reason, now).await?
         };
-        let text = if attests { "The key is attested." } else { "The key is revoked." };
-        Ok(CommandPage::Done(Some(one_key(&key, true, now)), text.into(), notice))
+        let text = if attests { Text::Attested } else { Text::Revoked };
+        Ok(CommandPage::Done(Some(one_key(language, &key, true, now)), text.into(), notice))
     }
 
     async fn key(&self, values: &Values) -> Result<Key, NoPage> {
-        let id = values.one("id").parse::<KeyId>().map_err(input)?;
-        self.registry.store().key(id).await?.ok_or_else(|| input("There is no such key"))
+        let id = values.one("id").parse::<KeyId>().map_err(mistake)?;
+        self.registry.store().key(id).await?.ok_or_else(|| input(Text::NoSuchKey))
     }
 
-    async fn retire(
+    pub(super) async fn retire(
         &self,
-        stage: usize,
-        values: &Values,
-        admin: &BareJid,
+        progress: &CommandProgress,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
+        let admin = &progress.from.to_bare();
+        let (stage, values, language) = (progress.stage, &progress.values, progress.language);
         if stage == 0 {
-            let text = "For an account that was deleted at its server. All that is held about its owner is deleted, and nobody \
-                        shows keys to the address any more. Whoever has the address later begins anew; what was revoked \
-                        for it stays revoked.";
-            let form = Form::new("Retire an account")
-                .text(NOTE, "Please note", text)
-                .required("jid-single", "jid", "The address", &[values.one("jid")])
-                .required("boolean", "sure", "The account is no longer its owner's", &["0"]);
+            let text = Text::RetireNote;
+            let form = Form::new(language, Text::AdminRetire)
+                .text(NOTE, Text::PleaseNote, text)
+                .required("jid-single", "jid", Text::TheAddress, &[values.one("jid")])
+                .required("boolean", "sure", Text::SureRetire, &["0"]);
             return Ok(CommandPage::Form(form, true));
         }
-        let jid = canonical_bare(values.one("jid"))
-            .ok_or_else(|| input("Expected an address like romeo@montague.lit"))?;
+        let jid = canonical_bare(values.one("jid")).ok_or_else(|| input(Text::ExpectedAddress))?;
         if jid == *admin {
-            return Err(input("That is your own account"));
+            return Err(input(Text::YourOwnAccount));
         }
         if !values.is_true("sure") {
-            return Err(input("Tick the box, or cancel"));
+            return Err(input(Text::TickTheBox));
         }
         let actor = Actor::Admin(admin.clone());
         let retired = self.registry.retire_account(&jid, &actor, now).await?;
         let sessions = self.control.sessions(Some(&jid));
         let text = "The account is no longer in use";
         let ended = sessions.iter().filter(|session| self.control.end(session, text)).count();
-        Ok(CommandPage::done(format!(
-            "{jid} is retired. Keys deleted: {}. Users who no longer show it their keys: {}. Sessions ended: {ended}.",
-            retired.keys,
-            retired.named_by.len()
-        )))
+        Ok(CommandPage::done(Text::Retired.with(&[
+            &jid,
+            &retired.keys,
+            &retired.named_by.len(),
+            &ended,
+        ])))
     }
 
-    async fn block(
+    pub(super) async fn block(
         &self,
-        stage: usize,
-        values: &Values,
-        admin: &BareJid,
+        progress: &CommandProgress,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
+        let admin = &progress.from.to_bare();
+        let (stage, values, language) = (progress.stage, &progress.values, progress.language);
         if stage == 0 {
-            let text = "Sessions end at once, and no others begin, also after a restart.";
-            let form = Form::new("Block a user or a domain")
-                .text(NOTE, "Please note", text)
-                .required(
-                    "jid-single",
-                    "jid",
-                    "The user's address, or a domain",
-                    &[values.one("jid")],
-                )
-                .field("text-single", "reason", "Why, for other admins", &[values.one("reason")]);
+            let text = Text::BlockNote;
+            let form = Form::new(language, Text::AdminBlock)
+                .text(NOTE, Text::PleaseNote, text)
+                .required("jid-single", "jid", Text::UserOrDomain, &[values.one("jid")])
+                .field("text-single", "reason", Text::WhyForAdmins, &[values.one("reason")]);
             return Ok(CommandPage::Form(form, true));
         }
         let jid = canonical_bare(values.one("jid"))
-            .ok_or_else(|| input("Expected an address like romeo@montague.lit, or a domain"))?;
+            .ok_or_else(|| input(Text::ExpectedAddressOrDomain))?;
         if jid.domain().as_str().contains('*') {
             return Err(input(match jid.as_str() {
-                "*" => "That would lock you out yourself: block addresses and domains one by one",
-                _ => "Expected an address or a whole domain, found a pattern: block each domain",
+                "*" => Text::LockOutAll,
+                _ => Text::ExpectedNoPattern,
             }));
         }
         if jid == *admin || jid.as_str() == admin.domain().as_str() {
-            return Err(input("That would lock you out yourself"));
+            return Err(input(Text::LockOut));
         }
-        let reason = check_reason(values.one("reason")).map_err(input)?;
+        let reason = check_reason(values.one("reason")).map_err(mistake)?;
         let (fresh, ended) = self.control.block(&jid, &reason, admin, now).await?;
-        let was = if fresh { "is blocked now" } else { "was blocked already" };
-        Ok(CommandPage::done(format!("{jid} {was}. Sessions ended: {ended}.")))
+        let was = if fresh { Text::BlockedNow } else { Text::BlockedAlready };
+        Ok(CommandPage::done(was.with(&[&jid, &ended])))
     }
 
-    async fn unblock(
+    pub(super) async fn unblock(
         &self,
         progress: &CommandProgress,
-        admin: &BareJid,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
-        let values = &progress.values;
+        let admin = &progress.from.to_bare();
+        let (values, language) = (&progress.values, progress.language);
         let (commanded, configured) = self.control.doors().blocked();
         if let Some(again) = progress.lists_options(0, "jid") {
             if commanded.is_empty() && configured.is_empty() {
-                return Ok(CommandPage::done("Nobody is blocked."));
+                return Ok(CommandPage::done(Text::NobodyBlocked));
             }
             let by_command = commanded.iter().map(|(jid, reason)| match reason.as_str() {
                 "" => (jid.clone(), jid.clone()),
                 reason => (format!("{jid} ({reason})"), jid.clone()),
             });
             let in_file = configured.iter().filter(|jid| !commanded.iter().any(|(c, _)| c == *jid));
-            let in_file = in_file.map(|jid| (format!("{jid} (in the configuration)"), jid.clone()));
+            let in_file =
+                in_file.map(|jid| (language.fill(Text::InConfiguration, &[jid]), jid.clone()));
             let blocked: Vec<(String, String)> = by_command.chain(in_file).collect();
             let options = progress.options(&blocked, |options| {
-                Form::new("Unblock a user or a domain").choice(
+                Form::new(language, Text::AdminUnblock).choice(
                     "jid",
-                    "Blocked",
+                    Text::Blocked,
                     values.one("jid"),
                     options,
                 )
@@ -308,23 +305,26 @@ impl Commands {
         }
         let chosen = values.one("jid");
         let is_configured = configured.iter().any(|jid| jid == chosen);
-        let by_file = "blocked by the configuration: take it out of [access] blocked and reload";
         let Some((jid, _)) = commanded.iter().find(|(jid, _)| jid == chosen) else {
             return Err(match is_configured {
-                true => input(format!("{chosen} is {by_file}")),
-                false => input("Choose the user or domain to unblock"),
+                true => input(Text::BlockedByFile.with(&[&chosen])),
+                false => input(Text::ChooseToUnblock),
             });
         };
-        let jid =
-            canonical_bare(jid).ok_or_else(|| input("Choose the user or domain to unblock"))?;
+        let jid = canonical_bare(jid).ok_or_else(|| input(Text::ChooseToUnblock))?;
         self.control.unblock(&jid, admin, now).await?;
         Ok(CommandPage::done(match is_configured {
-            true => format!("{jid} is still {by_file}."),
-            false => format!("{jid} is no longer blocked."),
+            true => Text::StillBlockedByFile.with(&[&jid]),
+            false => Text::Unblocked.with(&[&jid]),
         }))
     }
 
-    async fn stats(&self) -> Result<CommandPage, NoPage> {
+    pub(super) async fn stats(
+        &self,
+        progress: &CommandProgress,
+        _now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
+        let language = progress.language;
         let control = &self.control;
         let sessions = control.sessions(None);
         let brokered = sessions.iter().filter(|session| session.is_brokered()).count();
@@ -334,107 +334,106 @@ impl Commands {
         let (level, _) = control.log().now();
         let metrics = control.table().plane().metrics();
         let rows = [
-            ("version", "Version", env!("CARGO_PKG_VERSION").to_owned()),
-            (
-                "uptime",
-                "Seconds since the start",
-                control.started().elapsed().as_secs().to_string(),
-            ),
-            ("brokered", "Brokered sessions", brokered.to_string()),
-            ("transfers", "SOCKS5 transfers", counts.active.to_string()),
-            ("waiting", "SOCKS5 transfers that wait", counts.waiting.to_string()),
-            ("streams", "Streams since the start", metrics.streams().to_string()),
-            ("bytes", "Bytes relayed since the start", metrics.bytes().to_string()),
-            ("database", "Database", if up { "up" } else { "down" }.to_owned()),
+            ("version", Text::Version, env!("CARGO_PKG_VERSION").to_owned()),
+            ("uptime", Text::Uptime, control.started().elapsed().as_secs().to_string()),
+            ("brokered", Text::BrokeredSessions, brokered.to_string()),
+            ("transfers", Text::Transfers, counts.active.to_string()),
+            ("waiting", Text::Waiting, counts.waiting.to_string()),
+            ("streams", Text::Streams, metrics.streams().to_string()),
+            ("bytes", Text::BytesRelayed, metrics.bytes().to_string()),
+            ("database", Text::Database, if up { "up" } else { "down" }.to_owned()),
             (
                 "connections",
-                "Connections to it",
-                format!("{open} open, {idle} idle, {most} at most"),
+                Text::Connections,
+                language.fill(Text::ConnectionCounts, &[&open, &idle, &most]),
             ),
             (
                 "draining",
-                "New sessions",
+                Text::NewSessions,
                 if control.is_draining() { "refused" } else { "taken" }.to_owned(),
             ),
-            ("loglevel", "Log level", level),
+            ("loglevel", Text::LogLevel, level),
         ];
-        let mut form = Form::result("Statistics");
+        let mut form = Form::result(language, Text::AdminStats);
         for (var, label, value) in &rows {
-            form = form.field("text-single", var, label, &[value]);
+            form = form.field("text-single", var, *label, &[value]);
         }
-        Ok(CommandPage::Done(Some(form), "".into(), None))
+        Ok(CommandPage::Done(Some(form), Said::Nothing, None))
     }
 
-    fn drain(&self, stage: usize, values: &Values) -> Result<CommandPage, NoPage> {
+    pub(super) async fn drain(
+        &self,
+        progress: &CommandProgress,
+        _now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
+        let (stage, values, language) = (progress.stage, &progress.values, progress.language);
         let draining = self.control.is_draining();
         if stage == 0 {
-            let (now, other) = if draining { ("refused", "take") } else { ("accepted", "refuse") };
-            let text = format!(
-                "New sessions are {now} now; running sessions continue in either case. To end this state later, \
-                 run this command again."
-            );
+            let (text, other) = match draining {
+                true => (Text::Refused, "take"),
+                false => (Text::Accepted, "refuse"),
+            };
             let options = [
-                ("Refuse new sessions".to_owned(), "refuse".to_owned()),
-                ("Accept new sessions (again)".to_owned(), "take".to_owned()),
+                (language.text(Text::Refuse).to_owned(), "refuse".to_owned()),
+                (language.text(Text::Accept).to_owned(), "take".to_owned()),
             ];
             let chosen = match values.one("new") {
                 "" => other,
                 chosen => chosen,
             };
-            let form = Form::new("New sessions").text(NOTE, "Please note", &text).choice(
-                "new",
-                "New sessions",
-                chosen,
-                options,
-            );
+            let form = Form::new(language, Text::NewSessions)
+                .text(NOTE, Text::PleaseNote, text)
+                .choice("new", Text::NewSessions, chosen, options);
             return Ok(CommandPage::Form(form, true));
         }
         match values.one("new") {
             "refuse" => {
                 self.control.drain(true);
-                Ok(CommandPage::done("New sessions are refused from now on."))
+                Ok(CommandPage::done(Text::NowRefused))
             }
             "take" => {
                 self.control.drain(false);
-                Ok(CommandPage::done("New sessions are accepted."))
+                Ok(CommandPage::done(Text::NowAccepted))
             }
-            _ => Err(input("Choose whether new sessions are refused or accepted")),
+            _ => Err(input(Text::ChooseRefuseOrAccept)),
         }
     }
 
-    fn log_level(&self, stage: usize, values: &Values) -> Result<CommandPage, NoPage> {
+    pub(super) async fn log_level(
+        &self,
+        progress: &CommandProgress,
+        _now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
+        let (stage, values, language) = (progress.stage, &progress.values, progress.language);
         const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
         let log = self.control.log();
         let (level, is_configured) = log.now();
         if stage == 0 {
-            let text = if is_configured {
-                format!("It is {level} now, as configured.")
-            } else {
-                format!("It is {level} now; the configuration has another.")
-            };
-            let own = ("As configured".to_owned(), "configured".to_owned());
+            let text = if is_configured { Text::LevelConfigured } else { Text::LevelChosen };
+            let own = (language.text(Text::AsConfigured).to_owned(), "configured".to_owned());
             let levels = LEVELS.map(|level| (level.to_owned(), level.to_owned()));
-            let form = Form::new("Log level").text(NOTE, "Please note", &text).choice(
-                "level",
-                "Level, until it is changed or the program ends",
-                values.one("level"),
-                levels.into_iter().chain([own]),
-            );
+            let form = Form::new(language, Text::LogLevel)
+                .text(NOTE, Text::PleaseNote, text.with(&[&level]))
+                .choice("level", Text::Level, values.one("level"), levels.into_iter().chain([own]));
             return Ok(CommandPage::Form(form, true));
         }
         match values.one("level") {
             "configured" => log.choose(None),
             chosen if LEVELS.contains(&chosen) => log.choose(Some(chosen)),
-            _ => return Err(input("Choose one of the levels")),
+            _ => return Err(input(Text::ChooseLevel)),
         }
-        Ok(CommandPage::done(format!("The log level is {} now.", log.now().0)))
+        Ok(CommandPage::done(Text::LevelNow.with(&[&log.now().0])))
     }
 
     /// Asks first for the rows' user, then shows page after page, the newest first.
-    async fn audit(&self, progress: &CommandProgress) -> Result<CommandPage, NoPage> {
-        let values = &progress.values;
+    pub(super) async fn audit(
+        &self,
+        progress: &CommandProgress,
+        _now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
+        let (values, language) = (&progress.values, progress.language);
         if progress.stage == 0 {
-            return Ok(of_whom("Audit log", values));
+            return Ok(of_whom(Text::AuditLog, progress));
         }
         let owner = optional_jid(values, "jid")?;
         let store = self.registry.store();
@@ -455,9 +454,9 @@ impl Commands {
         {
             position = count.checked_sub(store.audit_count(owner.as_ref(), seq).await?);
         }
-        let title = format!("Audit log, page {}", progress.stage);
-        let form = Form::result(&title);
-        let room = progress.room_for(&form, "");
+        let title = Text::AuditPage.with(&[&progress.stage]);
+        let form = Form::result(language, title);
+        let room = progress.room_for(&form, &Said::Nothing);
         let mut page = rsm::Page::new(Some(&request), count, position, room)?;
         let mut read: (usize, Vec<AuditEntry>) = (0, Vec::new());
         while let Some(number) = page.wants() {
@@ -467,12 +466,12 @@ impl Commands {
             }
             let at = number.checked_sub(read.0);
             let entry = at.and_then(|at| read.1.get(at)).ok_or(CommandRefusal::Failed)?;
-            let field = entry_field(entry);
+            let field = entry_field(language, entry);
             page.offer(entry.seq.to_string(), rsm::size_inside(&field)?, field)?;
         }
         let (items, set) = page.finish();
         let shown = items.len();
-        let text = if count == 0 { "There are no entries.".to_owned() } else { String::new() };
+        let text = if count == 0 { Text::NoEntries.into() } else { Said::Nothing };
         let mut page = progress.shown(form.fields(items), text, shown, set, false);
         if let CommandPage::Part(part) = &mut page {
             part.keep.push(("newest".to_owned(), newest.to_string()));
@@ -481,27 +480,28 @@ impl Commands {
     }
 }
 
-fn entry_field(entry: &AuditEntry) -> Element {
+fn entry_field(language: Language, entry: &AuditEntry) -> Element {
     let actor = match &entry.actor {
-        Some(Actor::User(jid)) => jid.to_string(),
-        Some(Actor::Admin(jid)) => format!("admin {jid}"),
-        Some(Actor::Offline) => "offline".to_owned(),
-        None => "a forgotten user".to_owned(),
+        Some(Actor::User(jid)) => language.fill(Text::By, &[jid]),
+        Some(Actor::Admin(jid)) => language.fill(Text::ByAdmin, &[jid]),
+        Some(Actor::Offline) => language.text(Text::ByOffline).to_owned(),
+        None => language.text(Text::ByForgotten).to_owned(),
     };
-    let mut lines = vec![format!("Owner: {}", entry.owner), format!("By: {actor}")];
+    let mut lines = vec![language.fill(Text::Owner, &[&entry.owner]), actor];
     if let Some(key) = entry.key {
-        lines.push(format!("Key: {key}"));
+        lines.push(language.fill(Text::EntryKey, &[&key]));
     }
     let label = format!("{} {}", stamp(entry.at), entry.event.as_str());
     form::shown(&format!("{ENTRY}{}", entry.seq), &label, &lines)
 }
 
 /// Returns the page that asks for a user, or for none.
-fn of_whom(title: &str, values: &Values) -> CommandPage {
-    let form = Form::new(title).field(
+fn of_whom(title: Text, progress: &CommandProgress) -> CommandPage {
+    let (values, language) = (&progress.values, progress.language);
+    let form = Form::new(language, title).field(
         "jid-single",
         "jid",
-        "The user's address; nothing: all users",
+        Text::AllUsersAddress,
         &[values.one("jid")],
     );
     CommandPage::Form(form, false)
@@ -510,17 +510,15 @@ fn of_whom(title: &str, values: &Values) -> CommandPage {
 fn optional_jid(values: &Values, var: &str) -> Result<Option<BareJid>, NoPage> {
     match values.one(var) {
         "" => Ok(None),
-        text => canonical_bare(text)
-            .map(Some)
-            .ok_or_else(|| input("Expected an address like romeo@montague.lit, or nothing")),
+        text => canonical_bare(text).map(Some).ok_or_else(|| input(Text::ExpectedAddressOrNothing)),
     }
 }
 
-/// Keeps as many of the users as one search shows. Returns a note for the admin if there are more.
-fn shorten(owners: &mut Vec<BareJid>) -> &'static str {
+/// Keeps as many of the users as one search shows. Returns the text for the admin, which says if there are more.
+fn shorten(owners: &mut Vec<BareJid>) -> Text {
     let is_long = owners.len() > FOUND as usize;
     owners.truncate(FOUND as usize);
-    if is_long { " More users match: enter a longer part of the address." } else { "" }
+    if is_long { Text::KeysFoundMore } else { Text::KeysFound }
 }
 
 #[cfg(test)]
@@ -533,10 +531,10 @@ mod tests {
             (0..count).map(|n| BareJid::new(&format!("u{n}@a.example")).unwrap()).collect()
         };
         let mut whole = users(FOUND);
-        assert_eq!(shorten(&mut whole), "");
+        assert_eq!(shorten(&mut whole), Text::KeysFound);
         assert_eq!(whole, users(FOUND));
         let mut long = users(FOUND + 1);
-        assert!(shorten(&mut long).contains("More users match"));
+        assert_eq!(shorten(&mut long), Text::KeysFoundMore);
         assert_eq!(long, users(FOUND));
     }
 }

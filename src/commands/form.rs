@@ -5,6 +5,8 @@ use std::{borrow::Cow, collections::HashMap};
 use fingerpost_wire::{ns, print::Print, xml};
 use minidom::Element;
 
+use super::catalogue::{Language, Said, Text};
+
 /// How much all forms of one command may make the component keep: fields, values, bytes.
 const LIMITS: (usize, usize, usize) = (32, 1024, 64 * 1024);
 /// The longest line of a text: Gajim wraps longer ones. poezio shows one line of a field at a time, in half of its window,
@@ -122,19 +124,21 @@ impl Values {
 #[derive(Clone, Debug)]
 pub(super) struct Form {
     type_: &'static str,
+    language: Language,
     title: String,
     fields: Vec<Element>,
 }
 
 impl Form {
     /// Creates a form to be filled in.
-    pub(super) fn new(title: &str) -> Self {
-        Self { type_: "form", title: title.to_owned(), fields: Vec::new() }
+    pub(super) fn new(language: Language, title: impl Into<Said>) -> Self {
+        let title = title.into().in_language(language).into_owned();
+        Self { type_: "form", language, title, fields: Vec::new() }
     }
 
     /// Creates a result to be read.
-    pub(super) fn result(title: &str) -> Self {
-        Self { type_: "result", ..Self::new(title) }
+    pub(super) fn result(language: Language, title: impl Into<Said>) -> Self {
+        Self { type_: "result", ..Self::new(language, title) }
     }
 
     /// Returns the form as a page that others follow. Profanity shows a result only at the end of a command.
@@ -143,13 +147,26 @@ impl Form {
     }
 
     /// Adds a field with its present values.
-    pub(super) fn field(mut self, type_: &str, var: &str, label: &str, values: &[&str]) -> Self {
-        self.fields.push(field(type_, var, label, values));
+    pub(super) fn field(
+        mut self,
+        type_: &str,
+        var: &str,
+        label: impl Into<Said>,
+        values: &[&str],
+    ) -> Self {
+        let label = label.into().in_language(self.language);
+        self.fields.push(field(type_, var, &label, values));
         self
     }
 
     /// Adds a field like [`Form::field`] that must be filled in.
-    pub(super) fn required(self, type_: &str, var: &str, label: &str, values: &[&str]) -> Self {
+    pub(super) fn required(
+        self,
+        type_: &str,
+        var: &str,
+        label: impl Into<Said>,
+        values: &[&str],
+    ) -> Self {
         let mut form = self.field(type_, var, label, values);
         if let Some(field) = form.fields.last_mut() {
             field.append_child(Element::bare("required", ns::DATA));
@@ -158,14 +175,20 @@ impl Form {
     }
 
     /// Adds a text to be read.
-    pub(super) fn text(self, var: &str, label: &str, text: &str) -> Self {
-        self.fields(vec![shown(var, label, &wrapped(text))])
+    pub(super) fn text(self, var: &str, label: Text, text: impl Into<Said>) -> Self {
+        let field = self.read_field(var, label, text);
+        self.fields(vec![field])
     }
 
     /// Adds a text to be read before all other fields.
-    pub(super) fn text_first(mut self, var: &str, label: &str, text: &str) -> Self {
-        self.fields.insert(0, shown(var, label, &wrapped(text)));
+    pub(super) fn text_first(mut self, var: &str, label: Text, text: impl Into<Said>) -> Self {
+        self.fields.insert(0, self.read_field(var, label, text));
         self
+    }
+
+    fn read_field(&self, var: &str, label: Text, text: impl Into<Said>) -> Element {
+        let text = text.into().in_language(self.language);
+        shown(var, self.language.text(label), &wrapped(&text))
     }
 
     /// Adds fields.
@@ -178,7 +201,7 @@ impl Form {
     pub(super) fn choice(
         self,
         var: &str,
-        label: &str,
+        label: impl Into<Said>,
         chosen: &str,
         options: impl IntoIterator<Item = (String, String)>,
     ) -> Self {
@@ -191,7 +214,7 @@ impl Form {
     pub(super) fn choices(
         self,
         var: &str,
-        label: &str,
+        label: impl Into<Said>,
         options: impl IntoIterator<Item = (String, String)>,
     ) -> Self {
         self.field("list-multi", var, label, &[]).with_options(options)
@@ -204,6 +227,12 @@ impl Form {
             }
         }
         self
+    }
+
+    /// Returns the variables of the fields that a user fills in.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = &str> {
+        let vars = self.fields.iter().filter_map(|field| field.attr("var"));
+        vars.filter(|var| !is_read_only(var))
     }
 
     /// Returns the `<x/>` element.

@@ -12,6 +12,7 @@ use fingerpost_wire::{
 use minidom::Element;
 
 use super::{
+    catalogue::{Said, Text},
     form::{self, Form, RESULT, SESSION},
     page::{
         CommandPage, CommandProgress, NoPage, OptionList, ResultPart, answer, executing_actions,
@@ -28,24 +29,22 @@ const NOTE: usize = 3_000;
 /// The size of a `<set/>` besides the names of two options.
 const SET: usize = 300;
 /// The field that chooses the part of a list, and the name of the stored part.
-const PART: &str = "part";
+pub(super) const PART: &str = "part";
 const PART_SHOWN: &str = "part-shown";
 /// The name of the stored stage of the last part of a result.
 const READ: &str = "read";
 
 /// A long result without its items.
-pub(super) struct ListHead<'a> {
-    pub(super) title: &'a str,
+pub(super) struct ListHead {
+    pub(super) title: Said,
     /// A sentence about all items.
-    pub(super) text: String,
+    pub(super) text: Said,
     /// Whether a form follows the last part.
     pub(super) is_followed: bool,
 }
 
 /// An option that a field describes.
 pub(super) struct DescribedOption {
-    /// The label of the field; a number follows.
-    pub(super) title: &'static str,
     /// The label of the option, after the number.
     pub(super) name: String,
     pub(super) value: String,
@@ -80,11 +79,12 @@ impl CommandProgress {
     }
 
     /// Returns the room that is left for the rows or options of a form.
-    pub(super) fn room_for(&self, form: &Form, text: &str) -> usize {
+    pub(super) fn room_for(&self, form: &Form, text: &Said) -> usize {
         let mut element = answer(self.command, &"0".repeat(32), "executing");
         element.append_child(executing_actions(true, &["next", "complete"]));
-        element.append_child(note("info", text));
-        element.append_child(form.clone().text_first(RESULT, RESULT, text).into_element());
+        element.append_child(note("info", &text.in_language(self.language)));
+        let form = form.clone().text_first(RESULT, Text::Result, text.clone());
+        element.append_child(form.into_element());
         let rest = size::of(&element).unwrap_or(usize::MAX);
         self.room.saturating_sub(rest.saturating_add(NOTE))
     }
@@ -92,10 +92,10 @@ impl CommandProgress {
     /// Returns a part of a list of items, or all of it if it fits. An item has a name and its fields.
     pub(super) fn listed(
         &self,
-        list: ListHead<'_>,
+        list: ListHead,
         items: Vec<(String, Vec<Element>)>,
     ) -> Result<CommandPage, NoPage> {
-        let form = Form::result(list.title);
+        let form = Form::result(self.language, list.title);
         let request = self.part();
         let uid = request.as_ref().and_then(PageRequest::uid);
         let position = uid.and_then(|uid| items.iter().position(|(known, _)| known == uid));
@@ -109,7 +109,7 @@ impl CommandProgress {
         let count = items.len();
         let form = form.fields(items.into_iter().flatten().collect());
         Ok(match set {
-            None if !list.is_followed => CommandPage::Done(Some(form), list.text.into(), None),
+            None if !list.is_followed => CommandPage::Done(Some(form), list.text, None),
             set => self.shown(form, list.text, count, set, list.is_followed),
         })
     }
@@ -119,7 +119,7 @@ impl CommandProgress {
     pub(super) fn shown(
         &self,
         form: Form,
-        text: String,
+        text: Said,
         count: usize,
         set: Option<Element>,
         is_followed: bool,
@@ -172,9 +172,10 @@ impl CommandProgress {
         form: impl Fn(Vec<Element>, Vec<(String, String)>) -> Form,
     ) -> Result<OptionList, NoPage> {
         let numbered = |(at, option): (usize, DescribedOption)| {
-            let (number, DescribedOption { title, name, value, lines }) = (at + 1, option);
+            let (number, DescribedOption { name, value, lines }) = (at + 1, option);
             let var = format!("{SESSION}{value}");
-            let field = form::shown(&var, &format!("{title} {number}"), &lines);
+            let title = self.language.fill(Text::Session, &[&number]);
+            let field = form::shown(&var, &title, &lines);
             let label = form::shortened(&format!("{number}: {name}"), form::LINE).into_owned();
             ((label, value), Some(field))
         };
@@ -194,7 +195,7 @@ impl CommandProgress {
         };
         let sizes = options.iter().map(size).collect::<Result<Vec<_>, _>>()?;
         let empty = with_part(form(Vec::new(), Vec::new()), 99_999, 99_999);
-        let room = self.room_for(&empty, "");
+        let room = self.room_for(&empty, &Said::Nothing);
         // Each part reserves the place of the `<set/>`.
         let names = options.iter().map(|((_, value), _)| value.len()).max().unwrap_or(0);
         let parts = split(&sizes, most, room.saturating_sub(SET + 2 * names));
@@ -224,8 +225,7 @@ impl CommandProgress {
 
 /// Adds the field that chooses the part of a list.
 fn with_part(form: Form, number: usize, count: usize) -> Form {
-    let label = format!("Part, of {count}; for another, choose nothing");
-    form.field("text-single", PART, &label, &[&number.to_string()])
+    form.field("text-single", PART, Text::Part.with(&[&count]), &[&number.to_string()])
 }
 
 /// Returns how many bytes the fields of an item take in a stanza.
@@ -262,12 +262,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::commands::form::Values;
+    use crate::commands::{catalogue::Language, form::Values};
 
     fn progress(stage: usize, room: usize) -> CommandProgress {
         CommandProgress {
             from: Jid::new("a@b/c").unwrap(),
-            command: super::super::catalogue::OF_USERS[0],
+            command: &super::super::table::OF_USERS[0],
+            language: Language::English,
             stage,
             forth: &[],
             reading: false,
@@ -287,8 +288,8 @@ mod tests {
     }
 
     fn list(progress: &CommandProgress, count: usize, is_followed: bool) -> CommandPage {
-        let text = format!("Keys found: {count}.");
-        let list = ListHead { title: "Keys", text, is_followed };
+        let text = Text::KeysFound.with(&[&count]);
+        let list = ListHead { title: Text::FoundKeys.into(), text, is_followed };
         progress.listed(list, items(count)).ok().unwrap()
     }
 
@@ -312,7 +313,7 @@ mod tests {
         let mut element = answer(progress.command, &"0".repeat(32), "executing");
         element.append_child(executing_actions(true, &["next", "complete"]));
         element.append_child(note("info", "Keys found: 654."));
-        let form = form.clone().text_first(RESULT, "Result", "Keys found: 654.");
+        let form = form.clone().text_first(RESULT, Text::Result, Text::KeysFound.with(&[&654]));
         element.append_child(form.into_element());
         if let Some(set) = set {
             element.append_child(set.clone());
@@ -366,7 +367,9 @@ mod tests {
     fn a_long_list_of_options_has_a_field_for_its_parts() {
         let options: Vec<(String, String)> =
             (0..654).map(|number| ("'".repeat(50), number.to_string())).collect();
-        let form = |options| Form::new("Sessions").choices("id", "Session", options);
+        let form = |options| {
+            Form::new(Language::English, Text::SomeSessions).choices("id", Text::ToBeEnded, options)
+        };
         let mut at = progress(1, 20_000);
         let first = at.options(&options, form).ok().unwrap();
         let field = |form: &Form, var: &str| -> Vec<String> {

@@ -5,11 +5,12 @@
 //! is shown on several pages (`listing.rs`). Spec: XEP-0050 1.3.0, XEP-0004 2.13.1.
 
 mod admin;
-mod catalogue;
+pub mod catalogue;
 mod form;
 mod listing;
 mod page;
 pub mod refusal;
+pub mod table;
 mod user;
 
 use std::{
@@ -22,16 +23,17 @@ use fingerpost_carry::{
     iq::random_id,
     shares::{Full, Limits, Place, Shares},
 };
-use fingerpost_wire::{ns, rsm, size, text::sentence};
+use fingerpost_wire::{ns, rsm, text::sentence};
 use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
 
-pub use self::page::AdHocCommand;
 use self::{
+    catalogue::{Language, Said, Text},
     form::{ERROR, Form, RESULT, TooMuch, Values},
     page::{CommandPage, CommandProgress, NoPage, ResultPart, answer, executing_actions, note},
     refusal::CommandRefusal,
+    table::AdHocCommand,
 };
 use crate::{
     control::Control,
@@ -122,33 +124,21 @@ impl Commands {
     /// Returns the commands that a user may run.
     pub fn list(&self, user: &BareJid) -> impl Iterator<Item = &'static AdHocCommand> {
         let admin = self.control.doors().administers(user);
-        catalogue::OF_USERS.iter().chain(catalogue::OF_ADMINS.iter().filter(move |_| admin))
+        table::OF_USERS.iter().chain(table::OF_ADMINS.iter().filter(move |_| admin))
     }
 
     /// Returns the command of a node, if this user may run it.
-    pub fn find(&self, node: &str, user: &BareJid) -> Option<AdHocCommand> {
+    pub fn find(&self, node: &str, user: &BareJid) -> Option<&'static AdHocCommand> {
         let name = node.strip_prefix(ns::COMMAND_NODES)?;
-        self.list(user).find(|command| command.name == name).copied()
+        self.list(user).find(|command| command.name == name)
     }
 
     fn lock(&self) -> MutexGuard<'_, UnderWay> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers a `<command/>` of the user at `from`.
-    ///
-    /// # Errors
-    /// The refusal for the user, if there is no such command, session or action.
-    pub async fn handle(
-        &self,
-        from: &Jid,
-        request: &Element,
-        now: OffsetDateTime,
-    ) -> Result<(Element, Option<KeyNotice>), CommandRefusal> {
-        self.handle_within(from, request, now, size::DEFAULT).await
-    }
-
-    /// Answers a `<command/>` of the user at `from`; the payload of the answer may be `room` bytes long.
+    /// Answers a `<command/>` of the user at `from`; the payload of the answer may be `room` bytes long. The texts have
+    /// the language of the `<command/>`, or else that of its stanza.
     ///
     /// # Errors
     /// The refusal for the user, if there is no such command, session or action.
@@ -158,7 +148,9 @@ impl Commands {
         request: &Element,
         now: OffsetDateTime,
         room: usize,
+        language: Language,
     ) -> Result<(Element, Option<KeyNotice>), CommandRefusal> {
+        let language = Language::of(request).unwrap_or(language);
         let node = request.attr("node").unwrap_or_default();
         let command = self.find(node, &from.to_bare()).ok_or_else(|| {
             // Only admins may know whether the command exists.
@@ -167,7 +159,7 @@ impl Commands {
                 _ => CommandRefusal::NoSuchCommand,
             }
         })?;
-        let done = self.go_on(from, command, request, now, room).await;
+        let done = self.go_on(from, command, request, now, (room, language)).await;
         let status = match &done {
             Err(_) => "refused",
             Ok((answer, _)) => match answer.attr("status") {
@@ -183,10 +175,10 @@ impl Commands {
     async fn go_on(
         &self,
         from: &Jid,
-        command: AdHocCommand,
+        command: &'static AdHocCommand,
         request: &Element,
         now: OffsetDateTime,
-        room: usize,
+        (room, language): (usize, Language),
     ) -> Result<(Element, Option<KeyNotice>), CommandRefusal> {
         let action = request.attr("action").unwrap_or("execute");
         let form = request.children().find(|child| child.is("x", ns::DATA));
@@ -202,6 +194,7 @@ impl Commands {
                 let fresh = CommandProgress {
                     from: from.clone(),
                     command,
+                    language,
                     stage: 0,
                     forth: &[],
                     reading: false,
@@ -213,7 +206,7 @@ impl Commands {
                 (random_id(), fresh)
             }
         };
-        progress.room = room;
+        (progress.room, progress.language) = (room, language);
         progress.asked = rsm::PageRequest::read(request)?;
         let resumed = request.attr("sessionid").is_some();
         let cancels = form.is_some_and(|form| form.attr("type") == Some("cancel"));
@@ -245,7 +238,7 @@ impl Commands {
             "execute" | "next" | "complete" => {}
             _ => return Err(CommandRefusal::UnknownAction),
         }
-        let page = match self.page(&progress, now).await {
+        let page = match (command.handler)(self, &progress, now).await {
             Ok(page) => page,
             Err(NoPage::Refused(refusal)) => {
                 self.lock().remove(&id);
@@ -253,16 +246,20 @@ impl Commands {
             }
             Err(NoPage::Input(text)) if progress.stage > 0 => {
                 progress.stage -= 1;
-                match self.page(&progress, now).await {
+                match (command.handler)(self, &progress, now).await {
                     Ok(page) => {
-                        let answer = self.show(id, progress, page, Some(&text))?;
+                        let answer = self.show(id, progress, page, Some(text))?;
                         return Ok((answer, None));
                     }
                     Err(NoPage::Refused(refusal)) => return Err(refusal),
-                    Err(NoPage::Input(text)) => return Err(CommandRefusal::Input(text)),
+                    Err(NoPage::Input(text)) => {
+                        return Err(CommandRefusal::Input(text.in_language(language).into_owned()));
+                    }
                 }
             }
-            Err(NoPage::Input(text)) => return Err(CommandRefusal::Input(text)),
+            Err(NoPage::Input(text)) => {
+                return Err(CommandRefusal::Input(text.in_language(language).into_owned()));
+            }
         };
         let notice = match &page {
             CommandPage::Done(_, _, notice) => notice.clone(),
@@ -278,11 +275,13 @@ impl Commands {
         &self,
         id: &str,
         from: &Jid,
-        command: AdHocCommand,
+        command: &AdHocCommand,
     ) -> Result<CommandProgress, CommandRefusal> {
         let under_way = self.lock();
         match under_way.all.get(id) {
-            Some((progress, _)) if progress.from == *from && progress.command == command => {
+            Some((progress, _))
+                if progress.from == *from && progress.command.name == command.name =>
+            {
                 if progress.until > Instant::now() {
                     Ok(progress.clone())
                 } else {
@@ -293,7 +292,7 @@ impl Commands {
         }
     }
 
-    fn cancelled(&self, id: &str, command: AdHocCommand) -> Element {
+    fn cancelled(&self, id: &str, command: &AdHocCommand) -> Element {
         self.lock().remove(id);
         answer(command, id, "canceled")
     }
@@ -304,30 +303,32 @@ impl Commands {
         id: String,
         mut progress: CommandProgress,
         page: CommandPage,
-        error: Option<&str>,
+        error: Option<Said>,
     ) -> Result<Element, CommandRefusal> {
+        let language = progress.language;
         Ok(match page {
             CommandPage::Done(form, text, _) => {
                 self.lock().remove(&id);
-                let form = form.unwrap_or_else(|| Form::result(progress.command.title));
-                ended(progress.command, &id, "info", form, (RESULT, "Result"), &text)
+                let form = form.unwrap_or_else(|| Form::result(language, progress.command.title));
+                ended(&progress, &id, "info", form, (RESULT, Text::Result), text)
             }
             CommandPage::Failed(text) => {
                 self.lock().remove(&id);
-                let form = Form::result(progress.command.title);
-                ended(progress.command, &id, "error", form, (ERROR, "Error"), &text)
+                let form = Form::result(language, progress.command.title);
+                ended(&progress, &id, "error", form, (ERROR, Text::Error), text)
             }
             CommandPage::Part(ResultPart { mut form, text, forth, keep, set }) => {
                 for (var, value) in keep {
                     progress.values.set(&var, value);
                 }
-                if !text.is_empty() {
-                    form = form.text_first(RESULT, "Result", &text);
+                let note_text = text.in_language(language);
+                if !note_text.is_empty() {
+                    form = form.text_first(RESULT, Text::Result, text);
                 }
                 progress.reading = true;
                 let mut element = self.executing(id, progress, form.followed(), forth, error)?;
-                if !text.is_empty() {
-                    element.append_child(note("info", &text));
+                if !note_text.is_empty() {
+                    element.append_child(note("info", &note_text));
                 }
                 if let Some(set) = set {
                     element.append_child(set);
@@ -364,13 +365,18 @@ impl Commands {
         mut progress: CommandProgress,
         mut form: Form,
         forth: &'static [&'static str],
-        error: Option<&str>,
+        error: Option<Said>,
     ) -> Result<Element, CommandRefusal> {
-        let mut element = answer(progress.command, &id, "executing");
+        let command = progress.command;
+        let is_known = |var: &str| var == listing::PART || command.fields.contains(&var);
+        debug_assert!(form.inputs().all(is_known), "{}: {form:?}", command.name);
+        let mut element = answer(command, &id, "executing");
         element.append_child(executing_actions(progress.stage > 0, forth));
         if let Some(text) = error {
-            element.append_child(note("error", text));
-            form = form.text_first(ERROR, "Error", &sentence(text));
+            let text = text.in_language(progress.language);
+            let text = sentence(&text).into_owned();
+            element.append_child(note("error", &text));
+            form = form.text_first(ERROR, Text::Error, Said::Foreign(text));
         }
         element.append_child(form.into_element());
         progress.forth = forth;
@@ -383,17 +389,18 @@ impl Commands {
 
 /// Returns the end of a command. The text is in a note and, for clients that show no notes beside a form, in a field.
 fn ended(
-    command: AdHocCommand,
+    progress: &CommandProgress,
     id: &str,
     type_: &str,
     mut form: Form,
-    (var, label): (&str, &str),
-    text: &str,
+    (var, label): (&str, Text),
+    text: Said,
 ) -> Element {
-    let mut element = answer(command, id, "completed");
+    let mut element = answer(progress.command, id, "completed");
+    let text = text.in_language(progress.language);
     if !text.is_empty() {
-        element.append_child(note(type_, text));
-        form = form.text_first(var, label, &sentence(text));
+        element.append_child(note(type_, &text));
+        form = form.text_first(var, label, Said::Foreign(sentence(&text).into_owned()));
     }
     element.append_child(form.into_element());
     element
@@ -406,11 +413,12 @@ mod tests {
     fn progress(user: &str, until: Instant) -> CommandProgress {
         CommandProgress {
             from: Jid::new(user).unwrap(),
-            command: AdHocCommand { name: "add", title: "Add a key" },
+            command: &table::OF_USERS[2],
+            language: Language::English,
             stage: 1,
             forth: &[],
             reading: false,
-            room: size::DEFAULT,
+            room: 100_000,
             asked: None,
             values: Values::default(),
             until,

@@ -1,34 +1,20 @@
 //! The pages of a command, and a user's position among them.
 
-use std::{borrow::Cow, time::Instant};
+use std::time::Instant;
 
 use fingerpost_wire::{ns, rsm, stanza::Refusal, text::sentence, xml};
 use jid::Jid;
 use minidom::Element;
 
 use super::{
+    catalogue::{Language, Said},
     form::{Form, Values},
     refusal::CommandRefusal,
+    table::AdHocCommand,
 };
 use crate::registry::{
     KeyNotice, RegistryError, refusal::RegistryRefusal, store::error::StoreError,
 };
-
-/// A command: its node and its title.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AdHocCommand {
-    /// The part of the node after `urn:fingerpost:cmd:`.
-    pub name: &'static str,
-    /// The title for people.
-    pub title: &'static str,
-}
-
-impl AdHocCommand {
-    /// Returns the whole node.
-    pub fn node(&self) -> String {
-        format!("{}{}", ns::COMMAND_NODES, self.name)
-    }
-}
 
 /// The result of the forms submitted so far.
 pub(super) enum CommandPage {
@@ -39,16 +25,16 @@ pub(super) enum CommandPage {
     /// A part of a long result.
     Part(ResultPart),
     /// The end: a result, a sentence, and the message for the owner of a changed key.
-    Done(Option<Form>, Cow<'static, str>, Option<KeyNotice>),
+    Done(Option<Form>, Said, Option<KeyNotice>),
     /// The end: why it failed.
-    Failed(String),
+    Failed(Said),
 }
 
 /// A part of a long result.
 pub(super) struct ResultPart {
     pub(super) form: Form,
     /// A sentence about all of it.
-    pub(super) text: String,
+    pub(super) text: Said,
     /// The actions that lead on; the first is the default.
     pub(super) forth: &'static [&'static str],
     /// The values to store for the next part.
@@ -59,7 +45,7 @@ pub(super) struct ResultPart {
 
 impl CommandPage {
     /// Returns the end, with a sentence.
-    pub(super) fn done(text: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) fn done(text: impl Into<Said>) -> Self {
         Self::Done(None, text.into(), None)
     }
 }
@@ -67,7 +53,7 @@ impl CommandPage {
 /// Why there is no next page.
 pub(super) enum NoPage {
     /// Show the last form again with this note.
-    Input(String),
+    Input(Said),
     /// End the command.
     Refused(CommandRefusal),
 }
@@ -93,7 +79,7 @@ impl From<Refusal> for NoPage {
 impl From<StoreError> for NoPage {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::NotAllowed(error) => Self::Input(error.to_string()),
+            StoreError::NotAllowed(error) => Self::Input(Said::Foreign(error.to_string())),
             error => Self::Refused(RegistryRefusal::from(error).into()),
         }
     }
@@ -103,7 +89,7 @@ impl From<RegistryError> for NoPage {
     fn from(error: RegistryError) -> Self {
         match error {
             RegistryError::Store(error) => error.into(),
-            RegistryError::Proof(error) => Self::Input(error.to_string()),
+            RegistryError::Proof(error) => Self::Input(Said::Foreign(error.to_string())),
         }
     }
 }
@@ -112,7 +98,9 @@ impl From<RegistryError> for NoPage {
 #[derive(Clone, Debug)]
 pub(super) struct CommandProgress {
     pub(super) from: Jid,
-    pub(super) command: AdHocCommand,
+    pub(super) command: &'static AdHocCommand,
+    /// The language of the present request.
+    pub(super) language: Language,
     /// How many forms have been submitted.
     pub(super) stage: usize,
     /// The actions of the page shown that lead on; the first is the default.
@@ -137,7 +125,7 @@ pub(super) struct OptionList {
     pub(super) set: Option<Element>,
 }
 
-pub(super) fn answer(command: AdHocCommand, id: &str, status: &str) -> Element {
+pub(super) fn answer(command: &AdHocCommand, id: &str, status: &str) -> Element {
     xml::element(
         "command",
         ns::COMMANDS,

@@ -14,10 +14,10 @@ use time::OffsetDateTime;
 
 use super::{
     Commands,
+    catalogue::{Language, Said, Text},
     form::{self, Form, KEY, MESSAGE, NOTE, PRINTS, PRINTS_OF, Values, print_lines},
     listing::{DescribedOption, ListHead},
     page::{CommandPage, CommandProgress, NoPage},
-    refusal::CommandRefusal,
 };
 use crate::control::SessionRow;
 use crate::registry::model::{
@@ -27,100 +27,104 @@ use crate::registry::model::{
 /// The option of a list of keys that stands for none of them.
 const NO_KEY: &str = "none";
 
-pub(super) fn input(error: impl std::fmt::Display) -> NoPage {
-    NoPage::Input(error.to_string())
+pub(super) fn input(text: impl Into<Said>) -> NoPage {
+    NoPage::Input(text.into())
+}
+
+/// Returns the reason that another part of the program has for refusing an input.
+pub(super) fn mistake(error: impl std::fmt::Display) -> NoPage {
+    NoPage::Input(Said::Foreign(error.to_string()))
 }
 
 impl Commands {
-    /// Returns the page that follows the forms submitted so far.
-    pub(super) async fn page(
+    pub(super) async fn lookup(
         &self,
         progress: &CommandProgress,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
-        let (stage, values) = (progress.stage, &progress.values);
-        if let Some(name) = progress.command.name.strip_prefix("admin:") {
-            return self.admin_page(name, progress, now).await;
-        }
-        match (progress.command.name, stage) {
-            ("keys", _) => self.keys(progress, now).await,
-            ("lookup", 0) => Ok(CommandPage::Form(
-                Form::new("Look up keys").required(
+        let (values, language) = (&progress.values, progress.language);
+        if progress.stage == 0 {
+            return Ok(CommandPage::Form(
+                Form::new(language, Text::Lookup).required(
                     "jid-single",
                     "jid",
-                    "The user's address",
+                    Text::UsersAddress,
                     &[values.one("jid")],
                 ),
                 true,
-            )),
-            ("lookup", _) => {
-                let owner = canonical_bare(values.one("jid"))
-                    .ok_or_else(|| input("Expected an address like romeo@montague.lit"))?;
-                let keys =
-                    self.registry.visible_keys(&progress.from.to_bare(), &owner).await?;
-                let text = match keys.is_empty() {
-                    true => format!("{owner} shows you no keys."),
-                    false => String::new(),
-                };
-                let title = format!("Keys of {owner}");
-                let list = ListHead { title: &title, text, is_followed: false };
-                progress.listed(list, key_items(&keys, false, now))
-            }
-            ("add", stage) => self.add(progress, stage, now).await,
-            ("revoke", stage) => self.revoke(progress, stage, now).await,
-            ("prove", stage) => self.prove(progress, stage, now).await,
-            ("settings", stage) => self.settings(progress, stage, now).await,
-            ("sessions", _) => self.sessions(progress),
-            ("export", _) => self.export(progress).await,
-            ("erase", 0) => Ok(CommandPage::Form(
-                Form::new("Erase everything held about me")
-                .text(
-                    NOTE,
-                    "Please note",
-                    "Your keys, proofs and settings will be deleted, for good. To confirm, write your own address.",
-                )
-                .required("jid-single", "confirm", "Your address", &[]),
-                true,
-            )),
-            ("erase", _) => {
-                let me = progress.from.to_bare();
-                if canonical_bare(values.one("confirm")).as_ref() != Some(&me) {
-                    return Err(input("That is not your own address: nothing was deleted"));
-                }
-                self.registry.erase(&me, &Actor::User(me.clone()), now).await?;
-                Ok(CommandPage::done("Everything held about you has been deleted."))
-            }
-            _ => Err(NoPage::Refused(CommandRefusal::NoSuchCommand)),
+            ));
         }
+
+        let owner =
+            canonical_bare(values.one("jid")).ok_or_else(|| input(Text::ExpectedAddress))?;
+        let keys = self.registry.visible_keys(&progress.from.to_bare(), &owner).await?;
+        let text = match keys.is_empty() {
+            true => Text::NoKeysShown.with(&[&owner]),
+            false => Said::Nothing,
+        };
+        let title = Text::KeysOf.with(&[&owner]);
+        let list = ListHead { title, text, is_followed: false };
+        progress.listed(list, key_items(language, &keys, false, now))
+    }
+
+    pub(super) async fn erase(
+        &self,
+        progress: &CommandProgress,
+        now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
+        let (values, language) = (&progress.values, progress.language);
+        if progress.stage == 0 {
+            return Ok(CommandPage::Form(
+                Form::new(language, Text::Erase)
+                    .text(NOTE, Text::PleaseNote, Text::EraseNote)
+                    .required("jid-single", "confirm", Text::YourAddress, &[]),
+                true,
+            ));
+        }
+
+        let me = progress.from.to_bare();
+        if canonical_bare(values.one("confirm")).as_ref() != Some(&me) {
+            return Err(input(Text::NotYourAddress));
+        }
+        self.registry.erase(&me, &Actor::User(me.clone()), now).await?;
+        Ok(CommandPage::done(Text::Erased))
     }
 
     /// Lists the user's keys, and goes on to another command for one of them.
-    async fn keys(
+    pub(super) async fn keys(
         &self,
         progress: &CommandProgress,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
         let me = progress.from.to_bare();
         let keys = self.registry.profile(&me).await?.keys.clone();
+        let language = progress.language;
         let Some(chosen_at) = progress.followed_at() else {
-            let text = if keys.is_empty() { "You have no keys." } else { "" };
+            let text = if keys.is_empty() { Text::NoKeys.into() } else { Said::Nothing };
             let is_followed = keys.iter().any(|key| key.state != State::Revoked);
-            let list = ListHead { title: "My keys", text: text.to_owned(), is_followed };
-            return progress.listed(list, key_items(&keys, false, now));
+            let list = ListHead { title: Text::MyKeys.into(), text, is_followed };
+            return progress.listed(list, key_items(language, &keys, false, now));
         };
         let values = &progress.values;
         if progress.stage == chosen_at {
-            let open = keys.iter().filter(|key| key.state != State::Revoked).map(choice);
-            let options = [("Prove", "prove"), ("Replace", "replace"), ("Revoke", "revoke")]
-                .map(|(label, value)| (label.to_owned(), value.to_owned()));
+            let open = keys
+                .iter()
+                .filter(|key| key.state != State::Revoked)
+                .map(|key| choice(language, key));
+            let options = [
+                (Text::DoProve, "prove"),
+                (Text::DoReplace, "replace"),
+                (Text::DoRevoke, "revoke"),
+            ]
+            .map(|(label, value)| (language.text(label).to_owned(), value.to_owned()));
             let open: Vec<_> = open.collect();
             let id = match open.as_slice() {
                 [(_, only)] => only,
                 _ => values.one("id"),
             };
-            let form = Form::new("Go on with a key")
-                .choice("id", "Which key", id, open.clone())
-                .choice("then", "What to do", values.one("then"), options);
+            let form = Form::new(language, Text::GoOn)
+                .choice("id", Text::WhichKey, id, open.clone())
+                .choice("then", Text::WhatToDo, values.one("then"), options);
             return Ok(CommandPage::Form(form, false));
         }
         // The other command goes on with the page after the choice of a key.
@@ -128,28 +132,34 @@ impl Commands {
         let mut other = progress.clone();
         other.stage -= chosen_at;
         match values.one("then") {
-            "prove" => self.prove(&other, other.stage, now).await,
-            "revoke" => self.revoke(&other, other.stage, now).await,
+            "prove" => self.prove(&other, now).await,
+            "revoke" => self.revoke(&other, now).await,
             "replace" => {
                 other.values.set_default("replaces", key.id.to_string());
                 other.values.set_default("method", key.method.to_string());
                 other.values.set_default("label", key.label.clone());
-                self.add(&other, other.stage - 1, now).await
+                other.stage -= 1;
+                self.add(&other, now).await
             }
-            _ => Err(input("Choose what to do with the key")),
+            _ => Err(input(Text::ChooseWhatToDo)),
         }
     }
 
     /// Returns the export as text, in parts of its own if necessary.
-    async fn export(&self, progress: &CommandProgress) -> Result<CommandPage, NoPage> {
+    pub(super) async fn export(
+        &self,
+        progress: &CommandProgress,
+        _now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
+        let language = progress.language;
         let text = |lines: &[&str]| {
-            Form::result("Everything held about me").field("text-multi", "export", "As XML", lines)
+            Form::result(language, Text::Export).field("text-multi", "export", Text::AsXml, lines)
         };
         let size_of = |form: Form| size::of(&form.into_element()).unwrap_or(usize::MAX);
         let me = progress.from.to_bare();
         let request = progress.part();
         // Inside a value each `<` takes four bytes and each quote five; in the worst case every second byte is text.
-        let mut room = progress.room_for(&text(&[""]), "");
+        let mut room = progress.room_for(&text(&[""]), &Said::Nothing);
         loop {
             let mut export = self.registry.export(&me, request.as_ref(), room).await?;
             let set = export.remove_child("set", ns::RSM);
@@ -157,150 +167,151 @@ impl Commands {
             let form = text(&xml_lines(&shown).iter().map(String::as_str).collect::<Vec<_>>());
             let frame = 400;
             let (size, empty) = (size_of(form.clone()), size_of(text(&[""])));
-            if size - empty + frame > progress.room_for(&text(&[""]), "") {
+            if size - empty + frame > progress.room_for(&text(&[""]), &Said::Nothing) {
                 room = room / 4 * 3;
                 continue;
             }
-            let Some(set) = set else { return Ok(CommandPage::Done(Some(form), "".into(), None)) };
+            let Some(set) = set else {
+                return Ok(CommandPage::Done(Some(form), Said::Nothing, None));
+            };
             let items = export
                 .children()
                 .map(|part| {
                     part.children().count() + usize::from(part.attr("visibility").is_some())
                 })
                 .sum();
-            return Ok(progress.shown(form, String::new(), items, Some(set), false));
+            return Ok(progress.shown(form, Said::Nothing, items, Some(set), false));
         }
     }
 
-    async fn add(
+    pub(super) async fn add(
         &self,
         progress: &CommandProgress,
-        stage: usize,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
-        let values = &progress.values;
+        let stage = progress.stage;
+        let (values, language) = (&progress.values, progress.language);
         let me = progress.from.to_bare();
         if stage == 0 {
             let keys = self.registry.profile(&me).await?.keys.clone();
             let methods = ["x509", "openpgp"].map(|name| (name.to_owned(), name.to_owned()));
             let method =
                 if values.one("method").is_empty() { "x509" } else { values.one("method") };
-            let none = ("No other key".to_owned(), NO_KEY.to_owned());
+            let none = (language.text(Text::NoOtherKey).to_owned(), NO_KEY.to_owned());
             let replaces = match values.one("replaces") {
                 "" => NO_KEY,
                 id => id,
             };
             let material = values.lines("material");
-            let form = Form::new("Add a key")
-            .text(
-                NOTE,
-                "Please note",
-                "Give the certificate itself, as PEM or armour, or only its print. Never send a private key.",
-            )
-            .choice("method", "Kind of key", method, methods)
-            .field("text-single", "label", "A name for it", &[values.one("label")])
-            .field(
-                "text-multi",
-                "material",
-                "The certificate",
-                &material.lines().collect::<Vec<_>>(),
-            )
-            .field("text-single", "print", "Or its print, hexadecimal", &[values.one("print")])
-            .choice(
-                "replaces",
-                "It replaces",
-                replaces,
-                std::iter::once(none).chain(active(&keys)),
-            );
+            let form = Form::new(language, Text::Add)
+                .text(NOTE, Text::PleaseNote, Text::AddNote)
+                .choice("method", Text::KindOfKey, method, methods)
+                .field("text-single", "label", Text::ItsName, &[values.one("label")])
+                .field(
+                    "text-multi",
+                    "material",
+                    Text::TheCertificate,
+                    &material.lines().collect::<Vec<_>>(),
+                )
+                .field("text-single", "print", Text::OrItsPrint, &[values.one("print")])
+                .choice(
+                    "replaces",
+                    Text::ItReplaces,
+                    replaces,
+                    std::iter::once(none).chain(active(language, &keys)),
+                );
             return Ok(CommandPage::Form(form, false));
         }
         let new = read_new(values)?;
         if stage == 1 {
             let lines: Vec<String> = new.prints().iter().flat_map(print_lines).collect();
-            let form = Form::new("Add this key?")
-                .text(NOTE, "Please note", "Compare the prints with those that you know.")
-                .fields(vec![form::shown(PRINTS, "Prints", &lines)]);
+            let form = Form::new(language, Text::AddThisKey)
+                .text(NOTE, Text::PleaseNote, Text::ComparePrints)
+                .fields(vec![form::shown(PRINTS, language.text(Text::Prints), &lines)]);
             return Ok(CommandPage::Form(form, true));
         }
         let (key, notice) = self.registry.add(&progress.from, &new, now).await?;
         let text = match new.note(&key, now) {
-            None => "The key is registered.".into(),
-            Some(note) => format!("The key is registered. {note}").into(),
+            None => Text::Registered.into(),
+            Some(note) => Text::RegisteredNote.with(&[&note]),
         };
-        let form = one_key(&key, false, now);
+        let form = one_key(language, &key, false, now);
         Ok(CommandPage::Done(Some(form), text, notice))
     }
 
-    async fn revoke(
+    pub(super) async fn revoke(
         &self,
         progress: &CommandProgress,
-        stage: usize,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
-        let values = &progress.values;
+        let stage = progress.stage;
+        let (values, language) = (&progress.values, progress.language);
         let me = progress.from.to_bare();
         let keys: Vec<Key> = self.registry.profile(&me).await?.keys.clone();
         if let Some(again) = progress.lists_options(0, "id") {
-            let open = keys.iter().filter(|key| key.state != State::Revoked).map(choice);
+            let open = keys
+                .iter()
+                .filter(|key| key.state != State::Revoked)
+                .map(|key| choice(language, key));
             let options = progress.options(&open.collect::<Vec<_>>(), |open| {
-                Form::new("Revoke a key")
-                    .text(NOTE, "Please note", "A revoked key is never good again.")
-                    .choice("id", "Which key", values.one("id"), open)
+                Form::new(language, Text::Revoke)
+                    .text(NOTE, Text::PleaseNote, Text::RevokeNote)
+                    .choice("id", Text::WhichKey, values.one("id"), open)
             })?;
             return Ok(CommandPage::Options(options.followed(), again));
         }
         let key = chosen(&keys, values)?;
-        let reason = check_reason(values.one("reason")).map_err(input)?;
+        let reason = check_reason(values.one("reason")).map_err(mistake)?;
         if stage == 1 {
-            let form = Form::new("Revoke this key?")
-                .text(NOTE, "Please note", "This key will be revoked, for good.")
-                .fields(key_fields(key, false, now))
-                .field("text-single", "reason", "Why", &[values.one("reason")])
-                .required("boolean", "sure", "Yes, revoke it", &["0"]);
+            let form = Form::new(language, Text::RevokeThisKey)
+                .text(NOTE, Text::PleaseNote, Text::WillBeRevoked)
+                .fields(key_fields(language, key, false, now))
+                .field("text-single", "reason", Text::Why, &[values.one("reason")])
+                .required("boolean", "sure", Text::SureRevoke, &["0"]);
             return Ok(CommandPage::Form(form, true));
         }
         if !values.is_true("sure") {
-            return Err(input("Tick the box to revoke the key, or cancel"));
+            return Err(input(Text::TickToRevoke));
         }
         let actor = Actor::User(me);
         let (key, notice) =
             self.registry.revoke(&progress.from, &actor, key.id, &reason, now).await?;
-        Ok(CommandPage::Done(Some(one_key(&key, false, now)), "The key is revoked.".into(), notice))
+        Ok(CommandPage::Done(
+            Some(one_key(language, &key, false, now)),
+            Text::Revoked.into(),
+            notice,
+        ))
     }
 
-    async fn prove(
+    pub(super) async fn prove(
         &self,
         progress: &CommandProgress,
-        stage: usize,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
-        let values = &progress.values;
+        let stage = progress.stage;
+        let (values, language) = (&progress.values, progress.language);
         let me = progress.from.to_bare();
         let keys: Vec<Key> = self.registry.profile(&me).await?.keys.clone();
         if let Some(again) = progress.lists_options(0, "id") {
-            let options = progress.options(&active(&keys).collect::<Vec<_>>(), |open| {
-                Form::new("Prove that a key is mine").choice(
-                    "id",
-                    "Which key",
-                    values.one("id"),
-                    open,
-                )
-            })?;
+            let options =
+                progress.options(&active(language, &keys).collect::<Vec<_>>(), |open| {
+                    Form::new(language, Text::Prove).choice(
+                        "id",
+                        Text::WhichKey,
+                        values.one("id"),
+                        open,
+                    )
+                })?;
             return Ok(CommandPage::Options(options.followed(), again));
         }
         let id = chosen(&keys, values)?.id;
         if stage == 1 {
             let (nonce, _) = self.registry.challenge(&me, id, now).await?;
             let message = fingerpost_wire::proof::message(self.registry.component(), &me, &nonce);
-            let form = Form::new("Sign this")
-            .text(
-                NOTE,
-                "Please note",
-                "Decode the text below and sign the bytes with your key: Ed25519, ECDSA P-256 with SHA-256, RSA-PSS with \
-                 SHA-256, or a detached OpenPGP signature. It is good for 5 minutes.",
-            )
-            .text(MESSAGE, "To be signed, base64", &STANDARD.encode(message))
-            .required("text-multi", "signature", "The signature, base64 or armour", &[]);
+            let form = Form::new(language, Text::SignThis)
+                .text(NOTE, Text::PleaseNote, Text::SignNote)
+                .text(MESSAGE, Text::ToBeSigned, Said::Foreign(STANDARD.encode(message)))
+                .required("text-multi", "signature", Text::TheSignature, &[]);
             return Ok(CommandPage::Form(form, true));
         }
         let text = values.lines("signature");
@@ -308,19 +319,23 @@ impl Commands {
             text.into_bytes()
         } else {
             let text: String = text.split_whitespace().collect();
-            STANDARD.decode(text).map_err(|_| input("The signature must be base64 or armour"))?
+            STANDARD.decode(text).map_err(|_| input(Text::BadSignature))?
         };
         let (key, notice) = self.registry.prove(&progress.from, id, &signature, now).await?;
-        Ok(CommandPage::Done(Some(one_key(&key, false, now)), "The key is proven.".into(), notice))
+        Ok(CommandPage::Done(
+            Some(one_key(language, &key, false, now)),
+            Text::Proven.into(),
+            notice,
+        ))
     }
 
-    async fn settings(
+    pub(super) async fn settings(
         &self,
         progress: &CommandProgress,
-        stage: usize,
         now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
-        let values = &progress.values;
+        let stage = progress.stage;
+        let (values, language) = (&progress.values, progress.language);
         let me = progress.from.to_bare();
         if stage == 0 {
             let settings = self.registry.settings(&me).await?;
@@ -331,59 +346,61 @@ impl Commands {
                 chosen => chosen,
             };
             let options = [
-                ("Everyone who may use the service", Visibility::Everyone),
-                ("Users of my own domain", Visibility::Local),
-                ("Only those I name", Visibility::Listed),
-                ("Nobody", Visibility::Nobody),
+                (Text::ForEveryone, Visibility::Everyone),
+                (Text::ForLocal, Visibility::Local),
+                (Text::ForListed, Visibility::Listed),
+                (Text::ForNobody, Visibility::Nobody),
             ]
-            .map(|(label, visibility)| (label.to_owned(), visibility.as_str().to_owned()));
-            let form = Form::new("Choose who may see my keys")
-                .text(
-                    NOTE,
-                    "Please note",
-                    "Users that may not see them cannot reach you by your bare address.",
-                )
-                .choice("visibility", "My keys are shown to", chosen, options)
+            .map(|(label, visibility)| {
+                (language.text(label).to_owned(), visibility.as_str().to_owned())
+            });
+            let form = Form::new(language, Text::Settings)
+                .text(NOTE, Text::PleaseNote, Text::SettingsNote)
+                .choice("visibility", Text::ShownTo, chosen, options)
                 .field(
                     "jid-multi",
                     "allowed",
-                    "Users I name",
+                    Text::UsersNamed,
                     if written.is_empty() { &known } else { &written },
                 );
             return Ok(CommandPage::Form(form, true));
         }
-        let visibility = values.one("visibility").parse::<Visibility>().map_err(input)?;
+        let visibility = values.one("visibility").parse::<Visibility>().map_err(mistake)?;
         let mut allowed = Vec::new();
         for text in values.all("allowed") {
-            let jid = canonical_bare(text)
-                .ok_or_else(|| input("Expected addresses like romeo@montague.lit"))?;
+            let jid = canonical_bare(text).ok_or_else(|| input(Text::ExpectedAddresses))?;
             if !allowed.contains(&jid) {
                 allowed.push(jid);
             }
         }
         if allowed.len() > ALLOWED_MAX {
-            return Err(input("At most 256 users may be named"));
+            return Err(input(Text::TooManyNamed));
         }
         self.registry.set_settings(&me, &Settings { visibility, allowed }, now).await?;
-        Ok(CommandPage::done("Your choice is stored."))
+        Ok(CommandPage::done(Text::Stored))
     }
 
-    fn sessions(&self, progress: &CommandProgress) -> Result<CommandPage, NoPage> {
+    pub(super) async fn sessions(
+        &self,
+        progress: &CommandProgress,
+        _now: OffsetDateTime,
+    ) -> Result<CommandPage, NoPage> {
+        let language = progress.language;
         let me = progress.from.to_bare();
         let sessions = self.control.sessions(Some(&me));
         if let Some(again) = progress.lists_options(0, "id") {
             if sessions.is_empty() {
-                return Ok(CommandPage::done("You have no sessions now."));
+                return Ok(CommandPage::done(Text::NoSessions));
             }
             let options = sessions.iter().map(|session| {
                 let [initiator, responder] = &session.users;
                 let peer = if *initiator == me { responder } else { initiator };
-                described(session, peer.to_string(), format!("With: {peer}"))
+                described(language, session, peer.to_string(), Text::With.with(&[&peer]))
             });
             let options = progress.described_options(options.collect(), |fields, options| {
-                Form::new("My sessions").fields(fields).choice(
+                Form::new(language, Text::MySessions).fields(fields).choice(
                     "id",
-                    "To be ended",
+                    Text::ToBeEnded,
                     progress.values.one("id"),
                     options,
                 )
@@ -393,17 +410,17 @@ impl Commands {
         let id = progress.values.one("id");
         let session = sessions.iter().find(|session| session.id == id);
         if session.is_some_and(|session| self.control.end(session, "One of its users ended it")) {
-            Ok(CommandPage::done("The session is being ended."))
+            Ok(CommandPage::done(Text::SessionEnds))
         } else {
-            Err(input("There is no such session any more"))
+            Err(input(Text::SessionGone))
         }
     }
 }
 
 fn read_new(values: &Values) -> Result<NewKey, NoPage> {
-    let method: Method = values.one("method").parse().map_err(input)?;
+    let method: Method = values.one("method").parse().map_err(mistake)?;
     if method == Method::Srp {
-        return Err(input(KeyError::Method));
+        return Err(mistake(KeyError::Method));
     }
     let label = values.one("label");
     let material = values.lines("material");
@@ -411,7 +428,7 @@ fn read_new(values: &Values) -> Result<NewKey, NoPage> {
     let prints = if print.is_empty() {
         Vec::new()
     } else {
-        vec![Print::read(print, method, None).map_err(input)?]
+        vec![Print::read(print, method, None).map_err(mistake)?]
     };
     let new = if material.trim().is_empty() {
         NewKey::of_prints(method, prints, label, Source::Self_)
@@ -421,69 +438,73 @@ fn read_new(values: &Values) -> Result<NewKey, NoPage> {
             text.as_bytes().to_vec()
         } else {
             let text: String = text.split_whitespace().collect();
-            STANDARD
-                .decode(text)
-                .map_err(|_| input("The certificate must be PEM, armour or base64"))?
+            STANDARD.decode(text).map_err(|_| input(Text::BadCertificate))?
         };
-        let material = Material::parse(method, &bytes).map_err(input)?;
+        let material = Material::parse(method, &bytes).map_err(mistake)?;
         NewKey::of_material(material, &prints, label, Source::Self_)
     };
     let replaces = match values.one("replaces") {
         "" | NO_KEY => None,
-        id => Some(id.parse::<KeyId>().map_err(input)?),
+        id => Some(id.parse::<KeyId>().map_err(mistake)?),
     };
-    Ok(new.map_err(input)?.replacing(replaces))
+    Ok(new.map_err(mistake)?.replacing(replaces))
 }
 
 /// Returns a key as an option: label and value.
-pub(super) fn choice(key: &Key) -> (String, String) {
+pub(super) fn choice(language: Language, key: &Key) -> (String, String) {
     let lines = key.prints.first().map(print_lines).unwrap_or_default();
     let print = lines.get(1).map(String::as_str).unwrap_or_default();
-    let name = form::shortened(name(key), 14);
+    let name = form::shortened(name(language, key), 14);
     (format!("{name} ({} {print}…)", key.method), key.id.to_string())
 }
 
-fn name(key: &Key) -> &str {
-    if key.label.is_empty() { "key" } else { &key.label }
+fn name(language: Language, key: &Key) -> &str {
+    if key.label.is_empty() { language.text(Text::UnnamedKey) } else { &key.label }
 }
 
-fn active(keys: &[Key]) -> impl Iterator<Item = (String, String)> {
-    keys.iter().filter(|key| key.state == State::Active).map(choice)
+fn active(language: Language, keys: &[Key]) -> impl Iterator<Item = (String, String)> {
+    keys.iter().filter(|key| key.state == State::Active).map(move |key| choice(language, key))
 }
 
 fn chosen<'a>(keys: &'a [Key], values: &Values) -> Result<&'a Key, NoPage> {
     let id = values.one("id");
-    keys.iter().find(|key| key.id.to_string() == id).ok_or_else(|| input("Choose one of your keys"))
+    keys.iter().find(|key| key.id.to_string() == id).ok_or_else(|| input(Text::ChooseKey))
 }
 
 /// Returns keys as the items of a list.
 pub(super) fn key_items(
+    language: Language,
     keys: &[Key],
     has_owner: bool,
     now: OffsetDateTime,
 ) -> Vec<(String, Vec<Element>)> {
-    keys.iter().map(|key| (key.id.to_string(), key_fields(key, has_owner, now))).collect()
+    keys.iter().map(|key| (key.id.to_string(), key_fields(language, key, has_owner, now))).collect()
 }
 
 /// Returns one key as a result.
-pub(super) fn one_key(key: &Key, has_owner: bool, now: OffsetDateTime) -> Form {
-    Form::result("The key").fields(key_fields(key, has_owner, now))
+pub(super) fn one_key(language: Language, key: &Key, has_owner: bool, now: OffsetDateTime) -> Form {
+    Form::result(language, Text::TheKey).fields(key_fields(language, key, has_owner, now))
 }
 
 /// Returns a key as fields: one for people, and one with the whole fingerprints for programs.
-pub(super) fn key_fields(key: &Key, has_owner: bool, now: OffsetDateTime) -> Vec<Element> {
-    let (name, method, state) = (name(key), key.method, key.state_shown(now));
+pub(super) fn key_fields(
+    language: Language,
+    key: &Key,
+    has_owner: bool,
+    now: OffsetDateTime,
+) -> Vec<Element> {
+    let (name, method, state) = (name(language, key), key.method, key.state_shown(now));
     let label = format!("{name} ({method}, {state}, {})", key.assurance);
     let mut lines: Vec<String> = key.prints.iter().flat_map(print_lines).collect();
     if has_owner {
-        lines.push(format!("Owner: {}", key.owner));
+        lines.push(language.fill(Text::Owner, &[&key.owner]));
     }
-    lines.push(format!("Source: {}", key.source));
-    lines.push(format!("Since: {}", stamp(key.created)));
+    lines.push(language.fill(Text::KeySource, &[&key.source]));
+    lines.push(language.fill(Text::Since, &[&stamp(key.created)]));
     if let Some(expires) = key.expires {
-        lines.push(format!("Until: {}", stamp(expires)));
+        lines.push(language.fill(Text::Until, &[&stamp(expires)]));
     }
-    lines.push(format!("Id: {}", key.id));
+    lines.push(language.fill(Text::Id, &[&key.id]));
     let whole = |print: &Print| format!("{} {print}", print.hash().as_str());
     let whole: Vec<String> = key.prints.iter().map(whole).collect();
     vec![
@@ -498,14 +519,20 @@ fn xml_lines(text: &str) -> Vec<String> {
 }
 
 /// Returns a session as an option and a field.
-pub(super) fn described(session: &SessionRow, name: String, users: String) -> DescribedOption {
+pub(super) fn described(
+    language: Language,
+    session: &SessionRow,
+    name: String,
+    users: Said,
+) -> DescribedOption {
     let legs = match (session.is_brokered(), session.legs) {
-        (true, Some([a, b])) => format!("brokered {a}-{b}"),
-        (true, None) => "brokered, being set up".to_owned(),
-        (false, _) => "SOCKS5 transfer".to_owned(),
+        (true, Some([a, b])) => language.fill(Text::Brokered, &[&a, &b]),
+        (true, None) => language.text(Text::BeingSetUp).to_owned(),
+        (false, _) => language.text(Text::Transfer).to_owned(),
     };
     let (seconds, bytes) = (session.age.as_secs(), session.bytes);
-    let mut lines = form::wrapped(&users);
-    lines.extend([legs, format!("Seconds: {seconds}"), format!("Bytes: {bytes}")]);
-    DescribedOption { title: "Session", name, value: session.id.clone(), lines }
+    let mut lines = form::wrapped(&users.in_language(language));
+    let seconds = language.fill(Text::Seconds, &[&seconds]);
+    lines.extend([legs, seconds, language.fill(Text::Bytes, &[&bytes])]);
+    DescribedOption { name, value: session.id.clone(), lines }
 }

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::{Router, disco, profile, refusal::FrontRefusal};
 use crate::{
+    commands::catalogue::Language,
     refuse::Refuse as _,
     registry::{KeyNotice, requests::Handled},
     relay::table::NotActivated,
@@ -28,6 +29,7 @@ impl Router {
         payload: &Element,
     ) -> Result<(), FrontRefusal> {
         let get = stanza.type_ == StanzaType::Get;
+        let language = Language::of(&stanza.element).unwrap_or_default();
         let answer = match (payload.name(), payload.ns().as_str()) {
             ("query", ns::DISCO_INFO) if get => match payload.attr("node") {
                 None => self.options.info(),
@@ -38,7 +40,7 @@ impl Router {
                     info
                 }
                 Some(node) => match self.commands.find(node, &stanza.from.to_bare()) {
-                    Some(command) => disco::command(node, command.title),
+                    Some(command) => disco::command(node, command.title(language)),
                     None => return Err(FrontRefusal::NoSuchNode),
                 },
             },
@@ -54,7 +56,7 @@ impl Router {
                         let item = [
                             ("jid", self.options.jid.as_str()),
                             ("node", node.as_str()),
-                            ("name", command.title),
+                            ("name", command.title(language)),
                         ];
                         query.append_child(xml::element("item", ns::DISCO_ITEMS, &item));
                     }
@@ -210,7 +212,8 @@ impl Router {
         let (stanza, notices) = (stanza.clone(), self.back.notices.clone());
         self.work(self.permit(&stanza)?, async move {
             let now = OffsetDateTime::now_utc();
-            let done = commands.handle_within(&stanza.from, &payload, now, room).await;
+            let language = Language::of(&stanza.element).unwrap_or_default();
+            let done = commands.handle_within(&stanza.from, &payload, now, room, language).await;
             let done = done.map(|(answer, notice)| Handled { answer: Some(answer), notice });
             finish(&stanza, done, &notices).await
         })

@@ -21,6 +21,18 @@ async def story(settings):
     info = await alice["xep_0030"].get_info(jid=component, node=NODE + "add")
     report["identity"] = [list(i[:2]) for i in info["disco_info"]["identities"]]
 
+    # In German.
+    items = alice.make_iq_get(ito=component)
+    items["lang"] = "de"
+    items["disco_items"]["node"] = "http://jabber.org/protocol/commands"
+    names = sorted(item[2] for item in (await items.send())["disco_items"]["items"])
+    german = Run(alice, component, "lookup")
+    german.language = "de-DE"
+    await german.go()
+    report["german"] = [names[-1], german.form["title"]]
+    await german.go("complete", jid="nobody@example.test")
+    report["german"].append(german.notes[0][1])
+
     # Two pages, back and forth, with a mistake on the way.
     add = await Run(alice, component, "add").go()
     report["add 1"] = [add.status, add.actions, sorted(add.form.get_fields())]

@@ -1,13 +1,12 @@
 """Ad-hoc commands with slixmpp's own xep_0050 and xep_0004."""
 
 import copy
+import re
 
 from layout import check
 from peer import TIMEOUT
 
 NODE = "urn:fingerpost:cmd:"
-# The lines about a key that are no fingerprint.
-ABOUT = ("Owner", "Source", "Since", "Until", "Id")
 
 
 def with_forms(peer):
@@ -19,6 +18,9 @@ def with_forms(peer):
 class Run:
     """One command under way."""
 
+    # The language of the requests; none: the server's.
+    language = None
+
     def __init__(self, peer, component, name):
         self.peer, self.component, self.node = peer, component, NODE + name
         self.session, self.form, self.status = None, None, None
@@ -29,9 +31,15 @@ class Run:
             payload = self.peer["xep_0004"].make_form(ftype="submit")
             for var, value in values.items():
                 payload.add_field(var=var, value=value)
-        iq = await self.peer["xep_0050"].send_command(
-            self.component, self.node, action=action, payload=payload, sessionid=self.session, timeout=TIMEOUT)  # fmt: skip
-        command = iq["command"]
+        iq = self.peer.make_iq_set(ito=self.component)
+        if self.language:
+            iq["lang"] = self.language
+        iq["command"]["node"], iq["command"]["action"] = self.node, action
+        if self.session:
+            iq["command"]["sessionid"] = self.session
+        if payload is not None:
+            iq["command"].append(payload)
+        command = (await iq.send(timeout=TIMEOUT))["command"]
         check(command.xml)
         self.command = copy.deepcopy(command.xml)
         self.session, self.status = command["sessionid"], command["status"]
@@ -41,16 +49,20 @@ class Run:
 
     def fields(self, beginning):
         """The fields whose variables begin so: label and lines."""
+        return [(label, lines) for _, label, lines in self.named_fields(beginning)]
+
+    def named_fields(self, beginning):
+        """The same with the rest of the variable."""
         found = []
         for var, field in self.form.get_fields().items():
             if var.startswith(beginning):
                 lines = [value.text for value in field.xml.iter("{jabber:x:data}value")]
-                found.append((field["label"], lines))
+                found.append((var.removeprefix(beginning), field["label"], lines))
         return found
 
     def values(self, name):
         """One thing about each key of a list, as a person reads it."""
-        return [about(label, lines)[name] for label, lines in self.fields("key-")]
+        return [about(*field)[name] for field in self.named_fields("key-")]
 
     def entries(self, name):
         """One thing about each entry of the audit log."""
@@ -69,18 +81,17 @@ class Run:
         return [kind for kind, _ in self.notes]
 
 
-def about(label, lines):
+def about(id_, label, lines):
     """A key as it is shown."""
     name, _, state = label.rpartition(" (")
     method, state, assurance = state.rstrip(")").split(", ")
-    key = {"label": name, "method": method, "state": state, "assurance": assurance, "prints": {}}
+    key = {"id": id_, "label": name, "method": method, "state": state, "assurance": assurance, "prints": {}}
     for line in lines:
-        word, _, value = line.partition(": ")
-        if word in ABOUT:
-            key[word.lower()] = value
-        elif ":" not in line:
+        if line == "SHA-1" or line.endswith("SHA-256"):
             fingerprint = key["prints"].setdefault(line.lower(), [])
-        else:
+        elif re.fullmatch("([0-9A-F]{2}:)*[0-9A-F]{2}", line):
             fingerprint.append(line)
+        elif line.startswith("Owner: "):
+            key["owner"] = line.removeprefix("Owner: ")
     key["prints"] = {kind: ":".join(lines) for kind, lines in key["prints"].items()}
     return key

@@ -605,6 +605,11 @@ pub fn users_run_commands(kind: Kind) {
     let expected = json!({
         "listed": ["add", "erase", "export", "keys", "lookup", "prove", "revoke", "sessions", "settings"],
         "identity": [["automation", "command-node"]],
+        "german": [
+            "Schlüssel widerrufen",
+            "Schlüssel eines Nutzers nachschlagen",
+            "nobody@example.test zeigt Ihnen keine Schlüssel.",
+        ],
         "add 1": ["executing", ["next"], ["label", "material", "method", "note", "print", "replaces"]],
         "mistake": ["executing", ["error"], "no fingerprint is in it: expec", "laptop"],
         "add 2": ["executing", ["complete", "prev"]],
