@@ -14,13 +14,15 @@ use super::{
     Commands,
     catalogue::{Language, Said, Text},
     form::{self, ENTRY, Form, NOTE, Values},
-    listing::ListHead,
+    listing::{ListHead, NONE},
     page::{CommandPage, CommandProgress, NoPage},
     refusal::CommandRefusal,
-    user::{described, input, key_fields, key_items, mistake, one_key},
+    user::{described, input, key_fields, key_items, mistake, none, one_key},
 };
 use crate::registry::model::{Actor, AuditEntry, Key, check_reason};
 
+/// The option that stands for all sessions of the list.
+const ALL: &str = "all";
 /// Entries on one page of the audit log.
 const ROWS: usize = 20;
 /// The most users whose keys one search shows.
@@ -76,16 +78,19 @@ impl Commands {
                 let users = Text::FromTo.with(&[from, to]);
                 described(language, session, format!("{from} → {to}"), users)
             });
+            // Profanity shows no options of a list from which several may be chosen.
+            let several =
+                [none(language), (language.text(Text::AllOfThem).to_owned(), ALL.to_owned())];
             let options = progress.described_options(options.collect(), |fields, options| {
                 Form::new(language, Text::SomeSessions)
                     .text(NOTE, Text::PleaseNote, text.clone())
                     .fields(fields)
-                    .choices("id", Text::ToBeEnded, options)
+                    .choice("id", Text::ToBeEnded, NONE, several.clone().into_iter().chain(options))
                     .field("text-single", "reason", Text::WhyForBoth, &[values.one("reason")])
             })?;
             return Ok(CommandPage::Options(options, again));
         }
-        let chosen: Vec<&str> = values.all("id").collect();
+        let chosen: Vec<&str> = values.all("id").filter(|id| *id != NONE).collect();
         if chosen.is_empty() {
             return Err(input(Text::ChooseSessions));
         }
@@ -94,7 +99,9 @@ impl Commands {
             "" => "An admin ended it".to_owned(),
             reason => format!("An admin ended it: {reason}"),
         };
-        let found = sessions.iter().filter(|session| chosen.contains(&session.id.as_str()));
+        let found = sessions
+            .iter()
+            .filter(|session| chosen.contains(&ALL) || chosen.contains(&session.id.as_str()));
         let ended = found.filter(|session| self.control.end(session, &text)).count();
         if ended == 0 {
             return Err(input(Text::SessionNoLonger));

@@ -210,16 +210,6 @@ impl Form {
         self.field("list-single", var, label, values).with_options(options)
     }
 
-    /// Adds a field for any of several options, each with label and value. None is chosen at first.
-    pub(super) fn choices(
-        self,
-        var: &str,
-        label: impl Into<Said>,
-        options: impl IntoIterator<Item = (String, String)>,
-    ) -> Self {
-        self.field("list-multi", var, label, &[]).with_options(options)
-    }
-
     fn with_options(mut self, options: impl IntoIterator<Item = (String, String)>) -> Self {
         if let Some(field) = self.fields.last_mut() {
             for (label, value) in options {

@@ -31,6 +31,8 @@ const SET: usize = 300;
 /// The field that chooses the part of a list, and the name of the stored part.
 pub(super) const PART: &str = "part";
 const PART_SHOWN: &str = "part-shown";
+/// The option of a list that stands for none of them. poezio and Psi+ choose the first option by themselves.
+pub(super) const NONE: &str = "none";
 /// The name of the stored stage of the last part of a result.
 const READ: &str = "read";
 
@@ -146,7 +148,7 @@ impl CommandProgress {
     /// chosen in it, and another part was requested.
     pub(super) fn lists_options(&self, stage: usize, var: &str) -> Option<bool> {
         let (wanted, shown) = (self.values.one(PART), self.values.one(PART_SHOWN));
-        let nothing = self.values.all(var).next().is_none();
+        let nothing = self.values.all(var).all(|value| value == NONE);
         if self.stage == stage {
             return Some(false);
         }
@@ -368,7 +370,12 @@ mod tests {
         let options: Vec<(String, String)> =
             (0..654).map(|number| ("'".repeat(50), number.to_string())).collect();
         let form = |options| {
-            Form::new(Language::English, Text::SomeSessions).choices("id", Text::ToBeEnded, options)
+            Form::new(Language::English, Text::SomeSessions).choice(
+                "id",
+                Text::ToBeEnded,
+                "",
+                options,
+            )
         };
         let mut at = progress(1, 20_000);
         let first = at.options(&options, form).ok().unwrap();

@@ -16,16 +16,13 @@ use super::{
     Commands,
     catalogue::{Language, Said, Text},
     form::{self, Form, KEY, MESSAGE, NOTE, PRINTS, PRINTS_OF, Values, print_lines},
-    listing::{DescribedOption, ListHead},
+    listing::{DescribedOption, ListHead, NONE},
     page::{CommandPage, CommandProgress, NoPage},
 };
 use crate::control::SessionRow;
 use crate::registry::model::{
     ALLOWED_MAX, Actor, Key, KeyError, NewKey, Settings, Source, Visibility, check_reason,
 };
-
-/// The option of a list of keys that stands for none of them.
-const NO_KEY: &str = "none";
 
 pub(super) fn input(text: impl Into<Said>) -> NoPage {
     NoPage::Input(text.into())
@@ -197,9 +194,9 @@ impl Commands {
             let methods = ["x509", "openpgp"].map(|name| (name.to_owned(), name.to_owned()));
             let method =
                 if values.one("method").is_empty() { "x509" } else { values.one("method") };
-            let none = (language.text(Text::NoOtherKey).to_owned(), NO_KEY.to_owned());
+            let none = (language.text(Text::NoOtherKey).to_owned(), NONE.to_owned());
             let replaces = match values.one("replaces") {
-                "" => NO_KEY,
+                "" => NONE,
                 id => id,
             };
             let material = values.lines("material");
@@ -401,13 +398,16 @@ impl Commands {
                 Form::new(language, Text::MySessions).fields(fields).choice(
                     "id",
                     Text::ToBeEnded,
-                    progress.values.one("id"),
-                    options,
+                    NONE,
+                    [none(language)].into_iter().chain(options),
                 )
             })?;
             return Ok(CommandPage::Options(options, again));
         }
         let id = progress.values.one("id");
+        if matches!(id, "" | NONE) {
+            return Err(input(Text::ChooseSessions));
+        }
         let session = sessions.iter().find(|session| session.id == id);
         if session.is_some_and(|session| self.control.end(session, "One of its users ended it")) {
             Ok(CommandPage::done(Text::SessionEnds))
@@ -444,7 +444,7 @@ fn read_new(values: &Values) -> Result<NewKey, NoPage> {
         NewKey::of_material(material, &prints, label, Source::Self_)
     };
     let replaces = match values.one("replaces") {
-        "" | NO_KEY => None,
+        "" | NONE => None,
         id => Some(id.parse::<KeyId>().map_err(mistake)?),
     };
     Ok(new.map_err(mistake)?.replacing(replaces))
@@ -516,6 +516,11 @@ pub(super) fn key_fields(
 /// Returns XML in lines that are short where the XML allows a new line.
 fn xml_lines(text: &str) -> Vec<String> {
     text.replace("><", ">\n<").lines().flat_map(form::wrapped_at_words).collect()
+}
+
+/// Returns the option that stands for no session.
+pub(super) fn none(language: Language) -> (String, String) {
+    (language.text(Text::NoneOfThem).to_owned(), NONE.to_owned())
 }
 
 /// Returns a session as an option and a field.

@@ -190,9 +190,11 @@ async def sessions(world):
     await run.go("next", jid=world.bob.boundjid.bare)
     shown = options(run, "id")
     users = f"{world.alice.boundjid.bare} → {world.bob.boundjid.bare}"
-    report["labels"] = [label == f"{n + 1}: {users}"[:33] + "…" for n, label in enumerate(shown.values())]
+    report["labels"] = [label == f"{n + 1}: {users}"[:33] + "…" for n, label in enumerate(list(shown.values())[2:])]
     report["listed"] = sorted([lines[-3].split(",")[0], lines[-1]] for _, lines in run.fields("session-"))
-    await run.go("complete", id=list(shown), reason="maintenance")
+    await run.go("complete", id=list(shown)[0])
+    report["none chosen"] = run.kinds()
+    await run.go("complete", id=list(shown)[2:], reason="maintenance")
     report["ended"] = [run.status, await ended(ends)]
     for peer, name in ((world.alice, "alice"), (world.bob, "bob")):
         _, jingle = await peer.next_jingle("session-terminate")
@@ -205,10 +207,10 @@ async def sessions(world):
     ends, _ = await world.stream()
     mine = await Run(world.bob, world.component, "sessions").go()
     shown = options(mine, "id")
-    report["a user's own"] = [list(shown.values()), [lines[:2] for _, lines in mine.fields("session-")]]
+    report["a user's own"] = [list(shown.values())[1:], [lines[:2] for _, lines in mine.fields("session-")]]
     other = await Run(world.carol, world.component, "sessions").go()
     report["not another's"] = other.status
-    await mine.go("complete", id=next(iter(shown)))
+    await mine.go("complete", id=list(shown)[1])
     report["ended by it"] = await ended(ends)
     return report
 

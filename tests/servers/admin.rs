@@ -84,6 +84,7 @@ fn expected_before() -> Value {
             "mistake": ["error"],
             "labels": [true, true],
             "listed": [["SOCKS5 transfer", "Bytes: 4"], ["brokered", "Bytes: 0"]],
+            "none chosen": ["error"],
             "ended": ["completed", true],
             "alice": [true, true],
             "bob": [true, true],

@@ -87,6 +87,8 @@ texts! {
     NoSessions => "You have no sessions now.",
     MySessions => "My sessions",
     ToBeEnded => "To be ended",
+    NoneOfThem => "None of them",
+    AllOfThem => "All of them",
     SessionEnds => "The session is being ended.",
     SessionGone => "There is no such session any more",
     BadCertificate => "The certificate must be PEM, armour or base64",

@@ -101,6 +101,8 @@ pub(super) const fn german(text: Text) -> &'static str {
         Text::NoSessions => "Sie haben zurzeit keine Sitzungen.",
         Text::MySessions => "Meine Sitzungen",
         Text::ToBeEnded => "Zu beenden",
+        Text::NoneOfThem => "Keine davon",
+        Text::AllOfThem => "Alle",
         Text::SessionEnds => "Die Sitzung wird beendet.",
         Text::SessionGone => "Diese Sitzung gibt es nicht mehr",
         Text::BadCertificate => "Das Zertifikat muss PEM, Armor oder Base64 sein",
