@@ -12,7 +12,7 @@ KEYS ?= 1000000
 # How often `make direct-test` cuts a direct path.
 CUTS ?= 50
 
-.PHONY: direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,11 @@ direct-bench: nextest ## Measure a direct path against openssl in the same netwo
 	cargo build --release --locked --bins --package fingerpost --package fingerpost-xtls
 	FINGERPOST_TEST_PROGRAMS=target/release FINGERPOST_TEST_SPEED=$(ROUNDS) cargo nextest run --locked --test servers \
 		--run-ignored only --success-output final -E 'test(=paths::a_direct_path_is_as_fast_as_openssl)'
+
+clients-test: peers nextest ## Look for every page of every command in real clients; writes the screenshots of docs/
+	@deploy/ci/install-peers.sh clients
+	cargo build --locked --workspace --bins
+	FINGERPOST_WRITE_SCREENSHOTS=1 cargo nextest run --locked --test servers --run-ignored only -E 'test(/^clients::/)'
 
 test-trixie: peers trixie nextest ## Run the tests with XMPP servers on those of Debian 13 (as root)
 	FINGERPOST_TEST_DEBIAN=trixie cargo nextest run --locked --profile trixie --tests

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian the missing dependencies of the demo and the tests:
 #   install-peers.sh [cc] [chromium] [debhelper] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
-#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan]
+#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan] [clients]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -41,6 +41,11 @@ for what in "$@"; do
             command -v dbus-daemon >/dev/null || missing+=(dbus-daemon)
             { command -v pkg-config && pkg-config --exists purple; } >/dev/null \
                 || missing+=(pkg-config libpurple-dev libpurple0) ;;
+        clients) for client in gajim poezio profanity; do
+                command -v $client >/dev/null || missing+=($client)
+            done
+            command -v xvfb-run >/dev/null || missing+=(xvfb xauth fonts-dejavu-core)
+            command -v dbus-run-session >/dev/null || missing+=(dbus) ;;
         *) echo "install-peers.sh: unknown: $what" >&2; exit 2 ;;
     esac
 done

@@ -7,6 +7,7 @@ mod admin;
 mod away;
 mod chat;
 mod client;
+mod clients;
 mod cluster;
 mod contact;
 mod crashes;

@@ -1,0 +1,122 @@
+//! Every page of every command in the clients that people have: `make clients-test`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use support::programs::{Component, Options, script};
+use support::servers::{Kind, Server};
+use support::{SECRET, root};
+use tempfile::TempDir;
+
+/// The screenshots that the documentation has.
+const SCREENSHOTS: [(&str, &str, &str); 3] = [
+    ("gajim", "keys-1", "docs/keys-in-gajim.png"),
+    ("poezio", "keys-1", "docs/keys-in-poezio.txt"),
+    ("profanity", "keys-1", "docs/keys-in-profanity.txt"),
+];
+
+/// Returns a server with a second component that shows again what the first one has sent, and a file with the pages.
+fn collected(language: &str) -> (Server, TempDir) {
+    let mut server = Server::start(Kind::Prosody);
+    server.reconfigure(true, |text| {
+        format!("{text}\nComponent \"replay.example.test\"\n\tcomponent_secret = \"{SECRET}\"\n")
+    });
+    let more =
+        "[access]\nadmins = [\"carol@example.test\"]\n[limits]\nrequests_per_second = 1000\n";
+    let component =
+        Component::start(&server, &Options { more: more.to_owned(), ..Options::default() });
+    let settings = json!({"proxy": ["127.0.0.1", component.socks5], "language": language});
+    let pages = script("../clients/collect.py", &server, settings);
+    let directory = TempDir::new().unwrap();
+    fs::write(directory.path().join("pages.json"), pages.to_string()).unwrap();
+    (server, directory)
+}
+
+/// Returns the files for a client's screenshots, by the name of the page.
+fn screenshots(client: &str, directory: &Path) -> Value {
+    let chosen = SCREENSHOTS.iter().filter(|(of, ..)| *of == client);
+    let written = std::env::var_os("FINGERPOST_WRITE_SCREENSHOTS").is_some();
+    let place = |path: &str| match written {
+        true => root().join(path),
+        false => directory.join(Path::new(path).file_name().unwrap()),
+    };
+    chosen.map(|(_, page, path)| ((*page).to_owned(), json!(place(path)))).collect()
+}
+
+fn in_a_terminal(client: &str, language: &str) {
+    let (server, directory) = collected(language);
+    let home = directory.path().join("home");
+    fs::create_dir(&home).unwrap();
+    // poezio runs as another user.
+    Command::new("chmod").arg("755").args([directory.path(), &home]).status().unwrap();
+    let settings = json!({
+        "client": client,
+        "pages": directory.path().join("pages.json"),
+        "secret": SECRET,
+        "component_address": server.component_address(),
+        "home": home,
+        "screenshots": screenshots(client, directory.path()),
+    });
+    assert_eq!(script("../clients/in_terminal.py", &server, settings), json!({}));
+}
+
+/// The layout is checked while the pages are collected.
+#[test]
+fn every_page_of_every_command_is_laid_out_for_every_client_in_every_language() {
+    for language in ["en", "de"] {
+        let (server, directory) = collected(language);
+        let file = directory.path().join("pages.json");
+        let pages: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        let names = pages.as_array().unwrap().iter().map(|page| page["name"].as_str().unwrap());
+        let names: BTreeSet<&str> = names.map(|name| name.rsplit_once('-').unwrap().0).collect();
+        assert_eq!(names.len(), 21, "{names:?}");
+        let lost = script("nbxmpp_pages.py", &server, json!({"pages": file}));
+        assert_eq!(lost, json!({}), "{language}");
+    }
+}
+
+#[test]
+#[ignore = "needs clients: `make clients-test`"]
+fn profanity_shows_every_page() {
+    in_a_terminal("profanity", "en");
+}
+
+#[test]
+#[ignore = "needs clients: `make clients-test`"]
+fn poezio_shows_every_page() {
+    in_a_terminal("poezio", "de");
+}
+
+#[test]
+#[ignore = "needs clients: `make clients-test`"]
+fn gajim_shows_every_page() {
+    for language in ["en", "de"] {
+        in_gajim(language);
+    }
+}
+
+fn in_gajim(language: &str) {
+    let (_server, directory) = collected(language);
+    let home = directory.path().join("home");
+    fs::create_dir(&home).unwrap();
+    let settings = json!({
+        "pages": directory.path().join("pages.json"),
+        "home": home,
+        "screenshots": match language {
+            "en" => screenshots("gajim", directory.path()),
+            _ => json!({}),
+        },
+    });
+    let output = Command::new("xvfb-run")
+        .args(["-a", "dbus-run-session", "--", "/usr/bin/python3"])
+        .arg(root().join("tests/clients/gajim_window.py"))
+        .arg(settings.to_string())
+        .output()
+        .expect("xvfb-run is there");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report = text.lines().find_map(|line| line.strip_prefix("report: "));
+    assert_eq!(report, Some("{}"), "{language}: {output:?}");
+}
