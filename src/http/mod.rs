@@ -342,7 +342,7 @@ async fn page(
             None => words.being_set_up.to_owned(),
         };
         let [a, b] = &session.users;
-        let mark = session.is_plain.then(|| format!(", {}", words.plain)).unwrap_or_default();
+        let mark = if session.is_plain { format!(", {}", words.plain) } else { String::new() };
         let what = format!("{legs}, {} s, {} bytes{mark}", session.age.as_secs(), session.bytes);
         [shown(a), shown(b), what]
     });

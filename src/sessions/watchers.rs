@@ -5,7 +5,7 @@
 //! costs memory that a stranger could fill: each user, domain and contact has a limit. Beyond it a probe is still
 //! answered, but changes are not told.
 //!
-//! A contact may have any number of resources that come and go. Changes within [`GAP`] are told together, and the
+//! A contact may have any number of resources that come and go. Changes within two seconds are told together, and the
 //! watchers of all contacts together are told at a bounded pace.
 //!
 //! [`Watchers`] decides and does no I/O: subscriptions, changes and the time go in, presences come out.

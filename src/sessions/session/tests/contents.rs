@@ -373,12 +373,9 @@ fn files_without_tls_pass_only_if_the_operator_lets_them_and_never_beside_tls() 
         assert_eq!(is_plain(&offer, 0), is_bare, "{protection:?}");
     }
     let mark = options(true, PlainFiles::Mark);
-    let voice = file("").replace("file-transfer:5", "rtp:1");
-    assert_eq!(
-        choose(&jingle(&[voice.clone()]), &mark).unwrap_err(),
-        SessionRefusal::Unsecured(Protection::None)
-    );
-    assert_eq!(choose(&jingle(&[voice]), &options(false, PlainFiles::Deny)).unwrap().0, 0);
+    let voice = jingle(&[file("").replace("file-transfer:5", "rtp:1")]);
+    assert_eq!(choose(&voice, &mark).unwrap_err(), SessionRefusal::Unsecured(Protection::None));
+    assert_eq!(choose(&voice, &options(false, PlainFiles::Deny)).unwrap().0, 0);
     assert_eq!(
         choose(&jingle(&[file(""), content(IBB_OFFER)]), &mark).unwrap().0,
         1,
