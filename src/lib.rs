@@ -4,6 +4,7 @@
 
 mod accept;
 pub mod access;
+pub mod chat;
 pub mod cli;
 pub mod cluster;
 pub mod commands;

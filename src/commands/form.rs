@@ -236,7 +236,8 @@ impl Form {
     }
 }
 
-fn is_read_only(var: &str) -> bool {
+/// Returns whether a field is shown only: what is submitted for it is ignored.
+pub(crate) fn is_read_only(var: &str) -> bool {
     READ_ONLY.contains(&var) || READ_ONLY_OF.iter().any(|beginning| var.starts_with(beginning))
 }
 

@@ -28,6 +28,7 @@ use jid::{BareJid, Jid};
 use minidom::Element;
 use time::OffsetDateTime;
 
+pub(crate) use self::form::is_read_only;
 use self::{
     catalogue::{Language, Said, Text},
     form::{ERROR, Form, RESULT, TooMuch, Values},

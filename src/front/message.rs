@@ -10,9 +10,11 @@ use fingerpost_wire::{
     xml,
 };
 use minidom::Element;
+use time::OffsetDateTime;
 
 use super::{Router, refusal::FrontRefusal};
 use crate::{
+    chat, metrics,
     refuse::Refuse as _,
     registry::KeyNotice,
     sessions::{message_initiation, refusal::SessionRefusal},
@@ -29,16 +31,52 @@ impl Router {
             }
             return;
         }
+        if stanza.to.node().is_none() {
+            return self.handle_chat(stanza);
+        }
         // A message that a person wrote gets an answer; notices and the like do not.
         let has_body = stanza.element.has_child("body", ns::CLIENT);
         if has_body && self.rates.allow(&stanza.from.to_bare(), Instant::now()) {
             let refusal = match unproxied(&stanza.to, &self.options.jid) {
                 Some(user) => FrontRefusal::NoMessages(user.to_bare()),
-                None if stanza.to.node().is_some() => FrontRefusal::NoSuchUser,
-                None => FrontRefusal::NotSupported,
+                None => FrontRefusal::NoSuchUser,
             };
             self.send(stanza.refuse(refusal));
         }
+    }
+
+    /// Handles a message to the component itself: a person may write commands.
+    fn handle_chat(&mut self, stanza: &Stanza) {
+        let Some(written) = chat::readable(stanza) else { return };
+        let user = stanza.from.to_bare();
+        let now = Instant::now();
+        if self.options.access.blocks(&user) || !self.rates.allow(&user, now) {
+            return metrics::STANZAS_DROPPED.count(&["chat"]);
+        }
+        if !self.chat_rates.allow(&user, now) {
+            return self.send(stanza.refuse(FrontRefusal::TooFast));
+        }
+        if !self.options.access.admits(&user) {
+            return self.send(stanza.refuse(FrontRefusal::NoAccess));
+        }
+        let permit = match self.permit(stanza) {
+            Ok(permit) => permit,
+            Err(refusal) => return self.send(stanza.refuse(refusal)),
+        };
+        let (chats, outbound) = (self.chats.clone(), self.outbound.clone());
+        let (notices, component) = (self.back.notices.clone(), self.options.jid.clone());
+        let room = self.options.max_stanza_bytes;
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            let said = chats.handle(&written, OffsetDateTime::now_utc(), room).await;
+            if let Some(notice) = said.notice {
+                let _ = notices.send(notice).await;
+            }
+            if let Some(text) = said.text {
+                let answer = written.answer(&component, &random_id(), &text);
+                let _ = outbound.send(answer.into()).await;
+            }
+        });
     }
 
     /// Handles a message of Jingle message initiation: a proposal, or a message about one.
@@ -65,7 +103,7 @@ impl Router {
             message_initiation::read(stanza).is_some_and(|(action, _)| action == "propose");
         let out = if proposes {
             if !self.options.access.admits(&asker) {
-                return Err(FrontRefusal::Forbidden);
+                return Err(FrontRefusal::NoAccess);
             }
             if peer.resource().is_some() {
                 return Err(FrontRefusal::ProposedToResource);

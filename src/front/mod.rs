@@ -34,12 +34,13 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use self::{
-    rates::PresenceRates,
+    rates::{ChatRates, PresenceRates},
     refusal::FrontRefusal,
     waiting::{Findings, Unanswered, WaitingStanza},
 };
 use crate::{
     access::Doors,
+    chat::Chats,
     cluster::Cluster,
     commands::Commands,
     control::Control,
@@ -161,6 +162,7 @@ pub struct Router {
     broker: Broker,
     registry: Registry,
     commands: Commands,
+    chats: Chats,
     table: TransferTable,
     control: Control,
     cluster: Cluster,
@@ -176,6 +178,7 @@ pub struct Router {
     proposals: Proposals,
     rates: Rates,
     presence_rates: PresenceRates,
+    chat_rates: ChatRates,
     /// The number of times that the link came up.
     links: u64,
     /// The answer to disco#info, as XML; empty before the first.
@@ -207,8 +210,10 @@ impl Router {
         let rates = Rates::new(options.requests_per_second);
         let presence_rates = PresenceRates::new(options.requests_per_second);
         let proposals = proposals(&options);
+        let commands = Commands::new(registry.clone(), control.clone());
         Self {
-            commands: Commands::new(registry.clone(), control.clone()),
+            chats: Chats::new(commands.clone()),
+            commands,
             options,
             outbound,
             requests,
@@ -227,6 +232,7 @@ impl Router {
             proposals,
             rates,
             presence_rates,
+            chat_rates: ChatRates::new(),
             links: 0,
             info: Vec::new(),
             at_once: Permits::new(AT_ONCE),

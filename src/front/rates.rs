@@ -1,10 +1,31 @@
-//! Limits on presences.
+//! Limits on presences and on messages.
 
 use std::time::Instant;
 
 use jid::BareJid;
 
 use crate::limits::{Rate, Rates};
+
+/// The rate of messages to the component of one user, and of all users of one domain.
+const CHAT: (Rate, Rate) =
+    (Rate { per_second: 1.0, burst: 60.0 }, Rate { per_second: 50.0, burst: 500.0 });
+
+/// Limits on messages to the component.
+#[derive(Debug)]
+pub(super) struct ChatRates {
+    users: Rates,
+    domains: Rates,
+}
+
+impl ChatRates {
+    pub(super) fn new() -> Self {
+        Self { users: Rates::at(CHAT.0), domains: Rates::at(CHAT.1) }
+    }
+
+    pub(super) fn allow(&mut self, user: &BareJid, now: Instant) -> bool {
+        self.users.allow(user, now) && self.domains.allow_domain(user, now)
+    }
+}
 
 /// The presence rates of one user without access, and of all users without access of one domain.
 const GUEST_RATES: (Rate, Rate) =

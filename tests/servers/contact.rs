@@ -90,3 +90,64 @@ fn has_a_card_and_refuses_in_words(kind: Kind) {
     });
     assert_eq!(report, expected, "{}", component.log());
 }
+
+#[test]
+fn prosody_a_user_writes_commands_to_the_component() {
+    a_user_writes_commands_to_the_component(Kind::Prosody);
+}
+
+#[test]
+fn ejabberd_a_user_writes_commands_to_the_component() {
+    a_user_writes_commands_to_the_component(Kind::Ejabberd);
+}
+
+fn a_user_writes_commands_to_the_component(kind: Kind) {
+    let server = Server::start(kind);
+    let more = "[access]\nadmins = [\"carol@example.test\"]\n".to_owned();
+    let component = Component::start(&server, &Options { more, ..Options::default() });
+    let print = "AB".repeat(32);
+    // The user, the language, the message, and a part of the expected answer.
+    let lines = [
+        ("alice", "en", "Help", "lookup \u{2013} "),
+        ("alice", "de", "hilfe", "Verzeichnis"),
+        ("alice", "en", "admin stats", "I do not know that word"),
+        ("carol", "en", "help", "admin stats \u{2013} "),
+        ("carol", "en", "admin stats", ":"),
+        ("alice", "en", "add", "(1/"),
+        ("alice", "en", "perhaps", "I did not understand that."),
+        ("alice", "en", "x509", "(2/"),
+        ("alice", "en", "laptop", "(3/"),
+        ("alice", "en", "-", "(4/"),
+        ("alice", "en", &print, "(5/"),
+        ("alice", "en", "-", "AB:AB"),
+        ("alice", "en", "yes", "The key is registered"),
+        ("alice", "en", "keys", "laptop"),
+        ("carol", "en", "lookup alice@example.test", "laptop"),
+        ("carol", "en", "lookup", "(1/1)"),
+        ("carol", "en", "not an address", "Expected an address"),
+        ("carol", "de", "abbrechen", "Abgebrochen."),
+        ("alice", "en", "revoke", "1. laptop"),
+        ("alice", "en", "1", "(1/2)"),
+        ("alice", "en", "lost", "(2/2)"),
+        ("alice", "en", "back", "1. laptop"),
+        ("alice", "en", "-", "(1/2)"),
+        ("alice", "en", "-", "yes or no"),
+        ("alice", "en", "yes", "The key is revoked"),
+        ("alice", "en", "keys", "revoked"),
+        ("alice", "en", "sessions", "You have no sessions now"),
+    ];
+    let written: Vec<[&str; 3]> =
+        lines.iter().map(|(who, lang, text, _)| [*who, lang, text]).collect();
+    let report = script("contact_chat.py", &server, json!({"lines": written}));
+    for ((who, lang, text, expected), answer) in
+        lines.iter().zip(report["answers"].as_array().unwrap())
+    {
+        let said = answer[1].as_str().unwrap_or_default();
+        let is_right = answer[0] == *lang && said.contains(expected);
+        assert!(is_right, "{who} wrote {text}: {answer}\n{report}\n{}", component.log());
+    }
+    let help = report["answers"][0][1].as_str().unwrap();
+    assert!(!help.contains("admin"), "{help}");
+    assert_eq!(report["silence"], true, "{report}");
+    assert_eq!(report["unknown"], 3, "{report}");
+}

@@ -71,6 +71,18 @@ pub const XMLSTREAM: &str = "urn:xmpp:jingle:apps:xmlstream:0";
 pub const JINGLE_MESSAGE: &str = "urn:xmpp:jingle-message:0";
 /// Message carbons (XEP-0280).
 pub const CARBONS: &str = "urn:xmpp:carbons:2";
+/// The mark of messages that come late (XEP-0203).
+pub const DELAY: &str = "urn:xmpp:delay";
+/// The same before 2009 (XEP-0091).
+pub const OLD_DELAY: &str = "jabber:x:delay";
+/// Forwarded messages (XEP-0297).
+pub const FORWARD: &str = "urn:xmpp:forward:0";
+/// Messages of chat rooms to one user (XEP-0045).
+pub const MUC_USER: &str = "http://jabber.org/protocol/muc#user";
+/// Invitations to chat rooms (XEP-0249).
+pub const MUC_INVITATION: &str = "jabber:x:conference";
+/// The mark of encrypted messages (XEP-0380).
+pub const EME: &str = "urn:xmpp:eme:0";
 /// Message processing hints (XEP-0334).
 pub const PROCESSING_HINTS: &str = "urn:xmpp:hints";
 /// Stream management (XEP-0198).
