@@ -1,5 +1,10 @@
 //! The texts of commands in English. Each `{0}` is replaced.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "a text is also the documentation of its name, and brackets in it are not links"
+)]
+
 texts! {
     Keys => "List my keys",
     Lookup => "Look up a user's keys",
