@@ -99,7 +99,10 @@ fn every_metric_is_in_the_docs_and_moves() {
     let mut postgres = Postgres::start();
     let mut server = Server::start(Kind::Prosody);
     let (options, http) = with_pages(Options {
-        more: format!("{ADMIN}[limits]\nactivation_timeout = \"10s\"\nrequests_per_second = 100\n"),
+        more: format!(
+            "{ADMIN}[limits]\nactivation_timeout = \"10s\"\nrequests_per_second = 100\n\
+             [broker]\nplain = \"mark\"\n"
+        ),
         database: Some(postgres.url()),
         ..Options::default()
     });
@@ -128,6 +131,7 @@ fn every_metric_is_in_the_docs_and_moves() {
     );
     assert_eq!(report["stall"], 16 << 20, "{report}");
     script("direct_paths.py", &server, json!({}));
+    script("plain_file.py", &server, json!({"size": 1000, "protection": ""}));
     // The other thread may have missed the moment that the script waited for.
     for page in report["undrained"].as_array().unwrap() {
         pages.lock().unwrap().push(page.as_str().unwrap().to_owned());
