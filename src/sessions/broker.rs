@@ -45,8 +45,8 @@ use super::{
     own_driver::OwnDriver,
     peer::SessionPeer,
     refusal::SessionRefusal,
-    session::{self, BrokeredSession, SessionInput},
-    shared::{BrokerState, SessionGuard},
+    session::{self, BrokeredSession, Inbox, SessionInput},
+    shared::BrokerState,
     side::{PerSide, Side},
 };
 use crate::{
@@ -177,7 +177,6 @@ impl Broker {
         let Some(mask) = proxied(&stanza.from, &options.jid) else {
             return Err(SessionRefusal::LongJid);
         };
-        let user = stanza.from.to_bare();
         let initiator = SessionPeer {
             pair: Arc::new((stanza.from.clone(), stanza.to.clone())),
             sid,
@@ -188,7 +187,6 @@ impl Broker {
         let responder =
             SessionPeer { pair: Arc::new((callee.clone(), mask)), sid: theirs, namespace };
         let peers = PerSide { initiator, responder };
-        let [ours, theirs] = peers.to_array().map(|peer| peer.pair);
         let is_plain = session::is_plain(jingle, chosen);
         let facts = Arc::new(Facts { is_plain, ..Facts::new(&stanza.from, callee) });
         let (inbox, inputs) = inbox::channel(INBOX);
@@ -200,7 +198,11 @@ impl Broker {
                 (LegState::offered_s5b(sid, candidates, &options.jid, random_id()), None)
             }
         };
-        let place = {
+        let entry = |side| SessionEntry::new(&facts, &peers[side], side, inbox.clone());
+        let ours = SessionEntry { ibb, ..entry(Side::Initiator) };
+        let crossable = channel.clone();
+        let theirs = SessionEntry { ibb: Some(None), crossable, ..entry(Side::Responder) };
+        let guard = {
             let mut state = shared.lock();
             // If the callee's own session-initiate came first, this one is an answer to a session that it does not
             // know.
@@ -211,37 +213,10 @@ impl Broker {
             {
                 return Err(SessionRefusal::Crossed);
             }
-            if state.has(&ours, &peers.initiator.sid) {
+            if state.has(&ours.pair, &ours.sid) {
                 return Err(SessionRefusal::Exists);
             }
-            let place = shared.admit(&mut state, &user)?;
-            state.legs.insert(SessionEntry {
-                facts: Arc::clone(&facts),
-                pair: Arc::clone(&ours),
-                sid: peers.initiator.sid.clone(),
-                side: Side::Initiator,
-                inbox: inbox.clone(),
-                ibb,
-                crossable: None,
-                seen: None,
-            });
-            state.legs.insert(SessionEntry {
-                facts: Arc::clone(&facts),
-                pair: Arc::clone(&theirs),
-                sid: peers.responder.sid.clone(),
-                side: Side::Responder,
-                inbox,
-                ibb: Some(None),
-                crossable: channel,
-                seen: None,
-            });
-            place
-        };
-        let guard = SessionGuard {
-            shared: Arc::clone(shared),
-            pairs: vec![ours, theirs],
-            facts: Arc::clone(&facts),
-            place,
+            shared.enter(&mut state, facts, [ours, theirs])?
         };
         let line = shared.journal.begin(peers.iter());
         let mut machine = BrokeredSession::new(
@@ -254,12 +229,10 @@ impl Broker {
             Instant::now(),
         );
         machine.expect_acknowledgement(patience, again.is_some(), has_others);
-        metrics::SESSIONS.count(&[]);
         if is_plain {
             metrics::SESSIONS_PLAIN.count(&[]);
         }
-        let driver = Box::new(SessionDriver::new(guard, machine, line, again));
-        self.tasks.spawn(in_span(facts, Box::pin(driver.run(inputs))));
+        self.begin(SessionDriver::new(guard, machine, line, again), inputs);
         Ok(())
     }
 
@@ -297,7 +270,9 @@ impl Broker {
         let peers = &left.peers;
         let facts = Arc::new(Facts::new(peers.initiator.user(), peers.responder.user()));
         let (inbox, inputs) = inbox::channel(INBOX);
-        let place = {
+        let legs =
+            Side::BOTH.map(|side| SessionEntry::new(&facts, &peers[side], side, inbox.clone()));
+        let guard = {
             let mut state = shared.lock();
             if peers.iter().any(|peer| state.has(&peer.pair, &peer.sid)) {
                 // This process has it: another one has led for a while.
@@ -308,36 +283,23 @@ impl Broker {
             if state.draining {
                 return Restored::Later;
             }
-            let Ok(place) = shared.admit(&mut state, &facts.users.initiator) else {
+            let Ok(guard) = shared.enter(&mut state, facts, legs) else {
                 return Restored::Lost;
             };
-            for side in Side::BOTH {
-                state.legs.insert(SessionEntry {
-                    facts: Arc::clone(&facts),
-                    pair: Arc::clone(&peers[side].pair),
-                    sid: peers[side].sid.clone(),
-                    side,
-                    inbox: inbox.clone(),
-                    ibb: None,
-                    crossable: None,
-                    seen: None,
-                });
-            }
-            place
-        };
-        let guard = SessionGuard {
-            shared: Arc::clone(shared),
-            pairs: peers.iter().map(|peer| Arc::clone(&peer.pair)).collect(),
-            facts: Arc::clone(&facts),
-            place,
+            guard
         };
         let line = shared.journal.go_on(&left);
         let now = Instant::now();
         let machine = BrokeredSession::restored(options, random_id, left, now, now + patience);
-        metrics::SESSIONS.count(&[]);
-        let driver = Box::new(SessionDriver::new(guard, machine, line, None));
-        self.tasks.spawn(in_span(facts, Box::pin(driver.run(inputs))));
+        self.begin(SessionDriver::new(guard, machine, line, None), inputs);
         Restored::Here
+    }
+
+    /// Starts the task of a session.
+    fn begin(&self, driver: SessionDriver, inputs: Inbox) {
+        metrics::SESSIONS.count(&[]);
+        let facts = Arc::clone(driver.facts());
+        self.tasks.spawn(in_span(facts, Box::pin(Box::new(driver).run(inputs))));
     }
 
     /// Leaves the sessions with which another instance can go on. The programs of their users then do so there.
@@ -387,22 +349,15 @@ impl Broker {
         };
         let (inbox, inputs) = inbox::channel(INBOX);
         let facts = Arc::new(Facts::new(peer.user(), peer.mask()));
-        let user = peer.user().to_bare();
-        let pair = Arc::clone(&peer.pair);
-        let place = {
+        let leg = SessionEntry::new(&facts, &peer, Side::Initiator, inbox);
+        let leg = SessionEntry { ibb, ..leg };
+        let guard = {
             let mut state = shared.lock();
-            if state.has(&pair, &peer.sid) {
+            if state.has(&leg.pair, &leg.sid) {
                 return Err(SessionRefusal::Exists);
             }
-            let place = shared.admit(&mut state, &user)?;
-            let (sid, side) = (peer.sid.clone(), Side::Initiator);
-            let (facts, pair) = (Arc::clone(&facts), Arc::clone(&pair));
-            let (crossable, seen) = (None, None);
-            state.legs.insert(SessionEntry { facts, pair, sid, side, inbox, ibb, crossable, seen });
-            place
+            shared.enter(&mut state, Arc::clone(&facts), [leg])?
         };
-        let (shared_facts, pairs) = (Arc::clone(&facts), vec![pair]);
-        let guard = SessionGuard { shared: Arc::clone(shared), pairs, facts, place };
         let line = shared.journal.begin([&peer]);
         let print = identity.print().to_string();
         let machine = OwnSession::accept(
@@ -419,7 +374,7 @@ impl Broker {
             let _guard = (guard, line);
             driver.run(inputs).await;
         });
-        self.tasks.spawn(in_span(shared_facts, run));
+        self.tasks.spawn(in_span(facts, run));
         Ok(())
     }
 

@@ -106,6 +106,25 @@ pub(super) struct SeenConnection {
 }
 
 impl SessionEntry {
+    /// Returns the entry of a leg that expects no bytestream and crosses no other session.
+    pub(super) fn new(
+        facts: &Arc<Facts>,
+        peer: &SessionPeer,
+        side: Side,
+        inbox: mpsc::Sender<Box<SessionInput>>,
+    ) -> Self {
+        Self {
+            facts: Arc::clone(facts),
+            pair: Arc::clone(&peer.pair),
+            sid: peer.sid.clone(),
+            side,
+            inbox,
+            ibb: None,
+            crossable: None,
+            seen: None,
+        }
+    }
+
     /// Gives an input to the session; returns whether it takes it.
     pub(super) fn tell(&mut self, input: SessionInput) -> bool {
         self.inbox.try_send(Box::new(input)).is_ok()

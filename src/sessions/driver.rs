@@ -117,6 +117,11 @@ impl SessionDriver {
         }
     }
 
+    /// Returns what other tasks know of the session.
+    pub(super) fn facts(&self) -> &Arc<Facts> {
+        &self.facts
+    }
+
     /// Runs for the whole life of the session. What is large is boxed, because the future has room for all that it ever
     /// waits for.
     pub(super) async fn run(mut self: Box<Self>, mut inbox: Inbox) {

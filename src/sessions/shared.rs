@@ -19,7 +19,7 @@ use jid::BareJid;
 use tokio::time::Instant;
 
 use super::{
-    directory::{Directory, Facts, SeenConnection},
+    directory::{Directory, Facts, SeenConnection, SessionEntry},
     journal::Journal,
     options::BrokerOptions,
     peer::{Pair, SessionPeer},
@@ -66,20 +66,30 @@ impl BrokerState {
         self.lock().of_leg(peer).for_each(|entry| entry.crossable = None);
     }
 
-    /// Takes a place for another session of `user`.
-    pub(super) fn admit(
-        &self,
+    /// Gives a session a place among those of its initiator, and enters its legs in the tables.
+    ///
+    /// # Errors
+    /// The refusal, if there is no place.
+    pub(super) fn enter(
+        self: &Arc<Self>,
         state: &mut Directory,
-        user: &BareJid,
-    ) -> Result<Place, SessionRefusal> {
+        facts: Arc<Facts>,
+        legs: impl IntoIterator<Item = SessionEntry>,
+    ) -> Result<SessionGuard, SessionRefusal> {
         if state.draining {
             return Err(SessionRefusal::Draining);
         }
         let (all, of_user) = self.options().sessions;
-        state
+        let place = state
             .shares
-            .take(user, 1, &Limits::new(all, of_user, SLOPE))
-            .map_err(SessionRefusal::TooManySessions)
+            .take(&facts.users.initiator, 1, &Limits::new(all, of_user, SLOPE))
+            .map_err(SessionRefusal::TooManySessions)?;
+        let mut pairs = Vec::new();
+        for leg in legs {
+            pairs.push(Arc::clone(&leg.pair));
+            state.legs.insert(leg);
+        }
+        Ok(SessionGuard { shared: Arc::clone(self), pairs, facts, place })
     }
 
     pub(super) fn expect_open(&self, peer: &SessionPeer, sid: Option<String>) {
@@ -137,9 +147,9 @@ impl BrokerState {
 /// Removes a session from the tables whenever its task ends.
 pub(super) struct SessionGuard {
     pub(super) shared: Arc<BrokerState>,
-    pub(super) pairs: Vec<Arc<Pair>>,
+    pairs: Vec<Arc<Pair>>,
     pub(super) facts: Arc<Facts>,
-    pub(super) place: Place,
+    place: Place,
 }
 
 impl SessionGuard {
