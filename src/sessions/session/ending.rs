@@ -182,7 +182,7 @@ impl BrokeredSession {
             }
             Ended::Eof => {
                 if self.absent.initiator || self.absent.responder {
-                    self.check_users(now);
+                    self.check_users_at(now);
                 }
                 self.phase = SessionPhase::Relayed { reason: Reason::Success, text: String::new() };
                 let wait = if self.content.is_raw { RAW_GOODBYE } else { GOODBYE };

@@ -301,30 +301,47 @@ impl BrokeredSession {
             direct::remove(&mut stanza);
         }
         let prints = stanza.payload().map(offered_prints).unwrap_or_default();
-        let mut actions = VecDeque::from([
-            SessionAction::LookUpFeatures,
-            SessionAction::LookUpKeys(Side::Initiator, prints),
-        ]);
-        if let Plan::S5b { sid, .. } = &leg.plan {
-            actions.push_back(SessionAction::Connect(Side::Initiator, sid.clone()));
-        }
         // Until the responder's features are known, its leg is a placeholder.
         let responder = LegState::ibb(ns::JINGLE_IBB, None, options.block_size);
-        let mut timers = TimerTable::default();
-        timers.set(Timer::Phase, now + options.activation_timeout);
-        for side in Side::BOTH {
-            timers.set(Timer::Ping(side), now + PING);
-        }
+        let legs = PerSide { initiator: leg, responder };
         let content = BrokeredContent::new(stanza.payload(), chosen);
         let (patience, goes_back, has_others) = (ANSWER, false, false);
         let initiate = Initiate { stanza, patience, goes_back, has_others };
+        let acceptance = Acceptance::Unanswered(Box::new(initiate));
+        let phase = SessionPhase::Checking { chosen, features: None, keys: None };
+        let until = now + options.activation_timeout;
+        let mut session =
+            Self::begin(options, ids, peers, legs, content, (phase, acceptance), until);
+        session.check_users_at(now + PING);
+        session.actions.extend([
+            SessionAction::LookUpFeatures,
+            SessionAction::LookUpKeys(Side::Initiator, prints),
+        ]);
+        if let Plan::S5b { sid, .. } = &session.legs.initiator.plan {
+            session.actions.push_back(SessionAction::Connect(Side::Initiator, sid.clone()));
+        }
+        session
+    }
+
+    /// Returns a session that is in a phase until a time, and in which nothing has happened.
+    fn begin(
+        options: Arc<BrokerOptions>,
+        ids: fn() -> String,
+        peers: PerSide<SessionPeer>,
+        legs: PerSide<LegState>,
+        content: BrokeredContent,
+        (phase, acceptance): (SessionPhase, Acceptance),
+        until: Instant,
+    ) -> Self {
+        let mut timers = TimerTable::default();
+        timers.set(Timer::Phase, until);
         Self {
             options,
             ids,
             peers,
-            legs: PerSide { initiator: leg, responder },
-            phase: SessionPhase::Checking { chosen, features: None, keys: None },
-            acceptance: Acceptance::Unanswered(Box::new(initiate)),
+            legs,
+            phase,
+            acceptance,
             content,
             direct: None,
             renewals: 0,
@@ -333,7 +350,7 @@ impl BrokeredSession {
             asked: 0,
             timers,
             absent: PerSide::default(),
-            actions,
+            actions: VecDeque::new(),
         }
     }
 
@@ -423,7 +440,7 @@ impl BrokeredSession {
                     *broken = found;
                 }
             }
-            SessionInput::Check => self.check_users(now),
+            SessionInput::Check => self.check_users_at(now),
             // The running stream may end in time.
             // Nothing of it is under way here.
             SessionInput::Drain(_) if matches!(self.phase, SessionPhase::Restored) => self.stop(),
@@ -502,10 +519,10 @@ impl BrokeredSession {
         }
     }
 
-    /// Checks both users now.
-    fn check_users(&mut self, now: Instant) {
+    /// Checks both users at a time.
+    fn check_users_at(&mut self, at: Instant) {
         for side in Side::BOTH {
-            self.timers.set(Timer::Ping(side), now);
+            self.timers.set(Timer::Ping(side), at);
         }
     }
 

@@ -6,7 +6,7 @@
 //! accepts the new transport, and offers the responder a new one of the kind that it had. The same works with a session that
 //! an earlier run of the component has left in the journal: [`BrokeredSession::restored`].
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use fingerpost_wire::{
     jingle::{self, Reason},
@@ -21,7 +21,7 @@ use super::{
     Acceptance, BrokeredSession, Question, SessionAction, SessionPhase,
     contents::BrokeredContent,
     direct::DirectUse,
-    timers::{Timer, TimerTable},
+    timers::Timer,
 };
 use crate::sessions::{
     journal::{LeftSession, Renewable},
@@ -80,25 +80,11 @@ impl BrokeredSession {
             // It had one, and takes another only in place of that.
             LegState { ready: true, ..leg }
         });
-        let mut timers = TimerTable::default();
-        timers.set(Timer::Phase, deadline);
-        Self {
-            options,
-            ids,
-            peers,
-            legs,
-            phase: SessionPhase::Restored,
-            acceptance: Acceptance::Accepted,
-            content: BrokeredContent::accepted(renewable.content),
-            direct: Some(Box::new(DirectUse::new(now))),
-            renewals: 0,
-            check: None,
-            questions: Vec::new(),
-            asked: 0,
-            timers,
-            absent: PerSide::default(),
-            actions: VecDeque::new(),
-        }
+        let content = BrokeredContent::accepted(renewable.content);
+        let state = (SessionPhase::Restored, Acceptance::Accepted);
+        let mut session = Self::begin(options, ids, peers, legs, content, state, deadline);
+        session.direct = Some(Box::new(DirectUse::new(now)));
+        session
     }
 
     /// Returns whether a transport of the initiator replaces both legs: once they were joined, and also when it tries again
