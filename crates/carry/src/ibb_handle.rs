@@ -128,15 +128,10 @@ impl IbbHandle {
         let mut shared = self.link.lock();
         shared.make_room(false, text.len());
         shared.machine.handle_data(Some(id), seq, text, now());
-        if shared.memory.is_some() && shared.reader.is_some() {
-            // A reader of the component runs next. It sends the acknowledgement together with what it passes on, so that
-            // both go in one write.
-            shared.give_back();
-            shared.tell();
-            Self::wake(&mut shared);
-        } else {
-            self.settle(&mut shared);
-        }
+        // A reader of the component runs next. It sends the acknowledgement together with what it passes on, so that both
+        // go in one write.
+        let is_sent_by_reader = shared.memory.is_some() && shared.reader.is_some();
+        self.settle_with(&mut shared, !is_sent_by_reader);
     }
 
     /// Takes an answer if it is the peer's to an IQ of the stream, and returns whether it is.
@@ -242,14 +237,18 @@ impl IbbHandle {
         shared.machine.is_over() || self.link.outbound.is_closed()
     }
 
+    /// Sends what there is to send after an event, and tells all that wait for the stream.
     fn settle(&self, shared: &mut SharedMachine) {
-        shared.give_back();
-        shared.tell();
-        self.link.send_now(shared);
-        Self::wake(shared);
+        self.settle_with(shared, true);
     }
 
-    fn wake(shared: &mut SharedMachine) {
+    /// Does the same, and sends only if `sends` says so.
+    fn settle_with(&self, shared: &mut SharedMachine, sends: bool) {
+        shared.give_back();
+        shared.tell();
+        if sends {
+            self.link.send_now(shared);
+        }
         for waker in [shared.reader.take(), shared.writer.take()].into_iter().flatten() {
             waker.wake();
         }
