@@ -27,7 +27,6 @@ use fingerpost_wire::{
     transport::Transport,
     transport_kind::TransportKind,
 };
-use futures::channel::mpsc as inbox;
 use jid::Jid;
 use minidom::Element;
 use tokio::{sync::mpsc, time::Instant};
@@ -45,7 +44,7 @@ use super::{
     own_driver::OwnDriver,
     peer::SessionPeer,
     refusal::SessionRefusal,
-    session::{self, BrokeredSession, Inbox, SessionInput},
+    session::{self, BrokeredSession, SessionInput},
     shared::BrokerState,
     side::{PerSide, Side},
 };
@@ -55,9 +54,6 @@ use crate::{
     registry::{KeyNotice, Registry},
     relay::table::TransferTable,
 };
-
-/// The most stanzas that wait for one session.
-const INBOX: usize = 64;
 
 /// The longest accepted session id, in bytes: each stanza of the session repeats it.
 const SID: usize = 1024;
@@ -113,8 +109,8 @@ impl Broker {
             return false;
         };
         let told = {
-            let mut state = self.shared.lock();
-            let mut entries = state.legs.between_mut(&stanza.from, &stanza.to);
+            let state = self.shared.lock();
+            let mut entries = state.legs.between(&stanza.from, &stanza.to);
             let found = entries.find(|entry| entry.sid == sid);
             found.map(|entry| entry.tell(SessionInput::Jingle(entry.side, stanza.clone())))
         };
@@ -189,7 +185,6 @@ impl Broker {
         let peers = PerSide { initiator, responder };
         let is_plain = session::is_plain(jingle, chosen);
         let facts = Arc::new(Facts { is_plain, ..Facts::new(&stanza.from, callee) });
-        let (inbox, inputs) = inbox::channel(INBOX);
         let (leg, ibb) = match transport {
             Transport::Ibb { namespace, sid, block_size } => {
                 (LegState::ibb(&namespace, sid.clone(), block_size), Some(sid))
@@ -198,7 +193,7 @@ impl Broker {
                 (LegState::offered_s5b(sid, candidates, &options.jid, random_id()), None)
             }
         };
-        let entry = |side| SessionEntry::new(&facts, &peers[side], side, inbox.clone());
+        let entry = |side| SessionEntry::new(&facts, &peers[side], side);
         let ours = SessionEntry { ibb, ..entry(Side::Initiator) };
         let crossable = channel.clone();
         let theirs = SessionEntry { ibb: Some(None), crossable, ..entry(Side::Responder) };
@@ -232,7 +227,7 @@ impl Broker {
         if is_plain {
             metrics::SESSIONS_PLAIN.count(&[]);
         }
-        self.begin(SessionDriver::new(guard, machine, line, again), inputs);
+        self.begin(SessionDriver::new(guard, machine, line, again));
         Ok(())
     }
 
@@ -269,9 +264,7 @@ impl Broker {
         }
         let peers = &left.peers;
         let facts = Arc::new(Facts::new(peers.initiator.user(), peers.responder.user()));
-        let (inbox, inputs) = inbox::channel(INBOX);
-        let legs =
-            Side::BOTH.map(|side| SessionEntry::new(&facts, &peers[side], side, inbox.clone()));
+        let legs = Side::BOTH.map(|side| SessionEntry::new(&facts, &peers[side], side));
         let guard = {
             let mut state = shared.lock();
             if peers.iter().any(|peer| state.has(&peer.pair, &peer.sid)) {
@@ -291,20 +284,20 @@ impl Broker {
         let line = shared.journal.go_on(&left);
         let now = Instant::now();
         let machine = BrokeredSession::restored(options, random_id, left, now, now + patience);
-        self.begin(SessionDriver::new(guard, machine, line, None), inputs);
+        self.begin(SessionDriver::new(guard, machine, line, None));
         Restored::Here
     }
 
     /// Starts the task of a session.
-    fn begin(&self, driver: SessionDriver, inputs: Inbox) {
+    fn begin(&self, driver: SessionDriver) {
         metrics::SESSIONS.count(&[]);
         let facts = Arc::clone(driver.facts());
-        self.tasks.spawn(in_span(facts, Box::pin(Box::new(driver).run(inputs))));
+        self.tasks.spawn(in_span(facts, Box::pin(Box::new(driver).run())));
     }
 
     /// Leaves the sessions with which another instance can go on. The programs of their users then do so there.
     pub fn leave_renewable(&self) {
-        for entry in self.shared.lock().legs.sessions_mut() {
+        for entry in self.shared.lock().legs.sessions() {
             entry.tell(SessionInput::GoOnElsewhere);
         }
     }
@@ -347,9 +340,8 @@ impl Broker {
             Transport::Ibb { sid, .. } => Some(sid.clone()),
             Transport::S5b { .. } => None,
         };
-        let (inbox, inputs) = inbox::channel(INBOX);
         let facts = Arc::new(Facts::new(peer.user(), peer.mask()));
-        let leg = SessionEntry::new(&facts, &peer, Side::Initiator, inbox);
+        let leg = SessionEntry::new(&facts, &peer, Side::Initiator);
         let leg = SessionEntry { ibb, ..leg };
         let guard = {
             let mut state = shared.lock();
@@ -371,8 +363,10 @@ impl Broker {
         );
         let driver = OwnDriver::new(Arc::clone(shared), peer, machine, identity, pins, notices);
         let run = Box::pin(async move {
-            let _guard = (guard, line);
-            driver.run(inputs).await;
+            let _line = line;
+            // It leaves the tables before its line of the journal is removed.
+            let guard = guard;
+            driver.run(&guard.facts.inbox).await;
         });
         self.tasks.spawn(in_span(facts, run));
         Ok(())
@@ -419,15 +413,15 @@ impl Broker {
             let _ = self.shared.outbound.try_send(stanza.refuse(refusal).into());
             return true;
         }
-        let mut state = self.shared.lock();
+        let state = self.shared.lock();
         // One that expects this stream, otherwise one that expects any.
-        let expects = |entry: &&mut SessionEntry| match &entry.ibb {
+        let expects = |entry: &SessionEntry| match &entry.ibb {
             Some(Some(expected)) => (expected == sid).then_some(0),
             Some(None) => Some(1),
             None => None,
         };
-        let entries = state.legs.between_mut(&stanza.from, &stanza.to);
-        let found = entries.filter_map(|entry| Some((expects(&&mut *entry)?, entry)));
+        let entries = state.legs.between(&stanza.from, &stanza.to);
+        let found = entries.filter_map(|entry| Some((expects(entry)?, entry)));
         let found = found.min_by_key(|(rank, _)| *rank);
         found.is_some_and(|(_, entry)| entry.tell(SessionInput::Open(entry.side, stanza.clone())))
     }
@@ -513,7 +507,7 @@ impl Broker {
 
     /// Checks the users of all sessions, because some may have gone unnoticed.
     pub fn check_users(&self) {
-        for entry in self.shared.lock().legs.sessions_mut() {
+        for entry in self.shared.lock().legs.sessions() {
             entry.tell(SessionInput::Check);
         }
     }
@@ -542,8 +536,8 @@ impl Broker {
     /// Returns whether it still existed.
     pub fn end_session(&self, session: &SessionKey, reason: Reason, text: &str) -> bool {
         let SessionKey { ends, id } = session;
-        let mut state = self.shared.lock();
-        state.legs.between_mut(&ends.0, &ends.1).any(|entry| {
+        let state = self.shared.lock();
+        state.legs.between(&ends.0, &ends.1).any(|entry| {
             entry.facts.id == *id
                 && entry.side == Side::Initiator
                 && entry.tell(SessionInput::End(reason, text.to_owned()))
@@ -552,7 +546,7 @@ impl Broker {
 
     /// Ends the streams inside XMPP, because the link is about to end.
     pub fn end_in_band(&self) {
-        for entry in self.shared.lock().legs.sessions_mut() {
+        for entry in self.shared.lock().legs.sessions() {
             let legs = entry.facts.legs.get();
             let needs_link =
                 legs.is_none_or(|legs| legs.iter().any(|leg| *leg == TransportKind::Ibb));
@@ -577,7 +571,7 @@ impl Broker {
     pub fn drain(&self, deadline: Instant) {
         let mut state = self.shared.lock();
         state.draining = true;
-        for entry in state.legs.sessions_mut() {
+        for entry in state.legs.sessions() {
             entry.tell(SessionInput::Drain(deadline));
         }
     }

@@ -4,7 +4,7 @@ use std::{fmt, pin::Pin, time::Duration};
 
 use super::{
     refusal::SessionRefusal,
-    session::{ANSWER, Inbox, SessionInput},
+    session::{ANSWER, SessionInput},
     shared::SessionGuard,
     side::Side,
 };
@@ -68,17 +68,17 @@ impl fmt::Debug for Again {
 /// until [`Left::close`] or its drop.
 pub struct Left {
     pub(super) guard: SessionGuard,
-    pub(super) inbox: Inbox,
 }
 
 impl Left {
     /// Frees the session's place. Returns the answers to the stanzas that came for it meanwhile, and whether the
     /// session is over: its initiator has withdrawn it or is gone, or it was ended.
-    pub fn close(mut self) -> (Vec<Element>, bool) {
-        self.inbox.close();
+    pub fn close(self) -> (Vec<Element>, bool) {
+        let inbox = &self.guard.facts.inbox;
+        inbox.close();
         self.guard.leave();
         let (mut answers, mut is_over) = (Vec::new(), false);
-        while let Ok(input) = self.inbox.try_recv() {
+        while let Some(input) = inbox.try_next() {
             match *input {
                 SessionInput::Jingle(Side::Initiator, stanza) if is_terminate(&stanza) => {
                     is_over = true;

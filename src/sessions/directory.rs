@@ -10,13 +10,13 @@ use std::{
 
 use fingerpost_carry::{ibb_handle::IbbHandle, iq::random_id, shares::Shares};
 use fingerpost_wire::transport_kind::TransportKind;
-use futures::channel::mpsc;
 use hashlink::LruCache;
 use jid::{BareJid, Jid};
 use tokio::time::Instant;
 
 use super::{
     features,
+    inbox::Inbox,
     peer::{Pair, SessionPeer},
     rooms::Rooms,
     session::SessionInput,
@@ -53,7 +53,7 @@ pub struct SessionInfo {
     pub is_plain: bool,
 }
 
-/// The facts of a session that other tasks may read.
+/// What other tasks know of a session, and what they have told it.
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) id: String,
@@ -65,6 +65,7 @@ pub(super) struct Facts {
     pub(super) progress: StreamProgress,
     /// Whether nothing encrypts the stream from end to end.
     pub(super) is_plain: bool,
+    pub(super) inbox: Inbox,
 }
 
 impl Facts {
@@ -76,6 +77,7 @@ impl Facts {
             legs: OnceLock::new(),
             progress: StreamProgress::default(),
             is_plain: false,
+            inbox: Inbox::default(),
         }
     }
 }
@@ -87,7 +89,6 @@ pub(super) struct SessionEntry {
     pub(super) pair: Arc<Pair>,
     pub(super) sid: String,
     pub(super) side: Side,
-    pub(super) inbox: mpsc::Sender<Box<SessionInput>>,
     /// The in-band bytestream this leg expects: `None` none, `Some(None)` any.
     pub(super) ibb: Option<Option<String>>,
     /// The application of a crossing session, while the responder's client does not know of this one.
@@ -107,18 +108,12 @@ pub(super) struct SeenConnection {
 
 impl SessionEntry {
     /// Returns the entry of a leg that expects no bytestream and crosses no other session.
-    pub(super) fn new(
-        facts: &Arc<Facts>,
-        peer: &SessionPeer,
-        side: Side,
-        inbox: mpsc::Sender<Box<SessionInput>>,
-    ) -> Self {
+    pub(super) fn new(facts: &Arc<Facts>, peer: &SessionPeer, side: Side) -> Self {
         Self {
             facts: Arc::clone(facts),
             pair: Arc::clone(&peer.pair),
             sid: peer.sid.clone(),
             side,
-            inbox,
             ibb: None,
             crossable: None,
             seen: None,
@@ -126,8 +121,8 @@ impl SessionEntry {
     }
 
     /// Gives an input to the session; returns whether it takes it.
-    pub(super) fn tell(&mut self, input: SessionInput) -> bool {
-        self.inbox.try_send(Box::new(input)).is_ok()
+    pub(super) fn tell(&self, input: SessionInput) -> bool {
+        self.facts.inbox.tell(input)
     }
 }
 
@@ -237,10 +232,10 @@ impl Legs {
     }
 
     /// Calls a function for all legs of a user.
-    pub(super) fn for_user(&mut self, user: &Jid, mut each: impl FnMut(&mut SessionEntry)) {
+    pub(super) fn for_user(&self, user: &Jid, mut each: impl FnMut(&SessionEntry)) {
         let keys = self.by_user.get(&self.hasher.hash_one(user.as_str())).into_iter().flatten();
         for key in keys {
-            let entries = self.by_ends.get_mut(key).into_iter().flatten();
+            let entries = self.by_ends.get(key).into_iter().flatten();
             entries.filter(|entry| entry.pair.0 == *user).for_each(&mut each);
         }
     }
@@ -250,14 +245,9 @@ impl Legs {
         self.by_ends.values().flatten()
     }
 
-    /// Returns all legs.
-    fn iter_mut(&mut self) -> impl Iterator<Item = &mut SessionEntry> {
-        self.by_ends.values_mut().flatten()
-    }
-
     /// Returns one leg of each session that two users have, and of each with the component: the initiator's.
-    pub(super) fn sessions_mut(&mut self) -> impl Iterator<Item = &mut SessionEntry> {
-        self.iter_mut().filter(|entry| entry.side == Side::Initiator)
+    pub(super) fn sessions(&self) -> impl Iterator<Item = &SessionEntry> {
+        self.iter().filter(|entry| entry.side == Side::Initiator)
     }
 
     pub(super) fn insert(&mut self, entry: SessionEntry) {

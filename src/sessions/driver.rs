@@ -16,7 +16,6 @@ use fingerpost_wire::{
     stanza::{RequestKind, Stanza},
     transport_kind::TransportKind,
 };
-use futures::StreamExt as _;
 use minidom::Element;
 use tokio::{
     task::{AbortHandle, JoinSet},
@@ -29,7 +28,7 @@ use super::{
     journal::JournalLine,
     lookups::FeatureAnswer,
     refusal::SessionRefusal,
-    session::{ANSWER, BrokeredSession, Inbox, SessionAction, SessionInput},
+    session::{ANSWER, BrokeredSession, SessionAction, SessionInput},
     shared::{BrokerState, SessionGuard},
     side::{PerSide, Side},
 };
@@ -124,7 +123,7 @@ impl SessionDriver {
 
     /// Runs for the whole life of the session. What is large is boxed, because the future has room for all that it ever
     /// waits for.
-    pub(super) async fn run(mut self: Box<Self>, mut inbox: Inbox) {
+    pub(super) async fn run(mut self: Box<Self>) {
         if self.facts.is_plain {
             tracing::info!("nothing encrypts this session from end to end");
         }
@@ -137,9 +136,7 @@ impl SessionDriver {
             }
             let input = tokio::select! {
                 biased;
-                input = inbox.next() => {
-                    input.map_or_else(|| SessionInput::Drain(Instant::now()), |input| *input)
-                }
+                input = self.facts.inbox.next() => *input,
                 Some(done) = self.work.join_next() => match done {
                     Ok(SessionEvent::Told(input)) => *input,
                     Ok(SessionEvent::Arrived(_, parted, _) | SessionEvent::Relayed(parted, _))
@@ -175,16 +172,16 @@ impl SessionDriver {
         {
             let (stanza, error) = *given_back;
             let guard = self.into_guard();
-            return again(stanza, error, Left { guard, inbox }).await;
+            return again(stanza, error, Left { guard }).await;
         }
-        Box::pin(self.leave(inbox)).await;
+        Box::pin(self.leave()).await;
     }
 
     /// Ends what is left: requests that came too late, then bytes.
-    async fn leave(&mut self, mut inbox: Inbox) {
-        inbox.close();
+    async fn leave(&mut self) {
+        self.facts.inbox.close();
         self.guard.leave();
-        while let Ok(input) = inbox.try_recv() {
+        while let Some(input) = self.facts.inbox.try_next() {
             if let Some(stanza) = input.into_request() {
                 self.send(stanza.refuse(SessionRefusal::Over)).await;
             }

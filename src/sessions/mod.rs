@@ -8,6 +8,7 @@ mod directory;
 mod driver;
 pub mod features;
 pub mod hints;
+mod inbox;
 pub mod journal;
 mod legs;
 mod lookups;

@@ -7,20 +7,20 @@ use fingerpost_secure::{
     stream::{self, TlsError, TlsStream},
 };
 use fingerpost_wire::{print::Print, stanza::Refusal};
-use futures::StreamExt as _;
 use minidom::Element;
 use time::OffsetDateTime;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
     task::JoinSet,
-    time::{Duration, Instant, sleep_until, timeout},
+    time::{Duration, sleep_until, timeout},
 };
 
 use super::{
+    inbox::Inbox,
     own::{OwnAction, OwnSession},
     peer::SessionPeer,
-    session::{Inbox, SessionInput},
+    session::SessionInput,
     shared::BrokerState,
     side::Side,
 };
@@ -66,7 +66,7 @@ impl OwnDriver {
     }
 
     /// Runs for the whole life of the session.
-    pub(super) async fn run(mut self, mut inbox: Inbox) {
+    pub(super) async fn run(mut self, inbox: &Inbox) {
         loop {
             while let Some(action) = self.session.poll_action() {
                 self.perform(action).await;
@@ -75,9 +75,7 @@ impl OwnDriver {
                 break;
             }
             let input = tokio::select! {
-                input = inbox.next() => {
-                    input.map_or_else(|| SessionInput::Drain(Instant::now()), |input| *input)
-                }
+                input = inbox.next() => *input,
                 Some(done) = self.work.join_next() => match done {
                     Ok(OwnDone::Arrived(Some(socket))) => {
                         self.socket = Some(socket);
@@ -95,7 +93,7 @@ impl OwnDriver {
             self.session.handle(input);
         }
         inbox.close();
-        while let Some(input) = inbox.next().await {
+        while let Some(input) = inbox.try_next() {
             self.session.handle(*input);
             while let Some(action) = self.session.poll_action() {
                 self.perform(action).await;

@@ -45,7 +45,6 @@ use fingerpost_wire::{
     stanza::{Refusal, RequestKind, Stanza},
     xml,
 };
-use futures::channel::mpsc;
 use minidom::Element;
 use tokio::time::Instant;
 use tracing::{debug, info};
@@ -135,9 +134,6 @@ pub(crate) enum SessionInput {
     /// The in-band leg of a side waits for its silent user, or continues.
     Waits(Side, bool),
 }
-
-/// The inputs of a session that others send. A channel of tokio's would take 800 bytes while it is empty.
-pub(crate) type Inbox = mpsc::Receiver<Box<SessionInput>>;
 
 impl SessionInput {
     /// Returns the stanza, if it is a request.

@@ -18,10 +18,8 @@ use minidom::Element;
 use tokio::time::Instant;
 
 use super::{
-    Acceptance, BrokeredSession, Question, SessionAction, SessionPhase,
-    contents::BrokeredContent,
-    direct::DirectUse,
-    timers::Timer,
+    Acceptance, BrokeredSession, Question, SessionAction, SessionPhase, contents::BrokeredContent,
+    direct::DirectUse, timers::Timer,
 };
 use crate::sessions::{
     journal::{LeftSession, Renewable},
