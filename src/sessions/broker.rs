@@ -111,7 +111,7 @@ impl Broker {
         let told = {
             let state = self.shared.lock();
             let mut entries = state.legs.between(&stanza.from, &stanza.to);
-            let found = entries.find(|entry| entry.sid == sid);
+            let found = entries.find(|entry| entry.sid() == sid);
             found.map(|entry| entry.tell(SessionInput::Jingle(entry.side, stanza.clone())))
         };
         let Some(told) = told else { return false };
@@ -175,16 +175,16 @@ impl Broker {
         };
         let initiator = SessionPeer {
             pair: Arc::new((stanza.from.clone(), stanza.to.clone())),
-            sid,
+            sid: sid.into(),
             namespace,
         };
         // Sorts before the sids of others, so that a crossing session-initiate of the responder gives way.
         let theirs = known.unwrap_or_else(|| format!("-{}", random_id()));
         let responder =
-            SessionPeer { pair: Arc::new((callee.clone(), mask)), sid: theirs, namespace };
+            SessionPeer { pair: Arc::new((callee.clone(), mask)), sid: theirs.into(), namespace };
         let peers = PerSide { initiator, responder };
         let is_plain = session::is_plain(jingle, chosen);
-        let facts = Arc::new(Facts { is_plain, ..Facts::new(&stanza.from, callee) });
+        let facts = Arc::new(Facts::between(&peers, is_plain));
         let (leg, ibb) = match transport {
             Transport::Ibb { namespace, sid, block_size } => {
                 (LegState::ibb(&namespace, sid.clone(), block_size), Some(sid))
@@ -193,7 +193,7 @@ impl Broker {
                 (LegState::offered_s5b(sid, candidates, &options.jid, random_id()), None)
             }
         };
-        let entry = |side| SessionEntry::new(&facts, &peers[side], side);
+        let entry = |side| SessionEntry::new(&facts, side);
         let ours = SessionEntry { ibb, ..entry(Side::Initiator) };
         let crossable = channel.clone();
         let theirs = SessionEntry { ibb: Some(None), crossable, ..entry(Side::Responder) };
@@ -204,11 +204,11 @@ impl Broker {
             if channel.is_some()
                 && let Some(theirs) = proxied(callee, &options.jid)
                 && let mut entries = state.legs.between(&stanza.from, &theirs)
-                && entries.any(|e| e.crossable == channel && e.sid < peers.initiator.sid)
+                && entries.any(|e| e.crossable == channel && *e.sid() < *peers.initiator.sid)
             {
                 return Err(SessionRefusal::Crossed);
             }
-            if state.has(&ours.pair, &ours.sid) {
+            if state.has(ours.pair(), ours.sid()) {
                 return Err(SessionRefusal::Exists);
             }
             shared.enter(&mut state, facts, [ours, theirs])?
@@ -263,8 +263,8 @@ impl Broker {
             return Restored::Lost;
         }
         let peers = &left.peers;
-        let facts = Arc::new(Facts::new(peers.initiator.user(), peers.responder.user()));
-        let legs = Side::BOTH.map(|side| SessionEntry::new(&facts, &peers[side], side));
+        let facts = Arc::new(Facts::between(peers, false));
+        let legs = Side::BOTH.map(|side| SessionEntry::new(&facts, side));
         let guard = {
             let mut state = shared.lock();
             if peers.iter().any(|peer| state.has(&peer.pair, &peer.sid)) {
@@ -333,19 +333,18 @@ impl Broker {
         let transport = transport.ok_or(SessionRefusal::NoTransport)?;
         let peer = SessionPeer {
             pair: Arc::new((stanza.from.clone(), own::mask(&options.jid))),
-            sid: sid.to_owned(),
+            sid: sid.into(),
             namespace: jingle::namespace(jingle),
         };
         let ibb = match &transport {
             Transport::Ibb { sid, .. } => Some(sid.clone()),
             Transport::S5b { .. } => None,
         };
-        let facts = Arc::new(Facts::new(peer.user(), peer.mask()));
-        let leg = SessionEntry::new(&facts, &peer, Side::Initiator);
-        let leg = SessionEntry { ibb, ..leg };
+        let facts = Arc::new(Facts::own(&peer));
+        let leg = SessionEntry { ibb, ..SessionEntry::new(&facts, Side::Initiator) };
         let guard = {
             let mut state = shared.lock();
-            if state.has(&leg.pair, &leg.sid) {
+            if state.has(leg.pair(), leg.sid()) {
                 return Err(SessionRefusal::Exists);
             }
             shared.enter(&mut state, Arc::clone(&facts), [leg])?
@@ -520,8 +519,8 @@ impl Broker {
             .iter()
             .filter(|entry| entry.side == Side::Initiator)
             .map(|entry| SessionInfo {
-                key: SessionKey { ends: Arc::clone(&entry.pair), id: entry.facts.id.clone() },
-                users: entry.facts.users.to_array(),
+                key: SessionKey { ends: Arc::clone(entry.pair()), id: entry.facts.id.to_string() },
+                users: Side::BOTH.map(|side| entry.facts.user(side)),
                 legs: entry.facts.legs.get().map(|legs| legs.to_array()),
                 age: entry.facts.began.elapsed(),
                 bytes: entry.facts.progress.bytes(),
@@ -538,7 +537,7 @@ impl Broker {
         let SessionKey { ends, id } = session;
         let state = self.shared.lock();
         state.legs.between(&ends.0, &ends.1).any(|entry| {
-            entry.facts.id == *id
+            entry.facts.id == id.as_str()
                 && entry.side == Side::Initiator
                 && entry.tell(SessionInput::End(reason, text.to_owned()))
         })
@@ -584,7 +583,7 @@ fn in_span(
     mut run: Pin<Box<impl Future<Output = ()>>>,
 ) -> impl Future<Output = ()> {
     poll_fn(move |cx| {
-        let _span = tracing::info_span!("session", id = facts.id).entered();
+        let _span = tracing::info_span!("session", id = facts.id.as_str()).entered();
         run.as_mut().poll(cx)
     })
 }

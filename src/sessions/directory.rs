@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use compact_str::CompactString;
 use fingerpost_carry::{ibb_handle::IbbHandle, iq::random_id, shares::Shares};
 use fingerpost_wire::transport_kind::TransportKind;
 use hashlink::LruCache;
@@ -56,10 +57,12 @@ pub struct SessionInfo {
 /// What other tasks know of a session, and what they have told it.
 #[derive(Debug)]
 pub(super) struct Facts {
-    pub(super) id: String,
+    pub(super) id: CompactString,
     pub(super) began: Instant,
-    /// The component itself may be the responder.
-    pub(super) users: PerSide<BareJid>,
+    /// The addresses of each leg: the user's, and ours towards it. The component itself may be the responder.
+    ends: PerSide<Arc<Pair>>,
+    /// The Jingle session id of each leg.
+    sids: PerSide<Arc<str>>,
     /// Both legs' transports, once they are up.
     pub(super) legs: OnceLock<PerSide<TransportKind>>,
     pub(super) progress: StreamProgress,
@@ -69,25 +72,56 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    pub(super) fn new(initiator: &Jid, responder: &Jid) -> Self {
+    /// Returns those of a session between two users.
+    pub(super) fn between(peers: &PerSide<SessionPeer>, is_plain: bool) -> Self {
+        let ends = PerSide {
+            initiator: Arc::clone(&peers.initiator.pair),
+            responder: Arc::clone(&peers.responder.pair),
+        };
+        let sids = PerSide {
+            initiator: Arc::clone(&peers.initiator.sid),
+            responder: Arc::clone(&peers.responder.sid),
+        };
+        Self { is_plain, ..Self::new(ends, sids) }
+    }
+
+    /// Returns those of a session between a user and the component itself.
+    pub(super) fn own(peer: &SessionPeer) -> Self {
+        let (user, mask) = &*peer.pair;
+        let ends = PerSide {
+            initiator: Arc::clone(&peer.pair),
+            responder: Arc::new((mask.clone(), user.clone())),
+        };
+        Self::new(ends, PerSide::both(Arc::clone(&peer.sid)))
+    }
+
+    fn new(ends: PerSide<Arc<Pair>>, sids: PerSide<Arc<str>>) -> Self {
         Self {
-            id: random_id()[..8].to_owned(),
+            id: random_id()[..8].into(),
             began: Instant::now(),
-            users: PerSide { initiator: initiator.to_bare(), responder: responder.to_bare() },
+            ends,
+            sids,
             legs: OnceLock::new(),
             progress: StreamProgress::default(),
             is_plain: false,
             inbox: Inbox::default(),
         }
     }
+
+    /// Returns the addresses of both legs.
+    pub(super) fn ends(&self) -> &PerSide<Arc<Pair>> {
+        &self.ends
+    }
+
+    /// Returns the user of a side.
+    pub(super) fn user(&self, side: Side) -> BareJid {
+        self.ends[side].0.to_bare()
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct SessionEntry {
     pub(super) facts: Arc<Facts>,
-    /// The user's address, and ours.
-    pub(super) pair: Arc<Pair>,
-    pub(super) sid: String,
     pub(super) side: Side,
     /// The in-band bytestream this leg expects: `None` none, `Some(None)` any.
     pub(super) ibb: Option<Option<String>>,
@@ -108,16 +142,23 @@ pub(super) struct SeenConnection {
 
 impl SessionEntry {
     /// Returns the entry of a leg that expects no bytestream and crosses no other session.
-    pub(super) fn new(facts: &Arc<Facts>, peer: &SessionPeer, side: Side) -> Self {
-        Self {
-            facts: Arc::clone(facts),
-            pair: Arc::clone(&peer.pair),
-            sid: peer.sid.clone(),
-            side,
-            ibb: None,
-            crossable: None,
-            seen: None,
-        }
+    pub(super) fn new(facts: &Arc<Facts>, side: Side) -> Self {
+        Self { facts: Arc::clone(facts), side, ibb: None, crossable: None, seen: None }
+    }
+
+    /// Returns the user's address, and ours.
+    pub(super) fn pair(&self) -> &Arc<Pair> {
+        &self.facts.ends[self.side]
+    }
+
+    /// Returns the Jingle session id.
+    pub(super) fn sid(&self) -> &str {
+        &self.facts.sids[self.side]
+    }
+
+    fn is_between(&self, user: &Jid, mask: &Jid) -> bool {
+        let pair = self.pair();
+        pair.0 == *user && pair.1 == *mask
     }
 
     /// Gives an input to the session; returns whether it takes it.
@@ -210,7 +251,7 @@ impl Legs {
     /// Returns the legs of a user at one address here.
     pub(super) fn between(&self, user: &Jid, mask: &Jid) -> impl Iterator<Item = &SessionEntry> {
         let entries = self.by_ends.get(&self.key(user, mask)).into_iter().flatten();
-        entries.filter(move |entry| entry.pair.0 == *user && entry.pair.1 == *mask)
+        entries.filter(move |entry| entry.is_between(user, mask))
     }
 
     /// Returns the same.
@@ -221,14 +262,14 @@ impl Legs {
     ) -> impl Iterator<Item = &mut SessionEntry> {
         let key = self.key(user, mask);
         let entries = self.by_ends.get_mut(&key).into_iter().flatten();
-        entries.filter(move |entry| entry.pair.0 == *user && entry.pair.1 == *mask)
+        entries.filter(move |entry| entry.is_between(user, mask))
     }
 
     /// Returns whether a user has a leg.
     pub(super) fn has_user(&self, user: &Jid) -> bool {
         let keys = self.by_user.get(&self.hasher.hash_one(user.as_str())).into_iter().flatten();
         let mut entries = keys.filter_map(|key| self.by_ends.get(key)).flatten();
-        entries.any(|entry| entry.pair.0 == *user)
+        entries.any(|entry| entry.pair().0 == *user)
     }
 
     /// Calls a function for all legs of a user.
@@ -236,7 +277,7 @@ impl Legs {
         let keys = self.by_user.get(&self.hasher.hash_one(user.as_str())).into_iter().flatten();
         for key in keys {
             let entries = self.by_ends.get(key).into_iter().flatten();
-            entries.filter(|entry| entry.pair.0 == *user).for_each(&mut each);
+            entries.filter(|entry| entry.pair().0 == *user).for_each(&mut each);
         }
     }
 
@@ -251,7 +292,7 @@ impl Legs {
     }
 
     pub(super) fn insert(&mut self, entry: SessionEntry) {
-        let (user, mask) = &*entry.pair;
+        let (user, mask) = &**entry.pair();
         let (key, user) = (self.key(user, mask), self.hasher.hash_one(user.as_str()));
         // Nearly all have one.
         let entries = self.by_ends.entry(key).or_insert_with(|| Vec::with_capacity(1));
@@ -261,13 +302,12 @@ impl Legs {
         entries.push(entry);
     }
 
-    /// Removes the legs of one session at these addresses, and returns their session ids. Another session may have the
-    /// same by now.
-    pub(super) fn remove(&mut self, pair: &Pair, facts: &Arc<Facts>) -> Vec<String> {
+    /// Removes the legs of one session at these addresses, and returns them. Another session may have the same addresses by
+    /// now.
+    pub(super) fn remove(&mut self, pair: &Pair, facts: &Arc<Facts>) -> Vec<SessionEntry> {
         let key = self.key(&pair.0, &pair.1);
         let Some(entries) = self.by_ends.get_mut(&key) else { return Vec::new() };
-        let removed = entries.extract_if(.., |entry| Arc::ptr_eq(&entry.facts, facts));
-        let removed = removed.map(|entry| entry.sid).collect();
+        let removed = entries.extract_if(.., |entry| Arc::ptr_eq(&entry.facts, facts)).collect();
         if entries.is_empty() {
             self.by_ends.remove(&key);
             let user = self.hasher.hash_one(pair.0.as_str());
@@ -299,12 +339,12 @@ pub(super) struct Directory {
 impl Directory {
     /// Returns the entries of a leg.
     pub(super) fn of_leg(&mut self, peer: &SessionPeer) -> impl Iterator<Item = &mut SessionEntry> {
-        self.legs.between_mut(peer.user(), peer.mask()).filter(|entry| entry.sid == peer.sid)
+        self.legs.between_mut(peer.user(), peer.mask()).filter(|entry| *entry.sid() == *peer.sid)
     }
 
     /// Returns whether there is a session with that sid.
     pub(super) fn has(&self, (user, mask): &Pair, sid: &str) -> bool {
-        self.legs.between(user, mask).any(|entry| entry.sid == sid)
+        self.legs.between(user, mask).any(|entry| entry.sid() == sid)
     }
 
     /// Forgets the streams whose close was not answered in time.

@@ -285,7 +285,7 @@ impl SessionDriver {
                             _ => pipe::FirstBytes::PathUse,
                         },
                     ),
-                    account: pipe::PipeAccount::of(&self.facts.users.initiator),
+                    account: pipe::PipeAccount::of(&self.facts.user(Side::Initiator)),
                 };
                 for side in Side::BOTH {
                     self.waits[side] = self.streams[side].as_ref().map(IbbHandle::is_waiting);
@@ -336,8 +336,8 @@ impl SessionDriver {
             }
             SessionAction::LookUpKeys(side, prints) => {
                 let shared = Arc::clone(&self.shared);
-                let owner = self.facts.users[side].clone();
-                let asker = self.facts.users[side.other()].clone();
+                let owner = self.facts.user(side);
+                let asker = self.facts.user(side.other());
                 self.work.spawn(async move {
                     SessionEvent::told(SessionInput::Keys(
                         side,

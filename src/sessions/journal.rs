@@ -154,7 +154,7 @@ impl LeftSession {
             let namespace =
                 [ns::JINGLE, ns::JINGLE_0].into_iter().find(|n| *n == open.namespace)?;
             let pair = Arc::new((open.user.clone(), open.mask.clone()));
-            Some((SessionPeer { pair, sid: open.sid.clone(), namespace }, renewable))
+            Some((SessionPeer { pair, sid: open.sid.as_str().into(), namespace }, renewable))
         };
         let ((initiator, first), (responder, second)) =
             (of(Side::Initiator)?, of(Side::Responder)?);
@@ -463,7 +463,7 @@ impl JournalLine {
             session: self.session.to_string(),
             user: peer.user().clone(),
             mask: peer.mask().clone(),
-            sid: peer.sid.clone(),
+            sid: peer.sid.to_string(),
             namespace: peer.namespace.to_owned(),
             renewable,
         }
@@ -545,7 +545,7 @@ mod tests {
                 Jid::new(&format!("{name}@example.org/x")).unwrap(),
                 Jid::new("other\\40example.org@xtls.example.org/y").unwrap(),
             )),
-            sid: format!("sid-of-{name}"),
+            sid: format!("sid-of-{name}").into(),
             namespace: ns::JINGLE,
         }
     }

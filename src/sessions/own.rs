@@ -343,7 +343,7 @@ mod tests {
         let initiate = jingle("session-initiate", &format!("{offer}{transport}"));
         let peer = SessionPeer {
             pair: Arc::new((initiate.from.clone(), initiate.to.clone())),
-            sid: "s".to_owned(),
+            sid: "s".into(),
             namespace: ns::JINGLE,
         };
         let transport = initiate.payload().and_then(first_content).and_then(Transport::read);

@@ -10,13 +10,13 @@ use super::side::Side;
 /// The addresses of one leg: the user's, and ours towards it.
 pub(crate) type Pair = (Jid, Jid);
 
-/// One user's end of the session.
+/// One user's end of the session. Its addresses and its id are shared by all that need them.
 #[derive(Clone, Debug)]
 pub(crate) struct SessionPeer {
     /// The user's full JID, and the address under which the other user appears here.
     pub(crate) pair: Arc<Pair>,
     /// The Jingle session id here.
-    pub(crate) sid: String,
+    pub(crate) sid: Arc<str>,
     /// The Jingle namespace spoken here.
     pub(crate) namespace: &'static str,
 }

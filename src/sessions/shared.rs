@@ -22,8 +22,9 @@ use super::{
     directory::{Directory, Facts, SeenConnection, SessionEntry},
     journal::Journal,
     options::BrokerOptions,
-    peer::{Pair, SessionPeer},
+    peer::SessionPeer,
     refusal::SessionRefusal,
+    side::Side,
 };
 use crate::{
     registry::Registry,
@@ -82,14 +83,12 @@ impl BrokerState {
         let (all, of_user) = self.options().sessions;
         let place = state
             .shares
-            .take(&facts.users.initiator, 1, &Limits::new(all, of_user, SLOPE))
+            .take(&facts.user(Side::Initiator), 1, &Limits::new(all, of_user, SLOPE))
             .map_err(SessionRefusal::TooManySessions)?;
-        let mut pairs = Vec::new();
         for leg in legs {
-            pairs.push(Arc::clone(&leg.pair));
             state.legs.insert(leg);
         }
-        Ok(SessionGuard { shared: Arc::clone(self), pairs, facts, place })
+        Ok(SessionGuard { shared: Arc::clone(self), facts, place })
     }
 
     pub(super) fn expect_open(&self, peer: &SessionPeer, sid: Option<String>) {
@@ -147,7 +146,6 @@ impl BrokerState {
 /// Removes a session from the tables whenever its task ends.
 pub(super) struct SessionGuard {
     pub(super) shared: Arc<BrokerState>,
-    pairs: Vec<Arc<Pair>>,
     pub(super) facts: Arc<Facts>,
     place: Place,
 }
@@ -157,9 +155,9 @@ impl SessionGuard {
     pub(super) fn leave(&self) {
         let now = Instant::now();
         let mut state = self.shared.lock();
-        for pair in &self.pairs {
-            for sid in state.legs.remove(pair, &self.facts) {
-                state.ended.insert(pair, &sid, now);
+        for pair in self.facts.ends().iter() {
+            for leg in state.legs.remove(pair, &self.facts) {
+                state.ended.insert(pair, leg.sid(), now);
             }
         }
     }
@@ -171,7 +169,7 @@ impl Drop for SessionGuard {
         let mut state = self.shared.lock();
         let now = Instant::now();
         state.drop_closed(now);
-        for pair in &self.pairs {
+        for pair in self.facts.ends().iter() {
             if !state.streams.drop_over(pair) {
                 state.closing.push_back((now + CLOSING, Arc::clone(pair)));
             }

@@ -370,7 +370,7 @@ impl BrokeredSession {
         match &self.legs[side].plan {
             Plan::Ibb { sid: Some(sid), .. } => sid.clone(),
             Plan::S5b { sid, .. } if self.legs[side].is_offered => sid.clone(),
-            _ => self.peers[side].sid.clone(),
+            _ => self.peers[side].sid.to_string(),
         }
     }
 

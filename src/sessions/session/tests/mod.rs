@@ -59,7 +59,7 @@ impl World {
         let bob_mask = "bob\\40example.org@xtls.example.org/b";
         let peer = |user: &str, mask: &str, sid: &str| SessionPeer {
             pair: Arc::new((jid(user), jid(mask))),
-            sid: sid.to_owned(),
+            sid: sid.into(),
             namespace: ns::JINGLE,
         };
         let peers = PerSide {
