@@ -489,9 +489,9 @@ impl Broker {
 
     /// Ends the sessions of a resource that has gone.
     pub fn user_gone(&self, user: &Jid) {
-        self.shared.lock().legs.for_user(user, |entry| {
+        for entry in self.shared.lock().legs.of_user(user) {
             entry.tell(SessionInput::Gone(entry.side));
-        });
+        }
     }
 
     /// Handles a link that is up again: blocks of in-band streams may be missing, and users may have gone unnoticed.

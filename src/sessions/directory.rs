@@ -1,7 +1,7 @@
 //! The sessions that exist, and where their stanzas go.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
     net::SocketAddr,
     sync::{Arc, OnceLock},
@@ -215,7 +215,9 @@ impl IbbStreams {
 
     pub(super) fn insert(&mut self, handle: IbbHandle) {
         let ends = (handle.peer().as_str(), handle.local().as_str());
-        let streams = self.by_ends.entry(self.hasher.hash_one(ends)).or_default();
+        let key = self.hasher.hash_one(ends);
+        // Nearly all have one.
+        let streams = self.by_ends.entry(key).or_insert_with(|| Vec::with_capacity(1));
         streams.retain(|handle| !handle.is_over());
         streams.push(handle);
     }
@@ -239,8 +241,8 @@ impl IbbStreams {
 pub(super) struct Legs {
     hasher: RandomState,
     by_ends: HashMap<u64, Vec<SessionEntry>>,
-    /// The keys above of the legs of each user, by its address.
-    by_user: HashMap<u64, Vec<u64>>,
+    /// The hash of each user's address, with the keys above of its legs.
+    by_user: BTreeSet<(u64, u64)>,
 }
 
 impl Legs {
@@ -267,18 +269,15 @@ impl Legs {
 
     /// Returns whether a user has a leg.
     pub(super) fn has_user(&self, user: &Jid) -> bool {
-        let keys = self.by_user.get(&self.hasher.hash_one(user.as_str())).into_iter().flatten();
-        let mut entries = keys.filter_map(|key| self.by_ends.get(key)).flatten();
-        entries.any(|entry| entry.pair().0 == *user)
+        self.of_user(user).next().is_some()
     }
 
-    /// Calls a function for all legs of a user.
-    pub(super) fn for_user(&self, user: &Jid, mut each: impl FnMut(&SessionEntry)) {
-        let keys = self.by_user.get(&self.hasher.hash_one(user.as_str())).into_iter().flatten();
-        for key in keys {
-            let entries = self.by_ends.get(key).into_iter().flatten();
-            entries.filter(|entry| entry.pair().0 == *user).for_each(&mut each);
-        }
+    /// Returns all legs of a user.
+    pub(super) fn of_user(&self, user: &Jid) -> impl Iterator<Item = &SessionEntry> {
+        let hash = self.hasher.hash_one(user.as_str());
+        let keys = self.by_user.range((hash, 0)..=(hash, u64::MAX));
+        let entries = keys.filter_map(|(_, key)| self.by_ends.get(key)).flatten();
+        entries.filter(move |entry| entry.pair().0 == *user)
     }
 
     /// Returns all legs.
@@ -294,12 +293,9 @@ impl Legs {
     pub(super) fn insert(&mut self, entry: SessionEntry) {
         let (user, mask) = &**entry.pair();
         let (key, user) = (self.key(user, mask), self.hasher.hash_one(user.as_str()));
+        self.by_user.insert((user, key));
         // Nearly all have one.
-        let entries = self.by_ends.entry(key).or_insert_with(|| Vec::with_capacity(1));
-        if entries.is_empty() {
-            self.by_user.entry(user).or_insert_with(|| Vec::with_capacity(1)).push(key);
-        }
-        entries.push(entry);
+        self.by_ends.entry(key).or_insert_with(|| Vec::with_capacity(1)).push(entry);
     }
 
     /// Removes the legs of one session at these addresses, and returns them. Another session may have the same addresses by
@@ -310,13 +306,7 @@ impl Legs {
         let removed = entries.extract_if(.., |entry| Arc::ptr_eq(&entry.facts, facts)).collect();
         if entries.is_empty() {
             self.by_ends.remove(&key);
-            let user = self.hasher.hash_one(pair.0.as_str());
-            if let Some(keys) = self.by_user.get_mut(&user) {
-                keys.retain(|known| *known != key);
-                if keys.is_empty() {
-                    self.by_user.remove(&user);
-                }
-            }
+            self.by_user.remove(&(self.hasher.hash_one(pair.0.as_str()), key));
         }
         removed
     }
