@@ -85,10 +85,12 @@ struct JournalState {
     failing: bool,
     /// When lines are looked for that a late write has left without a session.
     sweep_at: Option<Instant>,
-    /// The present sessions, and what becomes of their lines.
-    lines: HashMap<Arc<str>, LineFate>,
+    /// The present sessions by their numbers, and what becomes of their lines.
+    lines: HashMap<u64, LineFate>,
     /// The sessions of this run that it has left to another process. It may have to go on with them itself.
-    left: HashSet<Arc<str>>,
+    left: HashSet<u64>,
+    /// How many sessions this run has had.
+    numbered: u64,
 }
 
 /// The journal of one component. Cheap to clone.
@@ -96,21 +98,27 @@ struct JournalState {
 pub struct Journal {
     store: Store,
     component: BareJid,
-    /// The prefix of the names of this run's sessions.
-    run: String,
-    state: Arc<Mutex<JournalState>>,
-    news: Arc<Notify>,
+    run: Arc<JournalRun>,
+}
+
+/// What the lines of one run share.
+#[derive(Debug)]
+struct JournalRun {
+    /// The prefix of the names of this run's sessions, before their numbers.
+    name: String,
+    state: Mutex<JournalState>,
+    news: Notify,
 }
 
 /// A session in the journal. Dropping it removes the session.
 #[derive(Debug)]
 pub(super) struct JournalLine {
-    state: Arc<Mutex<JournalState>>,
-    news: Arc<Notify>,
-    session: Arc<str>,
+    run: Arc<JournalRun>,
+    /// The session's number in this run.
+    number: u64,
     noted: bool,
     /// What is noted for a later run that may go on with the session.
-    renewable: Option<Renewable>,
+    renewable: Option<Box<Renewable>>,
     written: Option<oneshot::Receiver<()>>,
 }
 
@@ -169,14 +177,28 @@ impl LeftSession {
     }
 }
 
+impl JournalRun {
+    /// Never held over an `.await`.
+    fn lock(&self) -> MutexGuard<'_, JournalState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the name of a session in the journal.
+    fn name_of(&self, number: u64) -> String {
+        format!("{}{number:x}", self.name)
+    }
+
+    /// Returns the number of a session with this name; `None` if it is another run's.
+    fn number_of(&self, session: &str) -> Option<u64> {
+        u64::from_str_radix(session.strip_prefix(self.name.as_str())?, 16).ok()
+    }
+}
+
 impl Journal {
     /// Returns the journal of `component`. Nothing is written until [`Journal::run`] does it.
     pub fn new(store: Store, component: BareJid) -> Self {
-        Self { store, component, run: random_id(), state: Arc::default(), news: Arc::default() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, JournalState> {
-        lock(&self.state)
+        let (name, state, news) = (random_id(), Mutex::default(), Notify::default());
+        Self { store, component, run: Arc::new(JournalRun { name, state, news }) }
     }
 
     /// Records the beginning of a session.
@@ -184,15 +206,13 @@ impl Journal {
         &self,
         peers: impl IntoIterator<Item = &'a SessionPeer>,
     ) -> JournalLine {
-        let mut line = JournalLine {
-            state: Arc::clone(&self.state),
-            news: Arc::clone(&self.news),
-            session: (self.run.clone() + &random_id()).into(),
-            noted: false,
-            renewable: None,
-            written: None,
-        };
-        self.lock().lines.insert(Arc::clone(&line.session), LineFate::Removed);
+        let mut state = self.run.lock();
+        state.numbered += 1;
+        let number = state.numbered;
+        state.lines.insert(number, LineFate::Removed);
+        drop(state);
+        let run = Arc::clone(&self.run);
+        let mut line = JournalLine { run, number, noted: false, renewable: None, written: None };
         line.write(peers);
         line
     }
@@ -207,20 +227,22 @@ impl Journal {
 
     /// Removes the line of a session that an earlier run has left.
     pub(super) fn end(&self, left: &LeftSession) {
-        let mut state = self.lock();
-        state.left.remove(left.session.as_str());
+        let mut state = self.run.lock();
+        if let Some(number) = self.run.number_of(&left.session) {
+            state.left.remove(&number);
+        }
         state.changes.insert(left.session.clone(), LineChange::Ended);
         drop(state);
-        self.news.notify_one();
+        self.run.news.notify_one();
     }
 
     /// Writes changes until `stop`, then the rest.
     pub async fn run(self, stop: CancellationToken) {
         loop {
-            let sweep_at = self.lock().sweep_at;
+            let sweep_at = self.run.lock().sweep_at;
             let stopped = tokio::select! {
                 biased;
-                () = self.news.notified() => false,
+                () = self.run.news.notified() => false,
                 () = stop.cancelled() => true,
                 () = sleep_until(sweep_at.unwrap_or_else(Instant::now)), if sweep_at.is_some() => {
                     self.sweep().await;
@@ -232,19 +254,19 @@ impl Journal {
                 return;
             }
             if let Err(error) = written {
-                if !std::mem::replace(&mut self.lock().failing, true) {
+                if !std::mem::replace(&mut self.run.lock().failing, true) {
                     warn!(%error, "could not record open sessions; after a crash their users would not be notified");
                 }
                 let _stopped = timeout(AGAIN, stop.cancelled()).await;
-                self.news.notify_one();
-            } else if std::mem::replace(&mut self.lock().failing, false) {
+                self.run.news.notify_one();
+            } else if std::mem::replace(&mut self.run.lock().failing, false) {
                 info!("open sessions are recorded again");
             }
         }
     }
 
     async fn write(&self) -> Result<(), StoreError> {
-        let changes = std::mem::take(&mut self.lock().changes);
+        let changes = std::mem::take(&mut self.run.lock().changes);
         let (mut begun, mut ended) = (Vec::new(), Vec::new());
         for (session, change) in &changes {
             match change {
@@ -267,7 +289,7 @@ impl Journal {
             }
             return Ok(());
         }
-        let mut state = self.lock();
+        let mut state = self.run.lock();
         if is_unknown {
             state.sweep_at = Some(Instant::now() + LATE);
         }
@@ -294,31 +316,33 @@ impl Journal {
 
     /// Removes lines of this run whose sessions are over: a write without an answer was carried out after their removal.
     async fn sweep(&self) {
-        self.lock().sweep_at = None;
+        self.run.lock().sweep_at = None;
         let sweeping = async {
             let mut open = self.open(true).await?;
             {
-                let state = self.lock();
-                open.retain(|side| !state.lines.contains_key(side.session.as_str()));
+                let state = self.run.lock();
+                let is_here = |number: u64| state.lines.contains_key(&number);
+                open.retain(|side| !self.run.number_of(&side.session).is_some_and(is_here));
             }
             if open.is_empty() { Ok(()) } else { self.forget(open).await }
         };
         let swept = timeout(WRITE, sweeping).await;
         if !matches!(swept, Ok(Ok(()))) {
-            self.lock().sweep_at = Some(Instant::now() + LATE);
+            self.run.lock().sweep_at = Some(Instant::now() + LATE);
         }
     }
 
     /// Returns the recorded sessions of this run, or, without `own`, those that an earlier run left open.
     async fn open(&self, own: bool) -> Result<Vec<OpenSide>, StoreError> {
         let mut open = self.store.open_sides(&self.component).await?;
-        let mut state = self.lock();
+        let mut state = self.run.lock();
         // Other processes have taken the rest.
-        let there: HashSet<&str> = open.iter().map(|side| side.session.as_str()).collect();
-        state.left.retain(|session| there.contains(&**session));
+        let number_of = |side: &OpenSide| self.run.number_of(&side.session);
+        let there: HashSet<u64> = open.iter().filter_map(number_of).collect();
+        state.left.retain(|number| there.contains(number));
         let is_own =
-            |session: &str| session.starts_with(&self.run) && !state.left.contains(session);
-        open.retain(|side| is_own(&side.session) == own);
+            |side: &OpenSide| number_of(side).is_some_and(|number| !state.left.contains(&number));
+        open.retain(|side| is_own(side) == own);
         Ok(open)
     }
 
@@ -393,13 +417,14 @@ impl Journal {
 
     /// Leaves lines of present sessions to another process, and removes the others.
     async fn leave(&self, is_left: impl Fn(LineFate) -> bool) {
-        for fate in self.lock().lines.values_mut().filter(|fate| is_left(**fate)) {
+        for fate in self.run.lock().lines.values_mut().filter(|fate| is_left(**fate)) {
             *fate = LineFate::Left;
         }
         let forgetting = async {
             let mut removed = self.open(true).await?;
             removed.retain(|side| {
-                let fate = self.lock().lines.get(side.session.as_str()).copied();
+                let number = self.run.number_of(&side.session);
+                let fate = number.and_then(|number| self.run.lock().lines.get(&number).copied());
                 fate.is_some_and(|fate| fate != LineFate::Left)
             });
             self.forget(removed).await
@@ -416,11 +441,6 @@ impl Journal {
         sessions.dedup();
         self.store.change_open(&self.component, &[], &sessions, OffsetDateTime::now_utc()).await
     }
-}
-
-/// Never held over an `.await`.
-fn lock(state: &Mutex<JournalState>) -> MutexGuard<'_, JournalState> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn terminate(side: &OpenSide) -> Element {
@@ -442,7 +462,7 @@ impl JournalLine {
 
     /// Records that a later run can go on with the session.
     pub(super) fn renew(&mut self, peers: &PerSide<SessionPeer>, renewable: Renewable) {
-        if self.renewable.as_ref() == Some(&renewable) {
+        if self.renewable.as_deref() == Some(&renewable) {
             return;
         }
         let side = |side: Side| {
@@ -454,13 +474,13 @@ impl JournalLine {
             self.side(&peers[side], Some(renewable))
         };
         self.change(Side::BOTH.map(side).into());
-        self.renewable = Some(renewable);
+        self.renewable = Some(Box::new(renewable));
         self.decide(LineFate::Renewable);
     }
 
     fn side(&self, peer: &SessionPeer, renewable: Option<RenewableSide>) -> OpenSide {
         OpenSide {
-            session: self.session.to_string(),
+            session: self.run.name_of(self.number),
             user: peer.user().clone(),
             mask: peer.mask().clone(),
             sid: peer.sid.to_string(),
@@ -471,17 +491,18 @@ impl JournalLine {
 
     fn change(&mut self, sides: Vec<OpenSide>) {
         let (sender, receiver) = oneshot::channel();
-        let mut state = lock(&self.state);
-        let fresh = match state.changes.get(&*self.session) {
+        let session = self.run.name_of(self.number);
+        let mut state = self.run.lock();
+        let fresh = match state.changes.get(&session) {
             Some(LineChange::Begun { fresh, .. }) => *fresh,
             _ => !self.noted,
         };
         let waiting = (!state.failing).then_some(sender);
-        state.changes.insert(self.session.to_string(), LineChange::Begun { sides, fresh, waiting });
+        state.changes.insert(session, LineChange::Begun { sides, fresh, waiting });
         drop(state);
         self.noted = true;
         self.written = Some(receiver);
-        self.news.notify_one();
+        self.run.news.notify_one();
     }
 
     /// Notes that the session continues without a link: its bytes go from one socket to another.
@@ -498,7 +519,7 @@ impl JournalLine {
 
     /// Decides what becomes of the line, unless it is left already.
     fn decide(&self, what: LineFate) {
-        if let Some(fate) = lock(&self.state).lines.get_mut(&self.session)
+        if let Some(fate) = self.run.lock().lines.get_mut(&self.number)
             && *fate != LineFate::Left
         {
             *fate = what;
@@ -515,17 +536,16 @@ impl JournalLine {
 
 impl Drop for JournalLine {
     fn drop(&mut self) {
-        let mut state = lock(&self.state);
-        if state.lines.remove(&self.session) == Some(LineFate::Left) {
-            state.left.insert(Arc::clone(&self.session));
+        let mut state = self.run.lock();
+        if state.lines.remove(&self.number) == Some(LineFate::Left) {
+            state.left.insert(self.number);
             return;
         }
-        if !matches!(
-            state.changes.remove(&*self.session),
-            Some(LineChange::Begun { fresh: true, .. })
-        ) {
-            state.changes.insert(self.session.to_string(), LineChange::Ended);
-            self.news.notify_one();
+        let session = self.run.name_of(self.number);
+        let change = state.changes.remove(&session);
+        if !matches!(change, Some(LineChange::Begun { fresh: true, .. })) {
+            state.changes.insert(session, LineChange::Ended);
+            self.run.news.notify_one();
         }
     }
 }
@@ -584,8 +604,8 @@ mod tests {
         journal.sweep().await;
         let left = journal.open(true).await.unwrap();
         assert_eq!(left.len(), 2);
-        assert!(left.iter().all(|side| side.session == *line.session));
-        assert_eq!(journal.lock().sweep_at, None);
+        assert!(left.iter().all(|side| side.session == line.run.name_of(line.number)));
+        assert_eq!(journal.run.lock().sweep_at, None);
     }
 
     #[tokio::test]
@@ -657,7 +677,7 @@ mod tests {
         }
         assert!(sent.try_recv().is_err());
         assert_eq!(second.open(false).await.unwrap(), []);
-        assert!(first.lock().lines.is_empty());
+        assert!(first.run.lock().lines.is_empty());
     }
 
     #[tokio::test]
@@ -760,12 +780,12 @@ mod tests {
     async fn no_more_is_kept_than_there_are_sessions() {
         let store = Store::open("sqlite::memory:", 1, true).await.unwrap();
         let journal = journal(&store);
-        journal.lock().failing = true;
+        journal.run.lock().failing = true;
         for _ in 0..100 {
             let mut line = journal.begin(&[peer("alice"), peer("bob")]);
             line.write(&[peer("alice"), peer("carol")]);
             line.written().await;
         }
-        assert_eq!(journal.lock().changes.len(), 0);
+        assert_eq!(journal.run.lock().changes.len(), 0);
     }
 }
