@@ -187,7 +187,7 @@ impl Broker {
         let facts = Arc::new(Facts::between(&peers, is_plain));
         let (leg, ibb) = match transport {
             Transport::Ibb { namespace, sid, block_size } => {
-                (LegState::ibb(&namespace, sid.clone(), block_size), Some(sid))
+                (LegState::ibb(namespace, sid.clone(), block_size), Some(sid))
             }
             Transport::S5b { sid, candidates } => {
                 (LegState::offered_s5b(sid, candidates, &options.jid, random_id()), None)

@@ -128,7 +128,7 @@ pub(super) struct Renewable {
     /// The name of its content.
     pub(super) content: String,
     /// The namespace of each leg's Jingle transport.
-    pub(super) transports: PerSide<String>,
+    pub(super) transports: PerSide<&'static str>,
 }
 
 /// A session that an earlier run has left, and that can be gone on with.
@@ -166,11 +166,9 @@ impl LeftSession {
         };
         let ((initiator, first), (responder, second)) =
             (of(Side::Initiator)?, of(Side::Responder)?);
+        let known = |name: &str| TRANSPORTS.into_iter().find(|known| *known == name);
         let transports =
-            PerSide { initiator: first.transport.clone(), responder: second.transport.clone() };
-        if !transports.iter().all(|namespace| TRANSPORTS.contains(&namespace.as_str())) {
-            return None;
-        }
+            PerSide { initiator: known(&first.transport)?, responder: known(&second.transport)? };
         let renewable = Renewable { content: first.content.clone(), transports };
         let session = sides.first()?.session.clone();
         Some(Self { session, peers: PerSide { initiator, responder }, renewable })
@@ -469,7 +467,7 @@ impl JournalLine {
             let renewable = RenewableSide {
                 role: side.as_str().to_owned(),
                 content: renewable.content.clone(),
-                transport: renewable.transports[side].clone(),
+                transport: renewable.transports[side].to_owned(),
             };
             self.side(&peers[side], Some(renewable))
         };
@@ -712,8 +710,7 @@ mod tests {
         let first = journal(&store);
         let (stop, tasks) = run(&first);
         let peers = PerSide { initiator: peer("alice"), responder: peer("bob") };
-        let transports =
-            PerSide { initiator: ns::JINGLE_S5B.to_owned(), responder: ns::JINGLE_IBB.to_owned() };
+        let transports = PerSide { initiator: ns::JINGLE_S5B, responder: ns::JINGLE_IBB };
         let renewable = Renewable { content: "c".to_owned(), transports };
         let lines = [(); 3].map(|()| {
             let mut line = first.begin(peers.iter());

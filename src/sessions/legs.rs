@@ -9,9 +9,9 @@ pub(crate) enum Plan {
     /// In-band.
     Ibb {
         /// The namespace of the Jingle transport.
-        namespace: String,
+        namespace: &'static str,
         /// The bytestream's id; `None`: the first open of this user on this session's address counts.
-        sid: Option<String>,
+        sid: Option<Box<str>>,
         /// The largest block, bytes before base64.
         block_size: u16,
         /// Whether we have sent our `<open/>`.
@@ -20,11 +20,11 @@ pub(crate) enum Plan {
     /// SOCKS5.
     S5b {
         /// The bytestream's id.
-        sid: String,
+        sid: Box<str>,
         /// Our candidate's id.
-        cid: String,
+        cid: Box<str>,
         /// The id of the user's own candidate at this component, if it has one.
-        own_proxy: Option<String>,
+        own_proxy: Option<Box<str>>,
         /// Whether we have sent candidate-used or candidate-error.
         nominated: bool,
         /// Whether the connection is established.
@@ -36,7 +36,7 @@ pub(crate) enum Plan {
 
 impl Plan {
     /// Returns the namespace of its Jingle transport.
-    pub(crate) fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &'static str {
         match self {
             Self::Ibb { namespace, .. } => namespace,
             Self::S5b { .. } => ns::JINGLE_S5B,
@@ -53,7 +53,7 @@ pub(crate) struct LegState {
     pub(crate) ready: bool,
     /// The in-band bytestream that we have offered instead: its id and its largest block. Until it is accepted the plan
     /// stands; until it is answered, SOCKS5 is not used.
-    pub(crate) replacing: Option<(String, u16)>,
+    pub(crate) replacing: Option<Box<(String, u16)>>,
     /// Whether the user has not yet accepted this leg, which we have offered in place of a broken one.
     pub(crate) is_offered: bool,
 }
@@ -65,13 +65,14 @@ impl LegState {
     }
 
     /// Creates an in-band leg.
-    pub(crate) fn ibb(namespace: &str, sid: Option<String>, block_size: u16) -> Self {
-        let namespace = namespace.to_owned();
+    pub(crate) fn ibb(namespace: &'static str, sid: Option<String>, block_size: u16) -> Self {
+        let sid = sid.map(Into::into);
         Self::new(Plan::Ibb { namespace, sid, block_size, opened: false })
     }
 
     /// Creates a SOCKS5 leg.
     pub(crate) fn s5b(sid: String, cid: String, own_proxy: Option<String>) -> Self {
+        let (sid, cid, own_proxy) = (sid.into(), cid.into(), own_proxy.map(Into::into));
         Self::new(Plan::S5b { sid, cid, own_proxy, nominated: false, arrived: false, used: false })
     }
 
@@ -101,12 +102,13 @@ impl LegState {
                 Plan::Ibb { sid: own, block_size: size, .. },
             ) => {
                 if own.is_none() {
-                    *own = sid;
+                    *own = sid.map(Into::into);
                 }
                 *size = (*size).min(block_size);
             }
             // The answer uses another transport than the offer: accept it as stated.
             (Some(Transport::Ibb { namespace, sid, block_size }), plan @ Plan::S5b { .. }) => {
+                let sid = sid.map(Into::into);
                 *plan = Plan::Ibb { namespace, sid, block_size, opened: false };
             }
             _ => {}

@@ -267,7 +267,7 @@ impl OwnSession {
             Some(Transport::Ibb { namespace, sid, block_size }) if self.options.ibb => {
                 let sid = sid.unwrap_or_else(self.ids);
                 self.actions.push_back(OwnAction::ExpectOpen(sid.clone()));
-                let answer = transport::ibb(&namespace, &sid, block_size.clamp(1, BLOCK));
+                let answer = transport::ibb(namespace, &sid, block_size.clamp(1, BLOCK));
                 self.tell_transport(Action::TransportAccept, answer);
             }
             _ => {

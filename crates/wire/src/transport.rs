@@ -13,7 +13,7 @@ pub enum Transport {
     /// In-band.
     Ibb {
         /// The namespace it came in (`…:ibb:0` or `…:ibb:1`).
-        namespace: String,
+        namespace: &'static str,
         /// The bytestream's id; the stanzas of 2009 in docs/HISTORY.md have none.
         sid: Option<String>,
         /// The largest block, bytes before base64.
@@ -33,8 +33,9 @@ impl Transport {
     pub fn read(content: &Element) -> Option<Self> {
         let element = content.children().find(|child| child.name() == "transport")?;
         let namespace = element.ns();
-        match namespace.as_str() {
-            ns::JINGLE_IBB | ns::JINGLE_IBB_0 => Some(Self::Ibb {
+        let in_band = [ns::JINGLE_IBB, ns::JINGLE_IBB_0];
+        if let Some(namespace) = in_band.into_iter().find(|known| *known == namespace) {
+            return Some(Self::Ibb {
                 namespace,
                 sid: element.attr("sid").filter(|sid| !sid.is_empty()).map(str::to_owned),
                 block_size: element
@@ -42,20 +43,22 @@ impl Transport {
                     .and_then(|text| text.parse().ok())
                     .filter(|size| *size > 0)
                     .unwrap_or(4096),
-            }),
-            ns::JINGLE_S5B => Some(Self::S5b {
-                sid: element.attr("sid").filter(|sid| !sid.is_empty())?.to_owned(),
-                candidates: element
-                    .children()
-                    .filter(|child| child.is("candidate", ns::JINGLE_S5B))
-                    .map(|child| {
-                        let get = |name| child.attr(name).unwrap_or_default().to_owned();
-                        (get("cid"), get("type"), get("jid"))
-                    })
-                    .collect(),
-            }),
-            _ => None,
+            });
         }
+        if namespace != ns::JINGLE_S5B {
+            return None;
+        }
+        Some(Self::S5b {
+            sid: element.attr("sid").filter(|sid| !sid.is_empty())?.to_owned(),
+            candidates: element
+                .children()
+                .filter(|child| child.is("candidate", ns::JINGLE_S5B))
+                .map(|child| {
+                    let get = |name| child.attr(name).unwrap_or_default().to_owned();
+                    (get("cid"), get("type"), get("jid"))
+                })
+                .collect(),
+        })
     }
 }
 

@@ -198,7 +198,7 @@ enum SessionPhase {
         broken: Option<(Side, IbbError)>,
     },
     /// One side has ended the session; its last bytes may still be on their way.
-    Leaving { by: Side, jingle: Element },
+    Leaving { by: Side, jingle: Box<Element> },
     /// The stream is over; if the users do not end the session, it ends with this reason and text.
     Relayed { reason: Reason, text: String },
     /// An earlier run had the session, and the initiator may go on with it.
@@ -314,7 +314,7 @@ impl BrokeredSession {
             SessionAction::LookUpKeys(Side::Initiator, prints),
         ]);
         if let Plan::S5b { sid, .. } = &session.legs.initiator.plan {
-            session.actions.push_back(SessionAction::Connect(Side::Initiator, sid.clone()));
+            session.actions.push_back(SessionAction::Connect(Side::Initiator, sid.to_string()));
         }
         session
     }
@@ -682,7 +682,7 @@ impl BrokeredSession {
                 self.send(stanza.result(None));
                 if matches!(self.phase, SessionPhase::Relaying { .. }) {
                     self.timers.set(Timer::Phase, now + LAST_BYTES);
-                    self.phase = SessionPhase::Leaving { by: side, jingle };
+                    self.phase = SessionPhase::Leaving { by: side, jingle: Box::new(jingle) };
                 } else if !matches!(self.phase, SessionPhase::Leaving { .. }) {
                     self.leave(side, &jingle);
                 }

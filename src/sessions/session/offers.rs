@@ -82,7 +82,7 @@ impl BrokeredSession {
             );
             return self.end_both(Reason::UnsupportedApplications, &text);
         }
-        self.content.methods.clone_from(&checked.methods);
+        self.content.methods = checked.methods.clone();
         let Some(transport) = self.offer_leg(&features) else {
             let text = "The component offers neither SOCKS5 nor IBB";
             return self.end_both(Reason::UnsupportedTransports, text);

@@ -55,8 +55,8 @@ impl BrokeredSession {
         self.goes_on().then(|| Renewable {
             content: self.content.name.clone(),
             transports: PerSide {
-                initiator: self.legs.initiator.plan.namespace().to_owned(),
-                responder: self.legs.responder.plan.namespace().to_owned(),
+                initiator: self.legs.initiator.plan.namespace(),
+                responder: self.legs.responder.plan.namespace(),
             },
         })
     }
@@ -71,7 +71,7 @@ impl BrokeredSession {
     ) -> Self {
         let block_size = options.block_size;
         let legs = renewable.transports.map(|namespace| {
-            let leg = match namespace.as_str() {
+            let leg = match namespace {
                 ns::JINGLE_S5B => LegState::s5b(ids(), ids(), None),
                 ibb => LegState::ibb(ibb, None, block_size),
             };
@@ -108,7 +108,7 @@ impl BrokeredSession {
         {
             Some(Transport::Ibb { namespace, sid: Some(sid), block_size }) if self.options.ibb => {
                 let block_size = block_size.min(self.options.block_size);
-                LegState::ibb(&namespace, Some(sid), block_size)
+                LegState::ibb(namespace, Some(sid), block_size)
             }
             Some(Transport::S5b { sid, candidates }) if self.options.socks5 => {
                 LegState::offered_s5b(sid, candidates, &self.options.jid, (self.ids)())
@@ -140,17 +140,17 @@ impl BrokeredSession {
         let namespace = match &self.legs.responder.plan {
             Plan::S5b { .. } if socks5 => None,
             Plan::S5b { .. } if self.peers.responder.namespace == ns::JINGLE_0 => {
-                Some(ns::JINGLE_IBB_0.to_owned())
+                Some(ns::JINGLE_IBB_0)
             }
-            Plan::S5b { .. } => Some(ns::JINGLE_IBB.to_owned()),
-            Plan::Ibb { namespace, .. } if ibb || !socks5 => Some(namespace.clone()),
+            Plan::S5b { .. } => Some(ns::JINGLE_IBB),
+            Plan::Ibb { namespace, .. } if ibb || !socks5 => Some(*namespace),
             Plan::Ibb { .. } => None,
         };
         let (leg, transport) = match namespace {
             None => (LegState::s5b(sid, (self.ids)(), None), None),
             Some(namespace) => {
-                let leg = LegState::ibb(&namespace, Some(sid.clone()), block_size);
-                (leg, Some(transport::ibb(&namespace, &sid, block_size)))
+                let leg = LegState::ibb(namespace, Some(sid.clone()), block_size);
+                (leg, Some(transport::ibb(namespace, &sid, block_size)))
             }
         };
         self.timers.stop(Timer::FallBack(Side::Responder));
@@ -166,8 +166,10 @@ impl BrokeredSession {
     /// Expects the connection or the bytestream of a new leg.
     fn expect(&mut self, side: Side) {
         self.actions.push_back(match &self.legs[side].plan {
-            Plan::S5b { sid, .. } => SessionAction::Connect(side, sid.clone()),
-            Plan::Ibb { sid, .. } => SessionAction::ExpectOpen(side, sid.clone()),
+            Plan::S5b { sid, .. } => SessionAction::Connect(side, sid.to_string()),
+            Plan::Ibb { sid, .. } => {
+                SessionAction::ExpectOpen(side, sid.as_deref().map(str::to_owned))
+            }
         });
     }
 

@@ -64,7 +64,7 @@ impl BrokeredSession {
         }
         // The initiator's form if the responder does not object, otherwise the responder's.
         let old = match &self.legs.initiator.plan {
-            Plan::Ibb { namespace, .. } => namespace == ns::JINGLE_IBB_0,
+            Plan::Ibb { namespace, .. } => *namespace == ns::JINGLE_IBB_0,
             Plan::S5b { .. } => self.peers.responder.namespace == ns::JINGLE_0,
         };
         let namespace = match (speaks(ns::JINGLE_IBB_0), speaks(ns::JINGLE_IBB)) {
@@ -117,7 +117,7 @@ impl BrokeredSession {
             return;
         }
         let news = match own_proxy {
-            Some(cid) => xml::element("candidate-used", ns::JINGLE_S5B, &[("cid", cid.as_str())]),
+            Some(cid) => xml::element("candidate-used", ns::JINGLE_S5B, &[("cid", &**cid)]),
             None => Element::bare("candidate-error", ns::JINGLE_S5B),
         };
         let transport = transport::s5b_news(sid, news);
@@ -252,8 +252,8 @@ impl BrokeredSession {
             {
                 let block_size = block_size.min(self.options.block_size);
                 let sid = sid.unwrap_or_else(self.ids);
-                let answer = transport::ibb(&namespace, &sid, block_size);
-                self.replace_leg(side, LegState::ibb(&namespace, Some(sid.clone()), block_size));
+                let answer = transport::ibb(namespace, &sid, block_size);
+                self.replace_leg(side, LegState::ibb(namespace, Some(sid.clone()), block_size));
                 self.actions.push_back(SessionAction::ExpectOpen(side, Some(sid)));
                 self.tell_transport(side, jingle::Action::TransportAccept, answer);
                 // The initiator of a session opens its bytestreams; on leg B that is us.
@@ -305,7 +305,7 @@ impl BrokeredSession {
         let sid = (self.ids)();
         let block_size = self.options.block_size;
         self.timers.stop(Timer::FallBack(side));
-        self.legs[side].replacing = Some((sid.clone(), block_size));
+        self.legs[side].replacing = Some(Box::new((sid.clone(), block_size)));
         self.actions.push_back(SessionAction::ExpectOpen(side, Some(sid.clone())));
         let transport = transport::ibb(ns::JINGLE_IBB, &sid, block_size);
         let jingle = self.transport_jingle(
@@ -325,7 +325,8 @@ impl BrokeredSession {
 
     /// Moves the leg to the in-band bytestream that we have offered.
     fn replaced(&mut self, side: Side, answer: Option<Transport>) {
-        if let Some((sid, block_size)) = self.legs[side].replacing.take() {
+        if let Some(replacing) = self.legs[side].replacing.take() {
+            let (sid, block_size) = *replacing;
             self.replace_leg(side, LegState::ibb(ns::JINGLE_IBB, Some(sid), block_size));
             self.legs[side].accept(answer);
         }
@@ -368,8 +369,8 @@ impl BrokeredSession {
     /// docs/HISTORY.md.
     pub(super) fn stream_sid(&self, side: Side) -> String {
         match &self.legs[side].plan {
-            Plan::Ibb { sid: Some(sid), .. } => sid.clone(),
-            Plan::S5b { sid, .. } if self.legs[side].is_offered => sid.clone(),
+            Plan::Ibb { sid: Some(sid), .. } => sid.to_string(),
+            Plan::S5b { sid, .. } if self.legs[side].is_offered => sid.to_string(),
             _ => self.peers[side].sid.to_string(),
         }
     }

@@ -245,7 +245,7 @@ fn an_offer_goes_on_with_our_transport_and_hints() {
 fn a_callee_without_socks5_gets_an_in_band_leg() {
     let world = World::initiated(S5B_OFFER, &[]);
     assert!(
-        matches!(&world.session.legs.responder.plan, Plan::Ibb { namespace, .. } if namespace == ns::JINGLE_IBB)
+        matches!(&world.session.legs.responder.plan, Plan::Ibb { namespace, .. } if *namespace == ns::JINGLE_IBB)
     );
 }
 
