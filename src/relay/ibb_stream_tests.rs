@@ -628,7 +628,7 @@ async fn mixed(ibb_first: bool) -> (tokio::net::TcpStream, IbbStream, [IbbHandle
         if ibb_first { (SocketLeg::Ibb(near), socket) } else { (socket, SocketLeg::Ibb(near)) };
     let relay = tokio::spawn(async move {
         let (plane, progress) = (Plane::new(0), StreamProgress::default());
-        join(&plane, a, b, pipe::StreamOptions::default(), &progress).await
+        join(plane.clone(), a, b, pipe::StreamOptions::default(), &progress).await
     });
     (user, juliet, handles, relay)
 }

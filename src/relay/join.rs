@@ -19,31 +19,36 @@ use super::{
 };
 
 /// Joins two legs until both are done, and reports progress meanwhile. Two sockets are joined without copying where
-/// possible, other legs with `pipe::relay_at_rate`.
+/// possible, other legs with `pipe::relay_at_rate`. The future owns all that it needs, so the task that runs it has no
+/// second copy of that.
 ///
 /// # Cancel safety
 /// Dropping the future loses what is in flight, so do that only to end both legs.
 pub fn join<'a>(
-    plane: &'a Plane,
+    plane: Plane,
     initiator: SocketLeg,
     responder: SocketLeg,
     options: StreamOptions,
-    progress: &'a StreamProgress,
+    progress: impl AsRef<StreamProgress> + Send + 'a,
 ) -> BoxFuture<'a, StreamOutcome> {
     // Each kind has memory of its own size, and no second copy of the legs in a future around it.
     match (initiator, responder) {
         (SocketLeg::Socket(a), SocketLeg::Socket(b)) => {
-            Box::pin(join_sockets(plane, a, b, options, progress))
+            let pair = Arc::<PairProgress>::default();
+            progress.as_ref().follow(Arc::clone(&pair));
+            Box::pin(join_sockets(plane, a, b, options, pair))
         }
         (a, b) => {
+            let rate = plane.rate();
             let open = OpenStream::new(plane, a.transport_kind(), b.transport_kind());
             a.arm();
             b.arm();
-            let relaying = pipe::relay_at_rate(a, b, options, plane.rate(), progress);
+            let relaying = pipe::relay_at_rate(a, b, options, rate, progress);
             Box::pin(relaying.map(move |outcome| {
-                plane.metrics().moved(open.a, open.b, outcome.a_to_b);
-                plane.metrics().moved(open.b, open.a, outcome.b_to_a);
-                plane.metrics().ended(outcome.end);
+                let metrics = open.plane.metrics();
+                metrics.moved(open.a, open.b, outcome.a_to_b);
+                metrics.moved(open.b, open.a, outcome.b_to_a);
+                metrics.ended(outcome.end);
                 outcome
             }))
         }
@@ -51,15 +56,13 @@ pub fn join<'a>(
 }
 
 async fn join_sockets(
-    plane: &Plane,
+    plane: Plane,
     a: Box<Socket>,
     b: Box<Socket>,
     options: StreamOptions,
-    progress: &StreamProgress,
+    pair: Arc<PairProgress>,
 ) -> StreamOutcome {
     let (told, end) = oneshot::channel();
-    let pair = Arc::<PairProgress>::default();
-    progress.follow(Arc::clone(&pair));
     let told = Mutex::new(Some(told));
     let joined = Arc::new(Joined { progress: Arc::clone(&pair), told });
     let failed = |kind| outcome(pair.moved(), Ended::Error(kind));
@@ -69,7 +72,7 @@ async fn join_sockets(
             if let Some(counters) = plane.counters(id) {
                 pair.follow(counters);
             }
-            let _cut = CutOnDrop { plane, id };
+            let _cut = CutOnDrop { plane: &plane, id };
             // Nobody cuts it while this task waits, so an outcome is told, unless the engine's thread is gone.
             end.await.unwrap_or_else(|_| failed(io::ErrorKind::Other))
         }
@@ -114,20 +117,20 @@ impl Drop for CutOnDrop<'_> {
 }
 
 /// A stream's entry in the count of open ones.
-struct OpenStream<'a> {
-    plane: &'a Plane,
+struct OpenStream {
+    plane: Plane,
     a: TransportKind,
     b: TransportKind,
 }
 
-impl<'a> OpenStream<'a> {
-    fn new(plane: &'a Plane, a: TransportKind, b: TransportKind) -> Self {
+impl OpenStream {
+    fn new(plane: Plane, a: TransportKind, b: TransportKind) -> Self {
         plane.metrics().session_began(a, b);
         Self { plane, a, b }
     }
 }
 
-impl Drop for OpenStream<'_> {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         self.plane.metrics().session_ended(self.a, self.b);
     }

@@ -38,7 +38,7 @@ async fn start(
     let plane = plane.clone();
     let join = async move {
         let [a, b] = [a, b].map(|stream| SocketLeg::Socket(Box::new(stream.into())));
-        join::join(&plane, a, b, options, &StreamProgress::default()).await
+        join::join(plane.clone(), a, b, options, StreamProgress::default()).await
     };
     (romeo, juliet, tokio::spawn(join))
 }

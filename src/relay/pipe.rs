@@ -112,7 +112,7 @@ pub(super) async fn relay<A: LegEnd, B: LegEnd>(
     b: B,
     options: StreamOptions,
 ) -> StreamOutcome {
-    relay_at_rate(a, b, options, 0, &StreamProgress::default()).await
+    relay_at_rate(a, b, options, 0, StreamProgress::default()).await
 }
 
 /// Copies both ways, through a buffer, until both legs have ended, one broke, or nothing moves. The rate is in bytes
@@ -129,7 +129,7 @@ pub(super) fn relay_at_rate<A: LegEnd, B: LegEnd>(
     b: B,
     options: StreamOptions,
     bytes_per_second: u64,
-    progress: &StreamProgress,
+    progress: impl AsRef<StreamProgress>,
 ) -> impl Future<Output = StreamOutcome> {
     let start = Instant::now();
     let step = (options.idle_timeout / LOOKS).clamp(Duration::from_millis(1), GRACE);
@@ -145,7 +145,7 @@ pub(super) fn relay_at_rate<A: LegEnd, B: LegEnd>(
             if let Poll::Ready(end) = pipe.poll_copy(cx) {
                 return Poll::Ready(end);
             }
-            progress.note([pipe.forward.written, pipe.backward.written], pipe.holds());
+            progress.as_ref().note([pipe.forward.written, pipe.backward.written], pipe.holds());
             let now = ready!(looks.poll_tick(cx));
             if moved != pipe.moved() {
                 (moved, moved_at) = (pipe.moved(), now);

@@ -143,6 +143,12 @@ pub struct StreamProgress {
     earlier: AtomicU64,
 }
 
+impl AsRef<Self> for StreamProgress {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl StreamProgress {
     /// Follows a pair of sockets.
     pub(super) fn follow(&self, pair: Arc<PairProgress>) {

@@ -16,6 +16,7 @@ use fingerpost_wire::{
     stanza::{RequestKind, Stanza},
     transport_kind::TransportKind,
 };
+use futures::FutureExt as _;
 use minidom::Element;
 use tokio::{
     task::{AbortHandle, JoinSet},
@@ -39,6 +40,7 @@ use crate::{
         join::join,
         pipe::{self, StreamOutcome},
         socket::{Socket, SocketLeg},
+        watch::StreamProgress,
     },
 };
 
@@ -51,7 +53,7 @@ enum SessionEvent {
     Told(Box<SessionInput>),
     /// The number says after how many partings it was expected.
     Arrived(Side, u32, Option<Box<Socket>>),
-    Relayed(u32, StreamOutcome),
+    Relayed(u32, Box<StreamOutcome>),
 }
 
 impl SessionEvent {
@@ -153,7 +155,7 @@ impl SessionDriver {
                         self.session.peers().iter().for_each(|peer| self.shared.see(peer, None));
                         let broken = self.broken();
                         self.session.handle(SessionInput::Broken(broken), Instant::now());
-                        SessionInput::Relayed(outcome)
+                        SessionInput::Relayed(*outcome)
                     }
                     Ok(SessionEvent::Arrived(_, _, None)) | Err(_) => continue,
                 },
@@ -299,10 +301,10 @@ impl SessionDriver {
                 let _once = self.facts.legs.set(legs);
                 let (plane, facts) = (self.shared.table.plane().clone(), Arc::clone(&self.facts));
                 let parted = self.parted;
-                self.relaying = Some(self.work.spawn(async move {
-                    let outcome = join(&plane, a, b, options, &facts.progress).await;
-                    SessionEvent::Relayed(parted, outcome)
-                }));
+                let relaying = join(plane, a, b, options, ProgressOf(facts));
+                self.relaying = Some(self.work.spawn(
+                    relaying.map(move |outcome| SessionEvent::Relayed(parted, Box::new(outcome))),
+                ));
             }
             SessionAction::Part => {
                 // Nothing of the old legs is kept, however often they are replaced.
@@ -389,6 +391,15 @@ impl SessionDriver {
         let (stream, handle) = self.shared.stream(peer, sid, block_size, stanza)?;
         self.streams[side] = Some(handle);
         Ok(SocketLeg::Ibb(stream))
+    }
+}
+
+/// The progress of a session's stream, for the task that relays it.
+struct ProgressOf(Arc<Facts>);
+
+impl AsRef<StreamProgress> for ProgressOf {
+    fn as_ref(&self) -> &StreamProgress {
+        &self.0.progress
     }
 }
 
