@@ -103,7 +103,7 @@ fn sharing(
     permits: &Permits,
 ) -> (IbbStream, IbbHandle) {
     let user = params.ends.0.to_bare();
-    let memory = IbbMemory::reserve(permits, user, params.block_size).unwrap();
+    let memory = IbbMemory::reserve(permits, &user, params.block_size).unwrap();
     IbbStream::sharing(params, outbound, memory)
 }
 
@@ -795,7 +795,7 @@ async fn what_blocks_by_message_hold_is_bounded_for_all_users_together() {
     for n in 0..20 {
         let peer = jid(&format!("u{n}@d{n}.example/x"));
         let params = IbbParams { ends: Arc::new((peer, jid("romeo@montague.lit/o"))), ..params() };
-        let Ok(part) = IbbMemory::reserve(&memory, params.ends.0.to_bare(), 8192) else {
+        let Ok(part) = IbbMemory::reserve(&memory, &params.ends.0.to_bare(), 8192) else {
             refused += 1;
             continue;
         };

@@ -113,9 +113,7 @@ impl BrokerState {
 
     /// Returns the refusal of another in-band bytestream of this user, if there is no memory for it.
     pub(super) fn refuses_stream(&self, user: &BareJid, block_size: u16) -> Option<SessionRefusal> {
-        IbbMemory::reserve(&self.memory, user.clone(), block_size)
-            .err()
-            .map(SessionRefusal::NoMemory)
+        IbbMemory::reserve(&self.memory, user, block_size).err().map(SessionRefusal::NoMemory)
     }
 
     /// Creates an in-band bytestream of this leg.
@@ -129,7 +127,7 @@ impl BrokerState {
         block_size: u16,
         stanza: IbbStanza,
     ) -> Result<(IbbStream, IbbHandle), Full> {
-        let memory = IbbMemory::reserve(&self.memory, peer.user().to_bare(), block_size)?;
+        let memory = IbbMemory::reserve(&self.memory, &peer.user().to_bare(), block_size)?;
         let mut params = IbbParams::between(Arc::clone(&peer.pair), sid);
         (params.block_size, params.stanza) = (block_size, stanza);
         let options = self.options();

@@ -17,10 +17,9 @@ const STEP: usize = 32 * 1024;
 /// The part of one stream.
 #[derive(Debug)]
 pub struct IbbMemory {
-    permits: Permits,
-    user: BareJid,
     /// The room that it always has.
     least: usize,
+    /// The permit for that, by which more is taken; `None` once everything is given back.
     always: Option<Permit>,
     received: Growth,
     sent: Growth,
@@ -38,11 +37,11 @@ impl IbbMemory {
     ///
     /// # Errors
     /// [`Full`]
-    pub fn reserve(permits: &Permits, user: BareJid, block_size: u16) -> Result<Self, Full> {
+    pub fn reserve(permits: &Permits, user: &BareJid, block_size: u16) -> Result<Self, Full> {
         let least = usize::from(block_size).max(START);
-        let always = Some(permits.take(&user, least)?);
+        let always = Some(permits.take(user, least)?);
         let (received, sent) = (Growth::default(), Growth::default());
-        Ok(Self { permits: permits.clone(), user, least, always, received, sent })
+        Ok(Self { least, always, received, sent })
     }
 
     /// Returns how many bytes of the peer may be held.
@@ -60,15 +59,15 @@ impl IbbMemory {
         let left = most.saturating_sub(self.room());
         let step = bytes.max(STEP).max(self.received.bytes.min(MAX_ROOM)).min(left);
         let least = bytes.max(STEP).min(left);
-        self.received.take(&self.permits, &self.user, step)
-            || self.received.take(&self.permits, &self.user, least)
+        let Some(permit) = &self.always else { return false };
+        self.received.take(permit, step) || self.received.take(permit, least)
     }
 
     /// Takes more for sending; returns whether there is more now.
     pub(super) fn add_for_sending(&mut self) -> bool {
         let left = MAX_ROOM.saturating_sub(self.for_sending());
         let step = STEP.max(self.sent.bytes).min(left);
-        self.sent.take(&self.permits, &self.user, step)
+        self.always.as_ref().is_some_and(|permit| self.sent.take(permit, step))
     }
 
     /// Gives back the room beyond that at the start; returns whether there is less now.
@@ -89,8 +88,8 @@ impl IbbMemory {
 }
 
 impl Growth {
-    fn take(&mut self, permits: &Permits, user: &BareJid, bytes: usize) -> bool {
-        let taken = if bytes == 0 { None } else { permits.take(user, bytes).ok() };
+    fn take(&mut self, permit: &Permit, bytes: usize) -> bool {
+        let taken = if bytes == 0 { None } else { permit.more(bytes).ok() };
         let is_more = taken.is_some();
         if let Some(permit) = taken {
             self.steps.push((permit, bytes));
@@ -124,7 +123,7 @@ mod tests {
     #[test]
     fn what_a_stream_takes_is_counted_and_given_back() {
         let permits = Permits::new(Limits::new(4 << 20, 1 << 20, 4));
-        let mut memory = IbbMemory::reserve(&permits, user("romeo@montague.lit"), 8192).unwrap();
+        let mut memory = IbbMemory::reserve(&permits, &user("romeo@montague.lit"), 8192).unwrap();
         assert_eq!((memory.room(), memory.for_sending(), permits.taken()), (8192, START, 8192));
         while memory.add_room(1, 300_000) {}
         assert_eq!(memory.room(), 300_000);
@@ -143,12 +142,12 @@ mod tests {
         let permits = Permits::new(Limits::new(1 << 20, 256 * 1024, 4));
         let mut streams: Vec<IbbMemory> = Vec::new();
         let stranger = user("stranger@evil.example");
-        while let Ok(mut memory) = IbbMemory::reserve(&permits, stranger.clone(), 8192) {
+        while let Ok(mut memory) = IbbMemory::reserve(&permits, &stranger, 8192) {
             while memory.add_room(1, MAX_ROOM) {}
             streams.push(memory);
         }
         assert!(permits.taken() <= 256 * 1024);
-        let mut other = IbbMemory::reserve(&permits, user("romeo@montague.lit"), 65_535).unwrap();
+        let mut other = IbbMemory::reserve(&permits, &user("romeo@montague.lit"), 65_535).unwrap();
         assert!(other.add_room(1, MAX_ROOM));
     }
 }

@@ -108,7 +108,46 @@ impl Shares {
         let [name, domain, above] =
             [user.as_str(), domain, registered(domain)].map(|name| self.hasher.hash_one(name));
         let (user, held) = look_up(&self.users, name);
-        if held.saturating_add(weight) > limits.per_user {
+        let (its_domain, held_domain) = look_up(&self.domains, domain);
+        let (its_above, held_above) = look_up(&self.above, above);
+        let weight = self.admit(weight, [held, held_domain, held_above], limits)?;
+        let above = add(&mut self.above, its_above, Holder { name: above, held: weight, above: 0 });
+        let domain =
+            add(&mut self.domains, its_domain, Holder { name: domain, held: weight, above });
+        let user = add(&mut self.users, user, Holder { name, held: weight, above: domain });
+        Ok(Place { user, weight })
+    }
+
+    /// Takes `weight` more places for the user that has a place.
+    ///
+    /// # Errors
+    /// [`Full`]
+    fn take_more(&mut self, place: &Place, weight: usize, limits: &Limits) -> Result<Place, Full> {
+        let of = |rows: &Rows<Holder>, number| rows.get(number).map(|row| (row.held, row.above));
+        let (held, domain) = of(&self.users, place.user).ok_or(Full::User)?;
+        let (held_domain, above) = of(&self.domains, domain).ok_or(Full::Domain)?;
+        let (held_above, _) = of(&self.above, above).ok_or(Full::Domain)?;
+        let held = [held, held_domain, held_above].map(|held| held.get() as usize);
+        let weight = self.admit(weight, held, limits)?;
+        let rows =
+            [(&mut self.users, place.user), (&mut self.domains, domain), (&mut self.above, above)];
+        for (rows, number) in rows {
+            if let Some(row) = rows.get_mut(number) {
+                row.held = row.held.saturating_add(weight.get());
+            }
+        }
+        Ok(Place { user: place.user, weight })
+    }
+
+    /// Counts `weight` more places as taken, if a user, its domain and its registered domain may have them that hold so many
+    /// places.
+    fn admit(
+        &mut self,
+        weight: usize,
+        [user, domain, above]: [usize; 3],
+        limits: &Limits,
+    ) -> Result<NonZeroU32, Full> {
+        if user.saturating_add(weight) > limits.per_user {
             return Err(Full::User);
         }
         let weight = NonZeroU32::new(u32::try_from(weight).map_err(|_| Full::All)?);
@@ -118,19 +157,13 @@ impl Shares {
         if taken > limits.total.min(u32::MAX as usize) {
             return Err(Full::All);
         }
-        let (its_domain, held) = look_up(&self.domains, domain);
-        let (its_above, held_above) = look_up(&self.above, above);
-        if !limits.leaves_room(limits.slope, held + places, taken)
-            || !limits.leaves_room(4 * limits.slope, held_above + places, taken)
+        if !limits.leaves_room(limits.slope, domain + places, taken)
+            || !limits.leaves_room(4 * limits.slope, above + places, taken)
         {
             return Err(Full::Domain);
         }
         self.taken = taken;
-        let above = add(&mut self.above, its_above, Holder { name: above, held: weight, above: 0 });
-        let domain =
-            add(&mut self.domains, its_domain, Holder { name: domain, held: weight, above });
-        let user = add(&mut self.users, user, Holder { name, held: weight, above: domain });
-        Ok(Place { user, weight })
+        Ok(weight)
     }
 
     /// Gives the places back.
@@ -240,6 +273,20 @@ pub struct Permit {
     place: Place,
 }
 
+impl Permit {
+    /// Takes `weight` more places for the same user, until the new permit is dropped.
+    ///
+    /// # Errors
+    /// [`Full`]
+    pub fn more(&self, weight: usize) -> Result<Self, Full> {
+        let mut held = self.permits.lock();
+        let limits = held.limits;
+        let place = held.shares.take_more(&self.place, weight, &limits)?;
+        drop(held);
+        Ok(Self { permits: self.permits.clone(), place })
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         self.permits.lock().shares.give_back(&self.place);
@@ -305,6 +352,25 @@ mod tests {
         drop(permit);
         assert!(permits.take(&user(0, "a.test"), 1).is_ok());
         assert_eq!(permits.taken(), 0);
+    }
+
+    #[test]
+    fn a_permit_gets_more_for_its_user_within_the_same_limits() {
+        let permits = Permits::new(Limits::new(64, 5, 16));
+        let permit = permits.take(&user(0, "a.test"), 2).unwrap();
+        let more = permit.more(3).unwrap();
+        assert_eq!(permit.more(1).unwrap_err(), Full::User);
+        assert_eq!(permits.take(&user(0, "a.test"), 1).unwrap_err(), Full::User);
+        drop(permit);
+        assert_eq!(permits.taken(), 3);
+        assert_eq!(more.more(2).unwrap().more(1).unwrap_err(), Full::User);
+        let others: Vec<Permit> =
+            (1..).map_while(|n| permits.take(&user(n, "a.test"), 1).ok()).collect();
+        assert_eq!(more.more(1).unwrap_err(), Full::Domain, "the rest is for other domains");
+        drop((more, others));
+        assert_eq!(permits.taken(), 0);
+        let held = permits.lock();
+        assert!(held.shares.users.is_empty() && held.shares.domains.is_empty());
     }
 
     #[test]
