@@ -1,7 +1,8 @@
 //! Rows that are found by a key or by a number, in little memory.
 //!
 //! A hash map keeps up to half of its slots free, so large values cost twice their size in it. Here the map holds only
-//! numbers of 4 bytes, and the rows lie in one vector, whose spare capacity is not resident.
+//! numbers of 4 bytes, and the rows lie in blocks. A vector of rows would leave its earlier memory to the allocator each
+//! time that it grows.
 
 use std::{
     collections::hash_map::RandomState,
@@ -11,8 +12,11 @@ use std::{
 use hashbrown::HashTable;
 use slab::Slab;
 
-/// The capacity that an empty collection keeps.
-const KEPT: usize = 1024;
+/// How many rows are allocated together.
+const BLOCK: usize = 64;
+
+/// The number of blocks that an empty collection keeps.
+const KEPT: usize = 16;
 
 /// A row, which has a key of its own.
 pub trait Row {
@@ -29,24 +33,70 @@ pub struct Rows<R> {
     /// Keyed, so that nobody can choose keys that collide.
     hasher: RandomState,
     index: HashTable<u32>,
-    rows: Slab<R>,
+    rows: Places<R>,
+}
+
+/// Numbered places for rows.
+#[derive(Debug)]
+struct Places<R> {
+    blocks: Vec<Slab<R>>,
+    /// The blocks with a free place.
+    open: Vec<usize>,
+    taken: usize,
+}
+
+impl<R> Places<R> {
+    const EMPTY: Self = Self { blocks: Vec::new(), open: Vec::new(), taken: 0 };
+
+    fn get(&self, number: u32) -> Option<&R> {
+        self.blocks.get(number as usize / BLOCK)?.get(number as usize % BLOCK)
+    }
+
+    fn get_mut(&mut self, number: u32) -> Option<&mut R> {
+        self.blocks.get_mut(number as usize / BLOCK)?.get_mut(number as usize % BLOCK)
+    }
+
+    fn insert(&mut self, row: R) -> u32 {
+        let block = self.open.last().copied().unwrap_or(self.blocks.len());
+        if block == self.blocks.len() {
+            self.blocks.push(Slab::with_capacity(BLOCK));
+            self.open.push(block);
+        }
+        let rows = &mut self.blocks[block];
+        let place = rows.insert(row);
+        if rows.len() == BLOCK {
+            self.open.pop();
+        }
+        self.taken += 1;
+        number(block, place)
+    }
+
+    fn remove(&mut self, number: u32) -> Option<R> {
+        let block = self.blocks.get_mut(number as usize / BLOCK)?;
+        let row = block.try_remove(number as usize % BLOCK)?;
+        if block.len() + 1 == BLOCK {
+            self.open.push(number as usize / BLOCK);
+        }
+        self.taken -= 1;
+        Some(row)
+    }
 }
 
 impl<R> Default for Rows<R> {
     fn default() -> Self {
-        Self { hasher: RandomState::new(), index: HashTable::new(), rows: Slab::new() }
+        Self { hasher: RandomState::new(), index: HashTable::new(), rows: Places::EMPTY }
     }
 }
 
 impl<R: Row> Rows<R> {
     /// Returns how many rows there are.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.rows.taken
     }
 
     /// Returns whether there is no row.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.rows.taken == 0
     }
 
     /// Returns the number of the row with a key.
@@ -57,35 +107,33 @@ impl<R: Row> Rows<R> {
 
     /// Returns a row.
     pub fn get(&self, number: u32) -> Option<&R> {
-        self.rows.get(number as usize)
+        self.rows.get(number)
     }
 
     /// Returns a row, of which anything but the key may be changed.
     pub fn get_mut(&mut self, number: u32) -> Option<&mut R> {
-        self.rows.get_mut(number as usize)
+        self.rows.get_mut(number)
     }
 
     /// Adds a row, whose key no other row has, and returns its number.
     pub fn insert(&mut self, row: R) -> u32 {
         let Self { hasher, index, rows } = self;
         let hash = hasher.hash_one(row.key());
-        // As many rows do not fit into memory.
-        let number = rows.insert(row) as u32;
-        let rehash =
-            |number: &u32| rows.get(*number as usize).map_or(0, |row| hasher.hash_one(row.key()));
+        let number = rows.insert(row);
+        let rehash = |number: &u32| rows.get(*number).map_or(0, |row| hasher.hash_one(row.key()));
         index.insert_unique(hash, number, rehash);
         number
     }
 
     /// Removes a row.
     pub fn remove(&mut self, number: u32) -> Option<R> {
-        let row = self.rows.try_remove(number as usize)?;
+        let row = self.rows.remove(number)?;
         let hash = self.hasher.hash_one(row.key());
         if let Ok(entry) = self.index.find_entry(hash, |found| *found == number) {
             entry.remove();
         }
-        if self.rows.is_empty() && self.rows.capacity() > KEPT {
-            self.rows = Slab::new();
+        if self.is_empty() && self.rows.blocks.len() > KEPT {
+            self.rows = Places::EMPTY;
             self.index = HashTable::new();
         }
         Some(row)
@@ -93,17 +141,28 @@ impl<R: Row> Rows<R> {
 
     /// Returns all rows with their numbers, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &R)> {
-        self.rows.iter().map(|(number, row)| (number as u32, row))
+        let blocks = self.rows.blocks.iter().enumerate();
+        blocks.flat_map(|(block, rows)| {
+            rows.iter().map(move |(place, row)| (number(block, place), row))
+        })
     }
 
     /// Returns all rows, of which anything but the key may be changed.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut R)> {
-        self.rows.iter_mut().map(|(number, row)| (number as u32, row))
+        let blocks = self.rows.blocks.iter_mut().enumerate();
+        blocks.flat_map(|(block, rows)| {
+            rows.iter_mut().map(move |(place, row)| (number(block, place), row))
+        })
     }
 }
 
-fn has_key<R: Row>(rows: &Slab<R>, number: u32, key: &R::Key) -> bool {
-    rows.get(number as usize).is_some_and(|row| row.key() == key)
+/// Returns the number of a place in a block. As many rows as it can tell apart do not fit into memory.
+fn number(block: usize, place: usize) -> u32 {
+    (block * BLOCK + place) as u32
+}
+
+fn has_key<R: Row>(rows: &Places<R>, number: u32, key: &R::Key) -> bool {
+    rows.get(number).is_some_and(|row| row.key() == key)
 }
 
 #[cfg(test)]
@@ -169,6 +228,6 @@ mod tests {
             assert_eq!(rows.find(&(n as u16)), Some(numbers[n]));
             rows.remove(numbers[n]);
         }
-        assert!(rows.is_empty() && rows.rows.capacity() == 0, "what was large is given back");
+        assert!(rows.is_empty() && rows.rows.blocks.is_empty(), "what was large is given back");
     }
 }
