@@ -405,22 +405,15 @@ impl Listen {
         let bar = self.client.output.progress(offer.size, &offer.name);
         let in_band = stream.learned().transport == TransportKind::Ibb;
         let monitor = session.monitor();
-        let watching = pace::watch(self.client.output, in_band, || monitor.received(), |_| {});
         let receiving = async {
             let received = files::receive(&mut stream, part, &inbox.dir, &offer, &bar).await?;
             // This shows the sender that we ourselves have everything.
             let _ = stream.shutdown().await;
             Ok(received)
         };
-        let received = session
-            .during(async {
-                tokio::select! {
-                    biased;
-                    received = receiving => received,
-                    () = watching => std::future::pending().await,
-                }
-            })
-            .await;
+        let output = self.client.output;
+        let watched = pace::during(receiving, output, in_band, || monitor.received(), |_| {});
+        let received = session.during(watched).await;
         drop(room);
         bar.finish_and_clear();
         let done = received.map(|(done, path)| done.report(self.client.output, &path));
@@ -442,7 +435,6 @@ impl Listen {
         self.secured(&mut session, &stream, claimed).await?;
         let in_band = stream.learned().transport == TransportKind::Ibb;
         let monitor = session.monitor();
-        let watching = pace::watch(self.client.output, in_band, || monitor.received(), |_| {});
         let receiving = async {
             let entries = set::receive::manifest(&mut stream).await?;
             let wish = set::receive::Wish::new(entries, &inbox.dir, &sender, inbox.max_size)?;
@@ -453,15 +445,9 @@ impl Listen {
             parts::sweep(&inbox.dir);
             received
         };
-        let received = session
-            .during(async {
-                tokio::select! {
-                    biased;
-                    received = receiving => received,
-                    () = watching => std::future::pending().await,
-                }
-            })
-            .await;
+        let output = self.client.output;
+        let watched = pace::during(receiving, output, in_band, || monitor.received(), |_| {});
+        let received = session.during(watched).await;
         let done = received.map(|received| {
             received.report(self.client.output, &sender, since.elapsed().as_secs_f64());
         });

@@ -2,7 +2,7 @@
 //!
 //! Servers with their packages' defaults limit each client: its stanzas wait, and no error reports that.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -97,14 +97,28 @@ impl Pace {
     }
 }
 
-/// Calls `tick` with the count of bytes repeatedly, and reports once if the rate indicates a server's limit. Never
-/// ends.
-pub(super) async fn watch(
+/// Does `work`. Until it is done, calls `tick` with the count of bytes repeatedly, and reports once if the rate indicates a
+/// server's limit.
+pub(super) async fn during<T>(
+    work: impl Future<Output = T>,
     output: Output,
     in_band: bool,
     bytes: impl Fn() -> u64,
     tick: impl Fn(u64),
-) {
+) -> T {
+    tokio::select! {
+        biased;
+        done = work => done,
+        never = watch(output, in_band, bytes, tick) => match never {},
+    }
+}
+
+async fn watch(
+    output: Output,
+    in_band: bool,
+    bytes: impl Fn() -> u64,
+    tick: impl Fn(u64),
+) -> Infallible {
     let mut pace = Pace::default();
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

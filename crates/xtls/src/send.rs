@@ -229,17 +229,9 @@ async fn send_set(
     }
     let bar = output.progress(bytes, peer.as_str());
     let monitor = session.monitor();
-    let watching = pace::watch(output, in_band, || monitor.delivered(), |_| {});
     let sending = set::send::send(&mut stream, set, &bar);
-    let sent = session
-        .during(async {
-            tokio::select! {
-                biased;
-                sent = sending => sent,
-                () = watching => std::future::pending().await,
-            }
-        })
-        .await;
+    let watched = pace::during(sending, output, in_band, || monitor.delivered(), |_| {});
+    let sent = session.during(watched).await;
     bar.finish_and_clear();
     match sent {
         Ok(sent) => {
@@ -378,13 +370,6 @@ async fn deliver(
     }
     let bar = output.progress(offer.size, &offer.name);
     let (monitor, since) = (session.monitor(), Instant::now());
-    // The bytes that have arrived count, not those that were written.
-    let watching = pace::watch(
-        output,
-        in_band,
-        || monitor.delivered(),
-        |bytes| bar.set_position(range.offset.saturating_add(bytes).min(offer.size)),
-    );
     let sending = async {
         let mut done = files::send(&mut stream, path, offer, range, &bar).await?;
         // The receiver ends its direction when it has the whole file and its hash is right.
@@ -395,15 +380,15 @@ async fn deliver(
         let words = "the peer sent data where its end was expected";
         Err(NotSent::new(XtlsError::failed(words), "data came where the end was expected"))
     };
-    let sent = session
-        .during(async {
-            tokio::select! {
-                biased;
-                sent = sending => sent,
-                () = watching => std::future::pending().await,
-            }
-        })
-        .await;
+    // The bytes that have arrived count, not those that were written.
+    let watched = pace::during(
+        sending,
+        output,
+        in_band,
+        || monitor.delivered(),
+        |bytes| bar.set_position(range.offset.saturating_add(bytes).min(offer.size)),
+    );
+    let sent = session.during(watched).await;
     let done = match sent {
         Ok(done) => done,
         Err(NotSent { error, words }) => {
