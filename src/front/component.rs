@@ -34,7 +34,7 @@ impl Router {
             ("query", ns::DISCO_INFO) if get => match payload.attr("node") {
                 None => self.options.info(),
                 Some(ns::COMMANDS) => disco::commands(),
-                Some(node) if self.own_caps().is_some_and(|caps| caps.names(node)) => {
+                Some(node) if self.own_caps.as_ref().is_some_and(|caps| caps.names(node)) => {
                     let mut info = self.options.info();
                     xml::set(&mut info, "node", node);
                     info

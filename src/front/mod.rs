@@ -34,6 +34,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use self::{
+    caps::OwnCaps,
     rates::{ChatRates, PresenceRates},
     refusal::FrontRefusal,
     waiting::{Findings, Unanswered, WaitingStanza},
@@ -181,6 +182,8 @@ pub struct Router {
     chat_rates: ChatRates,
     /// The number of times that the link came up.
     links: u64,
+    /// The capabilities that the component announces of itself.
+    own_caps: Option<OwnCaps>,
     /// The answer to disco#info, as XML; empty before the first.
     info: Vec<u8>,
     at_once: Permits,
@@ -214,6 +217,7 @@ impl Router {
         Self {
             chats: Chats::new(commands.clone()),
             commands,
+            own_caps: OwnCaps::of(&options.info()),
             options,
             outbound,
             requests,
@@ -247,6 +251,7 @@ impl Router {
         self.rates = Rates::new(options.requests_per_second);
         self.presence_rates = PresenceRates::new(options.requests_per_second);
         self.info.clear();
+        self.own_caps = OwnCaps::of(&options.info());
         self.options = options;
         self.visibility_changed(None);
     }

@@ -6,6 +6,7 @@
 use std::sync::LazyLock;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use data_encoding::HEXLOWER;
 use fingerpost_wire::{ns, xml};
 use jid::BareJid;
 use minidom::Element;
@@ -20,8 +21,7 @@ const DESCRIPTION: &str = "Connects users for transfers that are encrypted from 
                            of their public keys. Write \"help\" to this address.";
 
 /// The hash of the icon: SHA-1, in hex.
-static HASH: LazyLock<String> =
-    LazyLock::new(|| Sha1::digest(ICON).iter().map(|byte| format!("{byte:02x}")).collect());
+static HASH: LazyLock<String> = LazyLock::new(|| HEXLOWER.encode(&Sha1::digest(ICON)));
 
 fn with_text(name: &str, namespace: &str, text: &str) -> Element {
     let mut element = Element::bare(name, namespace);

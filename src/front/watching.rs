@@ -21,11 +21,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{
-    Report, Router,
-    caps::{self, OwnCaps},
-    profile,
-};
+use super::{Report, Router, caps, profile};
 use crate::{
     metrics,
     registry::model::Settings,
@@ -132,16 +128,11 @@ impl Router {
     fn show_self(&self, stanza: &Stanza) {
         let from = Jid::from(self.options.jid.clone());
         let mut presence = presence(&from, &stanza.from, None);
-        if let Some(caps) = self.own_caps() {
+        if let Some(caps) = &self.own_caps {
             caps.announce(&mut presence);
         }
         profile::announce(&mut presence);
         self.send(presence);
-    }
-
-    /// Returns the capabilities of the component itself.
-    pub(super) fn own_caps(&self) -> Option<OwnCaps> {
-        OwnCaps::of(&self.options.info())
     }
 
     /// Returns the reachable resources of a contact, as a watcher may see them. The clients of a watched contact are asked
