@@ -26,45 +26,46 @@ pub(crate) fn choose(
     jingle: &Element,
     options: &BrokerOptions,
 ) -> Result<(usize, Transport), SessionRefusal> {
-    let all: Vec<&Element> = contents(jingle).collect();
+    let all: Vec<(&Element, Protection)> =
+        contents(jingle).map(|content| (content, offer::protection(content))).collect();
     if all.is_empty() {
         return Err(SessionRefusal::NoContent);
     }
-    for content in &all {
+    for (content, _) in &all {
         let creator = content.attr("creator").unwrap_or_default();
         if !matches!(creator, "initiator" | "responder") || name(content).is_empty() {
             return Err(SessionRefusal::UnnamedContent);
         }
     }
-    let supported = |(number, content): (usize, &Element)| {
+    let is_tls = |protection: Protection| protection == Protection::Tls;
+    // A content without TLS is brokered only if none has it: nothing shall lead a client away from TLS.
+    let has_tls = all.iter().any(|(_, protection)| is_tls(*protection));
+    let passes = |content: &Element, protection: Protection| {
+        !options.require_tls || is_tls(protection) || (!has_tls && passes_without(content, options))
+    };
+    let mut passing = all
+        .iter()
+        .enumerate()
+        .filter(|(_, (content, protection))| passes(content, *protection))
+        .peekable();
+    if passing.peek().is_none() {
+        let mut protections = all.iter().map(|(_, protection)| *protection);
+        let other = protections.find(|protection| *protection != Protection::None);
+        return Err(SessionRefusal::Unsecured(other.unwrap_or(Protection::None)));
+    }
+    let supported = |(number, (content, _)): (usize, &(&Element, Protection))| {
         let transport = Transport::read(content)?;
         options.takes(&transport).then_some((number, transport))
     };
-    // A content without TLS is brokered only if none has it: nothing shall lead a client away from TLS.
-    let is_tls = |content: &Element| offer::protection(content) == Protection::Tls;
-    let needs_tls = options.require_tls && all.iter().any(|content| is_tls(content));
-    let mut passing = all
-        .iter()
-        .copied()
-        .enumerate()
-        .filter(|(_, content)| passes(content, options) && (!needs_tls || is_tls(content)))
-        .peekable();
-    if passing.peek().is_none() {
-        let protected = all.iter().map(|content| offer::protection(content));
-        let first = protected.into_iter().find(|protection| *protection != Protection::None);
-        return Err(SessionRefusal::Unsecured(first.unwrap_or(Protection::None)));
-    }
     passing.find_map(supported).ok_or(SessionRefusal::NoTransport)
 }
 
-/// Returns whether a content may be brokered, by how it is protected.
-fn passes(content: &Element, options: &BrokerOptions) -> bool {
+/// Returns whether a content may be brokered although TLS is required and it has none: a file, if the operator says so.
+fn passes_without(content: &Element, options: &BrokerOptions) -> bool {
     let is_file = |child: &Element| {
         child.name() == "description" && ns::FILE_TRANSFERS.contains(&child.ns().as_str())
     };
-    !options.require_tls
-        || offer::protection(content) == Protection::Tls
-        || (options.plain != PlainFiles::Deny && content.children().any(is_file))
+    options.plain != PlainFiles::Deny && content.children().any(is_file)
 }
 
 /// Returns whether nothing encrypts a content of a session-initiate from end to end.
