@@ -100,8 +100,8 @@ pub(super) const NO: &[&str] = &["no", "n", "nein", "0", "false"];
 
 /// Returns the texts for a language tag.
 pub(super) fn in_language(tag: &str) -> &'static Words {
-    let wanted = tag.split('-').next().unwrap_or_default().to_lowercase();
-    LANGUAGES.iter().find(|words| words.tag == wanted).unwrap_or(&LANGUAGES[0])
+    let wanted = Language::named(tag);
+    LANGUAGES.iter().find(|words| words.language == wanted).unwrap_or(&LANGUAGES[0])
 }
 
 /// Returns whether a text is one of these words.

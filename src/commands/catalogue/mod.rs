@@ -46,9 +46,13 @@ pub enum Language {
 impl Language {
     /// Returns the language that an element names by its `xml:lang`, if the element has that attribute.
     pub fn of(element: &Element) -> Option<Self> {
-        let lang = element.attr_ns(rxml::Namespace::xml(), "lang")?;
-        let primary = lang.split('-').next().unwrap_or_default();
-        Some(if primary.eq_ignore_ascii_case("de") { Self::German } else { Self::English })
+        element.attr_ns(rxml::Namespace::xml(), "lang").map(Self::named)
+    }
+
+    /// Returns the language of a tag (BCP 47).
+    pub fn named(tag: &str) -> Self {
+        let primary = tag.split('-').next().unwrap_or_default();
+        if primary.eq_ignore_ascii_case("de") { Self::German } else { Self::English }
     }
 
     /// Returns a text.
