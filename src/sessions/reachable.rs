@@ -146,7 +146,7 @@ impl Reachable {
     /// # Errors
     /// [`StoreError`]
     pub async fn recall_watchers(&self) -> Result<Vec<RecalledWatcher>, StoreError> {
-        let since = OffsetDateTime::now_utc() - Duration::from_secs(u64::from(AGE_DAYS) * 86_400);
+        let since = OffsetDateTime::now_utc() - time::Duration::days(AGE_DAYS.into());
         self.store.forget_watchers(&self.component, since).await?;
         let rows = self.store.watchers(&self.component, READ).await?;
         let with_day = |(watcher, contact, seen)| (watcher, contact, day_of(seen));
