@@ -229,7 +229,7 @@ fn a_transfer_over_the_relay_survives_a_crash_and_a_restart_of_the_component() {
 
 #[test]
 fn a_transfer_in_band_survives_a_crash_and_a_restart_of_the_component() {
-    survives_the_component("ibb", 4 << 20);
+    survives_the_component("ibb", 24 << 20);
 }
 
 #[test]

@@ -528,7 +528,11 @@ impl BrokeredSession {
             self.actions.push_back(SessionAction::Leave);
             return self.finish(Conclusion::Ended(Some(Reason::Gone)));
         }
-        self.end_both(Reason::Gone, "The service is being stopped");
+        match self.phase {
+            // The users know their own end, or have had all their bytes: they get the reason that they would have got.
+            SessionPhase::Leaving { .. } | SessionPhase::Relayed { .. } => self.end_phase(),
+            _ => self.end_both(Reason::Gone, "The service is being stopped"),
+        }
     }
 
     /// Notes that a user has sent something.

@@ -155,7 +155,26 @@ fn a_stop_keeps_a_session_that_another_run_can_go_on_with_and_says_nothing() {
     world.tell(SessionInput::Relayed(StreamOutcome { a_to_b: 7, b_to_a: 7, end }));
     assert_eq!(world.session.renewable(), None);
     world.tell(SessionInput::Drain(world.now));
-    assert_eq!(world.terminated().len(), 2);
+    assert_eq!(reasons(&world), ["success", "success"]);
+}
+
+/// The reasons that users got.
+fn reasons(world: &World) -> Vec<String> {
+    world.terminated().into_iter().map(|(_, reason)| reason).collect()
+}
+
+#[test]
+fn a_stop_passes_the_reason_on_that_a_user_has_given_while_the_stream_runs_out() {
+    for agreed in [PATHS, ""] {
+        let mut world = joined(agreed);
+        world.tell(SessionInput::Drain(world.now + RENEWAL));
+        world.jingle(Side::Responder, "session-terminate", "<reason><success/></reason>");
+        assert!(!world.session.is_over());
+        world.now += RENEWAL;
+        world.tell(SessionInput::Timeout);
+        assert!(world.session.is_over());
+        assert_eq!(reasons(&world), ["success"]);
+    }
 }
 
 #[test]
