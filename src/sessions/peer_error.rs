@@ -45,9 +45,14 @@ pub(super) fn is_undelivered(error: &Element) -> bool {
     )
 }
 
+/// Returns whether an error says that the user's program does not know the session, which only that program can say.
+pub(super) fn is_unknown(error: &Element) -> bool {
+    error.has_child("unknown-session", ns::JINGLE_ERRORS)
+}
+
 /// Returns whether an error says that the user, or its session, does not exist.
 pub(super) fn is_gone(error: &Element) -> bool {
-    error.has_child("unknown-session", ns::JINGLE_ERRORS)
+    is_unknown(error)
         || matches!(
             Condition::of(error),
             Some(

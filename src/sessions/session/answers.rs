@@ -16,7 +16,7 @@ use crate::{
     refuse::Refuse as _,
     sessions::{
         legs::Plan,
-        peer_error::{is_for_others, is_gone, is_undelivered, of_peer},
+        peer_error::{is_for_others, is_gone, is_undelivered, is_unknown, of_peer},
         refusal::SessionRefusal,
         side::Side,
     },
@@ -109,12 +109,16 @@ impl BrokeredSession {
             return self.timers.set(Timer::Ping(side), now + AGAIN);
         }
         match answer {
+            // The user's own program says so.
+            Answer::Error(error) if is_unknown(&error) && !self.runs_beside_xmpp(side) => {
+                self.lost(side);
+            }
             Answer::Error(error) if is_gone(&error) => {
                 if self.runs_beside_xmpp(side) {
                     // A stream beside XMPP survives its user's connection to the server, and shows its own end.
                     self.absent[side] = true;
                 } else {
-                    self.lost(side);
+                    self.lost_for_now(side, now);
                 }
             }
             Answer::Result(_) | Answer::Error(_) => {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::{
-    Acceptance, BrokeredSession, Conclusion, GOODBYE, LAST_WORD, Question, RAW_GOODBYE,
+    AGAIN, Acceptance, BrokeredSession, Conclusion, GOODBYE, LAST_WORD, Question, RAW_GOODBYE,
     SessionAction, SessionInput, SessionPhase, TEXT,
     renewal::RENEWAL,
     timers::{Timer, TimerTable},
@@ -22,6 +22,9 @@ use crate::{
     relay::pipe::{Ended, StreamOutcome},
     sessions::{refusal::SessionRefusal, side::Side},
 };
+
+/// What the other user of a session is told of one that has gone.
+const WENT_AWAY: &str = "The other user went away";
 
 impl BrokeredSession {
     /// Ends the session with a session-terminate to both sides (an initiate still unanswered is answered first).
@@ -48,13 +51,32 @@ impl BrokeredSession {
         self.finish(Conclusion::Ended(Some(condition)));
     }
 
+    /// Handles a side that seems to have gone. One whose program can go on with the stream has [`RENEWAL`] to come back: its
+    /// server may have restarted, and the program is not yet connected again.
+    pub(super) fn lost_for_now(&mut self, side: Side, now: Instant) {
+        if !self.goes_on() {
+            return self.lost(side);
+        }
+        self.absent[side] = true;
+        self.timers.set(Timer::Ping(side), now + AGAIN);
+        if matches!(self.phase, SessionPhase::Relaying { .. }) {
+            self.actions.push_back(SessionAction::Part);
+            self.await_renewal(Reason::Gone, WENT_AWAY.to_owned(), now);
+        }
+    }
+
+    /// Waits for the users to go on with a stream that is broken, and ends the session otherwise.
+    fn await_renewal(&mut self, reason: Reason, text: String, now: Instant) {
+        self.phase = SessionPhase::Relayed { reason, text };
+        self.timers.set(Timer::Phase, now + RENEWAL);
+    }
+
     /// Handles a side that has gone: tells the other.
     pub(super) fn lost(&mut self, side: Side) {
         let other = side.other();
         self.refuse_initiate(SessionRefusal::WentAway);
         if self.is_told(other) {
-            let jingle =
-                jingle::end(&self.frame(other), Reason::Gone, "The other user went away", None);
+            let jingle = jingle::end(&self.frame(other), Reason::Gone, WENT_AWAY, None);
             self.tell(other, jingle);
         }
         info!(side = side.as_str(), "user gone");
@@ -164,12 +186,16 @@ impl BrokeredSession {
                 if !self.can_renew() {
                     return self.end_both(Reason::Timeout, &text);
                 }
-                self.phase = SessionPhase::Relayed { reason: Reason::Timeout, text };
-                self.timers.set(Timer::Phase, now + RENEWAL);
+                self.await_renewal(Reason::Timeout, text, now);
             }
             // One absent user is the reason. If both seem absent, their server may have said so, which means nothing.
             Ended::Error(_) if self.absent.initiator != self.absent.responder => {
-                self.end_both(Reason::Gone, "The other user went away");
+                if !self.can_renew() {
+                    return self.end_both(Reason::Gone, WENT_AWAY);
+                }
+                // It may have come back unnoticed.
+                self.check_users_at(now);
+                self.await_renewal(Reason::Gone, WENT_AWAY.to_owned(), now);
             }
             Ended::Error(_) => {
                 let reason = match broken {

@@ -461,7 +461,7 @@ impl BrokeredSession {
                 self.absent[side] = true;
                 self.timers.set(Timer::Ping(side), now);
             }
-            SessionInput::Gone(side) => self.lost(side),
+            SessionInput::Gone(side) => self.lost_for_now(side, now),
             SessionInput::NoFeatures => {
                 if let Acceptance::Unanswered(initiate) = &mut self.acceptance {
                     // Every client answers that check, so its time is up if another resource may take the session.

@@ -25,6 +25,7 @@ use crate::sessions::{
     journal::{LeftSession, Renewable},
     legs::{LegState, Plan},
     options::BrokerOptions,
+    peer_error::is_unknown,
     side::{PerSide, Side},
 };
 
@@ -196,9 +197,8 @@ impl BrokeredSession {
     /// Handles an error in place of the responder's consent. A server may lose its way to a user for a moment: then the
     /// initiator tries again.
     pub(super) fn renewal_failed(&mut self, error: &Element) {
-        let is_unknown = error.has_child("unknown-session", ns::JINGLE_ERRORS);
         if self.legs.responder.is_offered
-            && (is_unknown || Condition::of(error) == Some(Condition::FeatureNotImplemented))
+            && (is_unknown(error) || Condition::of(error) == Some(Condition::FeatureNotImplemented))
         {
             self.end_both(Reason::FailedTransport, "The other user does not go on with the stream");
         }

@@ -103,6 +103,74 @@ fn a_stream_that_nobody_goes_on_with_ends_with_its_own_reason() {
     assert!(world.session.is_over());
 }
 
+/// Both servers answer so for a user that is not yet connected again after a restart.
+fn not_connected() -> Answer {
+    Answer::Error(Refusal::service_unavailable().to_element())
+}
+
+/// A joined session with this agreement, with in-band legs if it says so. One user seems to have gone, and bytes no longer flow.
+fn lost(side: Side, agreed: &str, in_band: bool) -> World {
+    let mut world = if in_band {
+        let transport = format!("{IBB_OFFER}{agreed}");
+        let options = BrokerOptions { direct: true, ..BrokerOptions::of_tests() };
+        let mut world = World::with(&[content(&transport)], 0, options);
+        world.look_up(&[ns::JINGLE_IBB]);
+        world.answer("jingle");
+        world.accept(&transport);
+        world.open(Side::Initiator, "a-stream");
+        world.answer("open");
+        assert!(world.joined());
+        world
+    } else {
+        joined(agreed)
+    };
+    world.tell(SessionInput::Check);
+    world.answer_ping(side, not_connected());
+    if !in_band {
+        broken(&mut world);
+    }
+    world
+}
+
+#[test]
+fn a_user_that_is_not_yet_connected_again_has_time_to_come_back() {
+    for (side, in_band) in Side::BOTH.into_iter().flat_map(|side| [(side, false), (side, true)]) {
+        // It comes back, and the stream goes on.
+        let mut world = lost(side, PATHS, in_band);
+        assert!(world.terminated().is_empty() && !world.session.is_over(), "{side:?}, {in_band}");
+        world.now += AGAIN;
+        world.answer_ping(side, not_connected());
+        world.tell(SessionInput::Gone(side));
+        world.now += AGAIN;
+        world.answer_ping(side, Answer::Result(None));
+        replace(&mut world);
+        assert!(matches!(world.other.first(), Some(SessionAction::Part)), "{:?}", world.other);
+        assert!(world.terminated().is_empty() && !world.session.is_over(), "{side:?}, {in_band}");
+
+        // It does not.
+        let mut world = lost(side, PATHS, in_band);
+        for _ in 0..3 {
+            world.now += AGAIN;
+            world.answer_ping(side, not_connected());
+            assert!(!world.session.is_over());
+        }
+        world.now += AGAIN;
+        world.tell(SessionInput::Timeout);
+        assert_eq!(reasons(&world), ["gone", "gone"], "{side:?}, {in_band}");
+
+        // Its program has forgotten the session.
+        let mut world = lost(side, PATHS, in_band);
+        world.now += AGAIN;
+        world.answer_ping(side, Answer::Error(Refusal::unknown_session("gone").to_element()));
+        assert_eq!(reasons(&world), ["gone"], "{side:?}, {in_band}");
+
+        // Nobody could go on with the stream.
+        let world = lost(side, "", in_band);
+        assert!(world.session.is_over());
+        assert!(reasons(&world).iter().all(|reason| reason == "gone"));
+    }
+}
+
 #[test]
 fn only_the_initiator_replaces_legs_and_a_responder_that_refuses_ends_the_session() {
     let mut world = joined(PATHS);
