@@ -28,6 +28,9 @@ use crate::relay::watch::StreamProgress;
 /// The most ended sessions that are known, and for how long. Only the answer to a late stanza depends on it.
 pub(super) const ENDED: (usize, Duration) = (10_000, Duration::from_secs(600));
 
+/// The most clients that are known to have had a message before a file, and for how long. A forgotten one gets it again.
+pub(super) const GREETED: (usize, Duration) = (10_000, Duration::from_secs(24 * 3600));
+
 /// The name of a session, and the addresses by which it is found among many.
 #[derive(Clone, Debug)]
 pub struct SessionKey {
@@ -188,6 +191,29 @@ impl EndedSessions {
     }
 }
 
+/// Which clients have had a message before a file of which user, each with the time until which that is known. Addresses
+/// are kept as keyed hashes.
+#[derive(Debug)]
+pub(super) struct Greeted(RandomState, LruCache<u64, Instant>);
+
+impl Default for Greeted {
+    fn default() -> Self {
+        Self(RandomState::new(), LruCache::new(GREETED.0))
+    }
+}
+
+impl Greeted {
+    /// Notes that a client has had the message; returns whether it had none recently.
+    pub(super) fn is_first(&mut self, caller: &BareJid, client: &Jid, now: Instant) -> bool {
+        let key = self.0.hash_one((caller.as_str(), client.as_str()));
+        if self.1.peek(&key).is_some_and(|until| now < *until) {
+            return false;
+        }
+        self.1.insert(key, now + GREETED.1);
+        true
+    }
+}
+
 /// The in-band bytestreams, by the user's address and ours as they are written in stanzas. Addresses are kept as keyed
 /// hashes, so that nothing is copied to find a stream.
 #[derive(Debug, Default)]
@@ -323,6 +349,7 @@ pub(super) struct Directory {
     pub(super) shares: Shares,
     pub(super) features: features::Cache,
     pub(super) ended: EndedSessions,
+    pub(super) greeted: Greeted,
     pub(super) draining: bool,
 }
 
@@ -345,5 +372,28 @@ impl Directory {
         {
             self.streams.drop_over(&pair);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_greeted_once_a_day_for_each_caller() {
+        let mut greeted = Greeted::default();
+        let mut now = Instant::now();
+        let (alice, carol) = (BareJid::new("alice@x").unwrap(), BareJid::new("carol@x").unwrap());
+        let (phone, laptop) = (Jid::new("bob@x/phone").unwrap(), Jid::new("bob@x/laptop").unwrap());
+        assert!(greeted.is_first(&alice, &phone, now));
+        assert!(!greeted.is_first(&alice, &phone, now));
+        assert!(greeted.is_first(&carol, &phone, now));
+        assert!(greeted.is_first(&alice, &laptop, now));
+        now += GREETED.1;
+        assert!(greeted.is_first(&alice, &phone, now));
+        for number in 0..GREETED.0 + 10 {
+            greeted.is_first(&alice, &Jid::new(&format!("u{number}@x/1")).unwrap(), now);
+        }
+        assert!(greeted.1.len() <= GREETED.0);
     }
 }

@@ -318,6 +318,12 @@ impl SessionDriver {
                     self.shared.see(&self.session.peers()[side], None);
                 }
             }
+            SessionAction::Greet(text) => {
+                let PerSide { initiator, responder } = self.session.peers();
+                if let Some(message) = self.shared.greeting(initiator, responder, &text) {
+                    self.send(message).await;
+                }
+            }
             SessionAction::LookUpFeatures => {
                 let shared = Arc::clone(&self.shared);
                 let pair = Arc::clone(&self.session.peers().responder.pair);

@@ -46,6 +46,10 @@ const WANTED: [&str; 9] = [
 const APPLICATIONS: (&str, usize, usize) = ("urn:xmpp:jingle:apps:", 8, 64);
 /// The features that each announce an understanding of TLS offers.
 const SECURED: [&str; 4] = [ns::APPS_TLS, ns::C2CTLS, ns::SECURITY_OFFER, ns::XTLS];
+/// The features that each announce a bytestream of Jingle.
+const BYTESTREAMS: [&str; 3] = [ns::JINGLE_S5B, ns::JINGLE_IBB, ns::JINGLE_IBB_0];
+/// Stands among the features of a client that calls itself Dino. No client can announce it as a feature.
+pub const DINO: &str = "client named Dino";
 /// The supported hashes of XEP-0115.
 const HASHES: [&str; 3] = ["sha-1", "sha-256", "sha-512"];
 
@@ -53,10 +57,19 @@ const HASHES: [&str; 3] = ["sha-1", "sha-256", "sha-512"];
 pub type Features = Arc<Vec<String>>;
 
 /// Returns how well a client with these features can take a session for an application (the namespace of its
-/// description): 3 if it announces both the application and TLS, 2 for the application, 1 for TLS, 0 for neither.
+/// description): 3 if it [takes] the application and announces TLS, 2 for the application, 1 for TLS, 0 for neither.
 pub fn fit(features: &[String], application: &str) -> u8 {
     let knows = |feature: &str| features.iter().any(|known| known == feature);
-    2 * u8::from(knows(application)) + u8::from(SECURED.into_iter().any(knows))
+    2 * u8::from(takes(features, application)) + u8::from(SECURED.into_iter().any(knows))
+}
+
+/// Returns whether a client with these features can take an application, as far as they say: it announces the
+/// application, and a bytestream if that is a file. `urn:xmpp:jingle:1` says nothing: Gajim announces it and takes no
+/// files.
+pub fn takes(features: &[String], application: &str) -> bool {
+    let knows = |feature: &str| features.iter().any(|known| known == feature);
+    knows(application)
+        && (!ns::FILE_TRANSFERS.contains(&application) || BYTESTREAMS.into_iter().any(knows))
 }
 
 /// The known clients.
@@ -132,7 +145,9 @@ impl Cache {
             .filter(|feature| feature.starts_with(begin) && feature.len() <= longest)
             .filter(|feature| !WANTED.contains(feature))
             .take(most);
-        let features = self.share(wanted.chain(applications).map(str::to_owned).collect());
+        let dino = is_dino(answer).then_some(DINO);
+        let all = wanted.chain(applications).chain(dino);
+        let features = self.share(all.map(str::to_owned).collect());
         let user = self.key(user);
         let right = self.announced.get(&user).copied().filter(|caps| {
             verified(answer).is_some_and(|text| {
@@ -163,6 +178,15 @@ impl Cache {
     fn key(&self, user: &Jid) -> u64 {
         self.hasher.hash_one(user.as_str())
     }
+}
+
+/// Returns whether a client calls itself Dino in its answer to disco#info.
+fn is_dino(answer: &Element) -> bool {
+    answer.children().any(|child| {
+        child.is("identity", ns::DISCO_INFO)
+            && child.attr("category") == Some("client")
+            && child.attr("name") == Some("Dino")
+    })
 }
 
 /// Returns the hash that announces a disco#info answer (XEP-0115, SHA-1). `None` if the answer is not valid.
@@ -418,11 +442,40 @@ mod tests {
     #[test]
     fn a_client_fits_by_its_application_first_and_by_tls_then() {
         let features = |all: &[&str]| all.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>();
-        let listener = features(&[ns::XTLS, ns::FILE_TRANSFER]);
-        let chat_program = features(&[ns::JINGLE, ns::FILE_TRANSFER]);
+        let listener = features(&[ns::XTLS, ns::FILE_TRANSFER, ns::JINGLE_S5B]);
+        let chat_program = features(&[ns::JINGLE, ns::FILE_TRANSFER, ns::JINGLE_IBB]);
         let pipe = features(&[ns::XTLS, ns::APPS_TLS]);
         let fits = [&listener, &chat_program, &pipe].map(|f| fit(f, ns::FILE_TRANSFER));
         assert_eq!(fits, [3, 2, 1]);
         assert_eq!([&listener, &chat_program, &pipe].map(|f| fit(f, ns::APPS_TLS)), [1, 0, 3]);
+    }
+
+    #[test]
+    fn jingle_alone_does_not_say_that_a_client_takes_files() {
+        for (all, takes_files) in [
+            (&[ns::JINGLE, ns::JINGLE_IBB, ns::JINGLE_S5B][..], false),
+            (&[ns::JINGLE, ns::FILE_TRANSFER], false),
+            (&[ns::FILE_TRANSFER, ns::JINGLE_S5B], true),
+            (&[ns::FILE_TRANSFER, ns::JINGLE_IBB_0], true),
+        ] {
+            let all: Vec<String> = all.iter().map(|&feature| feature.to_owned()).collect();
+            assert_eq!(takes(&all, ns::FILE_TRANSFER), takes_files, "{all:?}");
+            assert_eq!(fit(&all, ns::FILE_TRANSFER) > 0, takes_files, "{all:?}");
+        }
+        assert!(takes(&[ns::APPS_TLS.to_owned()], ns::APPS_TLS), "only files need more");
+    }
+
+    #[test]
+    fn dino_is_known_by_the_name_of_its_client_alone() {
+        for (inside, expected) in [
+            ("<identity category='client' type='pc' name='Dino'/>", true),
+            ("<identity category='client' type='pc' name='Dino 2'/>", false),
+            ("<identity category='gateway' type='xmpp' name='Dino'/>", false),
+            ("<feature var='client named Dino'/>", false),
+        ] {
+            let answer = query(inside);
+            let learnt = Cache::default().learn(&jid("a@x/1"), &answer, Instant::now());
+            assert_eq!(learnt.iter().any(|feature| feature == DINO), expected, "{inside}");
+        }
     }
 }

@@ -10,12 +10,13 @@ use fingerpost_carry::{
     ibb_memory::IbbMemory,
     ibb_params::IbbParams,
     ibb_stream::IbbStream,
-    iq::Requests,
+    iq::{Requests, random_id},
     outbound::Outbound,
     shares::{Full, Limits, Permits, Place},
 };
-use fingerpost_wire::{dst_addr::DstAddr, ibb_xml::IbbStanza};
+use fingerpost_wire::{dst_addr::DstAddr, ibb_xml::IbbStanza, ns, xml};
 use jid::BareJid;
+use minidom::Element;
 use tokio::time::Instant;
 
 use super::{
@@ -89,6 +90,27 @@ impl BrokerState {
             state.legs.insert(leg);
         }
         Ok(SessionGuard { shared: Arc::clone(self), facts, place })
+    }
+
+    /// Returns a chat message with this text for the responder's client, from the address of the initiator here. `None`
+    /// if this client has had one of that user within a day.
+    pub(super) fn greeting(
+        &self,
+        initiator: &SessionPeer,
+        responder: &SessionPeer,
+        text: &str,
+    ) -> Option<Element> {
+        let (caller, client) = (initiator.user().to_bare(), responder.user());
+        if !self.lock().greeted.is_first(&caller, client, Instant::now()) {
+            return None;
+        }
+        let (from, id) = (responder.mask().as_str(), random_id());
+        let attributes = [("type", "chat"), ("from", from), ("to", client.as_str()), ("id", &id)];
+        let mut message = xml::element("message", ns::CLIENT, &attributes);
+        let mut body = Element::bare("body", ns::CLIENT);
+        body.append_text(text);
+        message.append_child(body);
+        Some(message)
     }
 
     pub(super) fn expect_open(&self, peer: &SessionPeer, sid: Option<String>) {

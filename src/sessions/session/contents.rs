@@ -62,10 +62,15 @@ pub(crate) fn choose(
 
 /// Returns whether a content may be brokered although TLS is required and it has none: a file, if the operator says so.
 fn passes_without(content: &Element, options: &BrokerOptions) -> bool {
-    let is_file = |child: &Element| {
-        child.name() == "description" && ns::FILE_TRANSFERS.contains(&child.ns().as_str())
+    options.plain != PlainFiles::Deny && file(content).is_some()
+}
+
+/// Returns the application of a content, if that is a file.
+fn file(content: &Element) -> Option<&'static str> {
+    let of = |child: &Element| {
+        ns::FILE_TRANSFERS.into_iter().find(|namespace| child.is("description", *namespace))
     };
-    options.plain != PlainFiles::Deny && content.children().any(is_file)
+    content.children().find_map(of)
 }
 
 /// Returns whether nothing encrypts a content of a session-initiate from end to end.
@@ -128,6 +133,10 @@ pub(super) struct BrokeredContent {
     pub(super) asks_for_paths: bool,
     /// How it says that it is protected.
     pub(super) protection: Protection,
+    /// Its application, if that is a file.
+    pub(super) file: Option<&'static str>,
+    /// Whether the responder's client receives nothing in-band, whatever it announces.
+    pub(super) needs_socks5: bool,
 }
 
 impl BrokeredContent {
@@ -143,6 +152,8 @@ impl BrokeredContent {
             dialects: PerSide::default(),
             asks_for_paths: content.is_some_and(direct::is_asked_for),
             protection: content.map_or(Protection::Tls, offer::protection),
+            file: content.and_then(file),
+            needs_socks5: false,
         }
     }
 
@@ -161,6 +172,8 @@ impl BrokeredContent {
             dialects: PerSide::default(),
             asks_for_paths: true,
             protection: Protection::Tls,
+            file: None,
+            needs_socks5: false,
         }
     }
 

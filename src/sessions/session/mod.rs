@@ -24,6 +24,7 @@
 
 mod answers;
 mod contents;
+mod dino;
 mod direct;
 mod ending;
 mod offers;
@@ -160,6 +161,8 @@ pub(crate) enum SessionAction {
     Part,
     /// Count bytes that the users have moved beside the component, and whether it is the session's first report of such.
     CountDirect { bytes: u64, first: bool },
+    /// Send the responder a chat message with this text from the initiator's address here, unless one went today.
+    Greet(String),
     /// The responder's client knows of the session: it can no longer cross one of its own.
     Acknowledged,
     /// Keep the session in the journal for another run.

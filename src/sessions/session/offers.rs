@@ -6,7 +6,7 @@ use fingerpost_wire::{
     dialect::{self, Dialect},
     jingle::{self, Reason},
     ns,
-    offer::{self, Printed},
+    offer::{self, Printed, Protection},
     print::Method,
     stanza::Stanza,
     transport::Transport,
@@ -18,15 +18,16 @@ use minidom::Element;
 use tokio::time::Instant;
 
 use super::{
-    Acceptance, BrokeredSession, Check, Question, SessionPhase,
+    Acceptance, BrokeredSession, Check, Question, SessionAction, SessionPhase,
     contents::{contents, name},
+    dino,
     direct::{self, DirectUse},
     timers::Timer,
 };
 use crate::{
     registry::model::Key,
     sessions::{
-        hints,
+        features, hints,
         options::PlainFiles,
         side::{PerSide, Side},
     },
@@ -70,6 +71,9 @@ impl BrokeredSession {
         self.content.dialects =
             PerSide { initiator: Dialect::of(content), responder: Dialect::known(&features) };
         self.choose_namespace(&features);
+        if let Some((reason, text)) = self.refuses_file(&features) {
+            return self.end_both(reason, &text);
+        }
         let both = self.check_with_beside(Side::Initiator, content, &jingle, &keys);
         let (checked, beside) = match both {
             Ok(checked) => checked,
@@ -89,10 +93,42 @@ impl BrokeredSession {
         };
         let out = self.pass(Side::Responder, &beside, &checked, transport);
         self.phase = SessionPhase::Negotiating;
+        if self.content.needs_socks5 {
+            let greeting = dino::greeting(&self.owner(Side::Initiator), self.marks());
+            self.actions.push_back(SessionAction::Greet(greeting));
+        }
         self.ask(Side::Responder, out, Question::Initiate);
         if self.legs.initiator.ready {
             self.open(Side::Responder);
         }
+    }
+
+    /// Looks at what the responder's client says of files, if the content is one. Returns the reason and the text for the
+    /// initiator, if it cannot take the file.
+    fn refuses_file(&mut self, features: &[String]) -> Option<(Reason, String)> {
+        let application = self.content.file?;
+        let knows = |feature: &str| features.iter().any(|known| known == feature);
+        let user = self.owner(Side::Responder);
+        if knows(features::DINO) {
+            self.content.needs_socks5 = true;
+            let why = match (self.options.socks5, knows(ns::JINGLE_S5B)) {
+                (false, _) => "this service has SOCKS5 switched off",
+                (true, false) => "this one does not announce it",
+                (true, true) => return None,
+            };
+            return Some((Reason::UnsupportedTransports, dino::needs_socks5(&user, why)));
+        }
+        // Clients that offer TLS know each other. A client whose features are unknown may take everything.
+        let is_tls = self.content.protection == Protection::Tls;
+        if is_tls || features.is_empty() || features::takes(features, application) {
+            return None;
+        }
+        let text = match knows(application) {
+            true => "announces no bytestream (SOCKS5 or in-band) for it".to_owned(),
+            false => format!("does not announce {application}"),
+        };
+        let text = format!("The client of {user} cannot receive this file: it {text}");
+        Some((Reason::UnsupportedApplications, text))
     }
 
     /// Chooses the Jingle namespace for the responder: the initiator's, unless the responder knows only the other.
@@ -122,10 +158,15 @@ impl BrokeredSession {
         let content = jingle::reframe(&checked.element, &from, frame.namespace);
         let hints = checked.hints.clone();
         let mut content = jingle::content(&content, Some(transport), hints);
-        if self.options.plain == PlainFiles::Mark && self.content.is_plain() {
+        if self.marks() {
             content.append_child(xml::element("unencrypted", ns::HINTS, &[]));
         }
         self.assemble(to, beside, [content])
+    }
+
+    /// Returns whether both users are told that nothing encrypts the session from end to end.
+    fn marks(&self) -> bool {
+        self.options.plain == PlainFiles::Mark && self.content.is_plain()
     }
 
     /// Returns a stanza for the other side with these contents.

@@ -10,6 +10,8 @@
 //! | initiator's | the user; if it has not within [`PATIENCE`], the component |
 //! | either, if a user does not choose within [`SILENCE`] | the component |
 //!
+//! A responder that receives nothing in-band has no such fallback: the session ends.
+//!
 //! A user's transport-replace is accepted at any time before bytes flow, and later as `renewal` says. If it crosses
 //! ours, that of the leg's initiator counts: on the responder's leg ours, and the user gets `<conflict/>` and
 //! `<tie-break/>`; on the initiator's leg the user's. If ours is rejected, SOCKS5 is used if it has come up meanwhile;
@@ -31,7 +33,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{
-    BrokeredSession, Question, SessionAction, SessionPhase, contents::contents, timers::Timer,
+    BrokeredSession, Question, SessionAction, SessionPhase, contents::contents, dino, timers::Timer,
 };
 use crate::{
     refuse::Refuse as _,
@@ -298,6 +300,11 @@ impl BrokeredSession {
         if self.is_unanswered() && side == Side::Initiator {
             // The user has not been told of the session yet.
             return self.fall_back(side, now);
+        }
+        if side == Side::Responder && self.content.needs_socks5 {
+            let user = self.peers.responder.user().to_bare();
+            let text = dino::needs_socks5(&user, "its connection to this service failed");
+            return self.end_both(Reason::FailedTransport, &text);
         }
         if !self.options.ibb {
             return self.end_both(Reason::FailedTransport, "SOCKS5 failed and IBB is switched off");

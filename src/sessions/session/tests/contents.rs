@@ -3,17 +3,17 @@
 use fingerpost_wire::{print::Method, word::Word};
 
 use super::*;
-use crate::sessions::PlainFiles;
+use crate::sessions::{PlainFiles, features};
 
 const SECURITY: &str = "urn:xmpp:jingle:security:xtls:0";
 
-fn features(all: &[&str]) -> SessionInput {
+fn known(all: &[&str]) -> SessionInput {
     SessionInput::Features(all.iter().map(|&feature| feature.to_owned()).collect())
 }
 
 /// Returns the session-initiate for a responder whose client has these features.
 fn passed(world: &mut World, all: &[&str]) -> Element {
-    world.tell(features(all));
+    world.tell(known(all));
     world.tell(SessionInput::Keys(Side::Initiator, Ok(Vec::new())));
     world.told(Side::Responder, "session-initiate").pop().expect("it is passed on")
 }
@@ -278,7 +278,7 @@ fn an_offer_beside_the_content_or_in_one_of_another_namespace_is_not_hidden() {
 fn an_offer_of_which_policy_leaves_nothing_goes_nowhere() {
     let strip = Policies { unknown: VerdictPolicy::Strip, ..annotate() };
     let mut world = World::new(IBB_OFFER, strip);
-    world.tell(features(&[]));
+    world.tell(known(&[]));
     world.tell(SessionInput::Keys(Side::Initiator, Ok(Vec::new())));
     let reason = "unsupported-applications".to_owned();
     assert_eq!(world.terminated(), [("alice@example.org/a".to_owned(), reason.clone())]);
@@ -412,4 +412,86 @@ fn a_file_without_tls_is_marked_for_both_users_and_its_stream_is_not_guarded() {
         let accept = world.told(Side::Initiator, "session-accept").pop().unwrap();
         assert_eq!(has_mark(&accept), marked, "{plain:?} {security}");
     }
+}
+
+/// Returns a session that offers a file without TLS to a client with these features.
+fn plain_file(all: &[&str], socks5: bool) -> World {
+    let options = BrokerOptions { plain: PlainFiles::Mark, socks5, ..BrokerOptions::of_tests() };
+    let mut world = World::with(&[file("")], 0, options);
+    world.look_up(all);
+    world
+}
+
+/// Returns the texts of the reasons for which a side was told that the session is over.
+fn reasons(world: &World, side: Side) -> Vec<String> {
+    let text = |jingle: &Element| {
+        let reason = jingle.get_child("reason", ns::JINGLE)?;
+        Some(reason.get_child("text", ns::JINGLE)?.text())
+    };
+    world.told(side, "session-terminate").iter().filter_map(text).collect()
+}
+
+#[test]
+fn a_file_goes_only_to_a_client_that_announces_files_and_a_bytestream() {
+    for (all, why) in [
+        (
+            &[ns::JINGLE, ns::JINGLE_S5B][..],
+            "does not announce urn:xmpp:jingle:apps:file-transfer:5",
+        ),
+        (&[ns::JINGLE, ns::FILE_TRANSFER], "announces no bytestream"),
+    ] {
+        let world = plain_file(all, true);
+        assert_eq!(world.told(Side::Responder, "session-initiate"), []);
+        let [text] = &reasons(&world, Side::Initiator)[..] else { panic!("one reason") };
+        assert!(text.contains("bob@example.org") && text.contains(why), "{text}");
+        assert_eq!(world.terminated()[0].1, "unsupported-applications");
+    }
+    for all in [&[][..], &[ns::FILE_TRANSFER, ns::JINGLE_IBB]] {
+        let world = plain_file(all, true);
+        assert_eq!(world.told(Side::Responder, "session-initiate").len(), 1, "{all:?}");
+    }
+}
+
+#[test]
+fn dino_gets_a_message_first_and_socks5_alone() {
+    let all = [features::DINO, ns::FILE_TRANSFER, ns::JINGLE_S5B, ns::JINGLE_IBB];
+    let mut world = plain_file(&all, true);
+    let greeting = world.other.iter().find_map(|action| match action {
+        SessionAction::Greet(text) => Some(text.as_str()),
+        _ => None,
+    });
+    let greeting = greeting.expect("a message");
+    assert!(greeting.contains("alice@example.org") && greeting.contains("not encrypted"));
+    assert!(matches!(world.session.legs.responder.plan, Plan::S5b { .. }));
+    // Its connection fails: nothing in-band is offered to it, and the caller learns why.
+    world.answer("jingle");
+    world.jingle(Side::Responder, "session-accept", &file("").replace(IBB_OFFER, S5B_OFFER));
+    world.tell(SessionInput::Keys(Side::Responder, Ok(Vec::new())));
+    world.jingle(Side::Responder, "transport-info", &news("<candidate-error/>"));
+    assert_eq!(world.told(Side::Responder, "transport-replace"), []);
+    let [text] = &reasons(&world, Side::Initiator)[..] else { panic!("one reason") };
+    assert!(text.contains("uses Dino") && text.contains("failed"), "{text}");
+}
+
+#[test]
+fn the_caller_is_told_why_dino_cannot_have_a_file() {
+    let all = [features::DINO, ns::FILE_TRANSFER, ns::JINGLE_S5B, ns::JINGLE_IBB];
+    for (all, socks5, why) in [
+        (&all[..], false, "this service has SOCKS5 switched off"),
+        (&[features::DINO, ns::FILE_TRANSFER, ns::JINGLE_IBB], true, "does not announce it"),
+    ] {
+        let world = plain_file(all, socks5);
+        assert_eq!(world.told(Side::Responder, "session-initiate"), []);
+        assert!(!world.other.iter().any(|action| matches!(action, SessionAction::Greet(_))));
+        let [text] = &reasons(&world, Side::Initiator)[..] else { panic!("one reason") };
+        assert!(text.contains(why), "{text}");
+    }
+}
+
+#[test]
+fn only_files_are_special_to_dino() {
+    let mut world = World::new(IBB_OFFER, annotate());
+    passed(&mut world, &[features::DINO, ns::APPS_TLS, ns::JINGLE_IBB]);
+    assert!(!world.other.iter().any(|action| matches!(action, SessionAction::Greet(_))));
+    assert!(matches!(world.session.legs.responder.plan, Plan::Ibb { .. }));
 }
