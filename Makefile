@@ -12,7 +12,7 @@ KEYS ?= 1000000
 # How often `make direct-test` cuts a direct path.
 CUTS ?= 50
 
-.PHONY: clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,13 @@ docs-test: ## Check and run the commands in the documentation
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --test programs
 	deploy/ci/docs-test.sh target/debug
+	@$(MAKE) --no-print-directory guide-test
+
+guide-test: ## Run the commands of docs/MIGRATION.md on Debian's stock Prosody and ejabberd (as root)
+	@deploy/ci/install-peers.sh cc openssl prosody ejabberd python relays
+	@deploy/ci/install-python.sh $(VENV)
+	cargo build --locked --workspace --bins --test programs
+	deploy/ci/guide-test.sh target/debug $(VENV)
 
 deb: ## Build the Debian package in target/debian
 	@deploy/ci/install-peers.sh cc debhelper

@@ -6,10 +6,15 @@ A fenced block of commands carries a mark after the language:
     ```sh run=operator          make deb-test runs it on a new machine, as that person (operator, alice, bob), in this order
     ```sh run=bob-background    the same, without waiting for its end
     ```sh run=postgresql        a test runs it with the address of a PostgreSQL database in FINGERPOST_DATABASE__URL
+    ```sh run=prosody           make guide-test runs it on a machine with this server (prosody, ejabberd), in this order; the
+                                lines of a ```text block right after it stand in its output
+    ```lua before=prosody       the state of that server's configuration before the first of these blocks
     ```sh not-run: REASON       it is never run, because …
 
 doc_blocks.py check FILE...           lists commands without a mark; those in indented blocks count as such
 doc_blocks.py scripts DIRECTORY FILE...  writes each block as a script NUMBER.MARK into DIRECTORY, in order
+doc_blocks.py guide SERVER DIRECTORY FILE  writes the blocks for SERVER as NUMBER.sh, and what each shows as NUMBER.shows
+doc_blocks.py before SERVER FILE      prints the state before
 """
 
 import pathlib
@@ -18,7 +23,7 @@ import sys
 
 SHELL = {"sh", "bash", "shell", "console", "shell-session", "zsh"}
 FENCE = re.compile(r"^( *)(```+|~~~+) *(\S*) *(.*)$")
-MARK = re.compile(r"^(run|run=(operator|alice|bob)(-background)?|run=postgresql|not-run: \S.*)$")
+MARK = re.compile(r"^(run|run=(operator|alice|bob)(-background)?|run=postgresql|run=(prosody|ejabberd)|not-run: \S.*)$")
 PROGRAM = re.compile(r"^(    |\t)(\$ |sudo |make |cargo |fingerpost |xtls |apt |docker |systemctl |openssl |tar )")
 
 
@@ -40,6 +45,19 @@ def blocks(path):
         sys.exit(f"{path}:{start}: this block has no end")
 
 
+def guide(server, directory, path):
+    directory.mkdir()
+    number, is_step = 0, False
+    for line, language, mark, text in blocks(path):
+        if is_step and language == "text":
+            (directory / f"{number}.shows").write_text(text)
+        is_step = language in SHELL and mark == f"run={server}"
+        if is_step:
+            number += 1
+            (directory / f"{number}.sh").write_text(f"# {path}:{line}\n{text}")
+    return 0
+
+
 def main(what, *rest):
     if what == "check":
         bad = 0
@@ -49,6 +67,13 @@ def main(what, *rest):
                     bad += 1
                     print(f"{path}:{line}: this block of commands has no mark: run, run=WHO or not-run: REASON")
         return bad
+    if what == "before":
+        server, path = rest
+        print("".join(text for _, _, mark, text in blocks(pathlib.Path(path)) if mark == f"before={server}"), end="")
+        return 0
+    if what == "guide":
+        server, directory, path = rest
+        return guide(server, pathlib.Path(directory), pathlib.Path(path))
     directory, files = pathlib.Path(rest[0]), rest[1:]
     directory.mkdir(parents=True, exist_ok=True)
     number = 0

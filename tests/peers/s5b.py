@@ -42,10 +42,13 @@ async def story(settings):
         left -= len(block)
         await connection.write(block)
         await asyncio.sleep(0)
+    if settings.get("sender_closes"):
+        connection.transport.close()
     await asyncio.wait_for(done.wait(), settings.get("timeout", 1000))
     seconds = time.monotonic() - started
     connection.transport.close()
     return {
+        "found": sorted(found),
         "proxy": list(map(str, found[settings["component"]])),
         "sent": sent.hexdigest(),
         "received": received.hexdigest(),
