@@ -500,7 +500,8 @@ fn stall_of_a_move(internet: &Internet, file: &Path, late: bool) -> Duration {
     stall
 }
 
-/// With `FINGERPOST_TEST_CUTS` (`make direct-test`) it measures so many moves, and writes the table into the page.
+/// With `FINGERPOST_TEST_CUTS` (`make direct-test`) it measures so many moves, writes the table into the page, and checks that
+/// half of the pauses are shorter than two round trips.
 #[test]
 #[expect(clippy::print_stdout, reason = "its figures")]
 fn a_stream_moves_to_a_direct_path_with_a_real_delay_and_hardly_stalls() {
@@ -533,6 +534,9 @@ fn a_stream_moves_to_a_direct_path_with_a_real_delay_and_hardly_stalls() {
     println!("{table}");
     if moves.is_some() {
         report::write_interop("moves", &table);
+        let goal = Duration::from_millis(2 * 2 * u64::from(DELAY));
+        let measured = all.iter().filter(|stalls| !stalls.is_empty());
+        assert!(measured.map(|stalls| stalls[(stalls.len() - 1) / 2]).all(|median| median < goal));
     }
 }
 

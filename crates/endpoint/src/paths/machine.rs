@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{
+    backlog::Backlog,
     incoming::Incoming,
     outgoing::Outgoing,
     records::{Control, Decoded, Decoder, RecordError},
@@ -31,7 +32,8 @@ const PING_AFTER: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_millis(1500);
 /// The longest such time, whatever the other end makes of round trips.
 const LONGEST_SILENCE: Duration = Duration::from_secs(10);
-/// How long the relay may take to deliver what it still holds when the stream leaves it. It is longer if round trips take long.
+/// How long the relay may deliver nothing of what it still holds when the stream leaves it. It is longer if round trips take
+/// long.
 const DRAIN: Duration = Duration::from_millis(500);
 /// How long nothing is sent on an idle direct path.
 const IDLE_DIRECT: Duration = Duration::from_secs(15);
@@ -167,10 +169,10 @@ struct Path {
     sent: u64,
     /// The end of what another path has carried: that it has come says nothing of this one.
     shared: u64,
-    /// Since when our stream goes on here while the relay may still hold what was put there.
-    left_relay: Option<Instant>,
-    /// Where our stream goes on here once what the relay holds is sent again.
-    resume: Option<u64>,
+    /// What the relay still holds of our stream, which goes on here.
+    backlog: Option<Backlog>,
+    /// What is sent again here before our stream goes on.
+    repeated: Option<Repeated>,
     claims: bool,
     ping: Option<u32>,
     pong: Option<u32>,
@@ -190,6 +192,15 @@ struct Path {
     round_trip: Option<Duration>,
 }
 
+/// What the relay has not delivered in time.
+#[derive(Clone, Copy, Debug)]
+struct Repeated {
+    /// Where it ends.
+    end: u64,
+    /// Where our stream goes on after it.
+    resume: u64,
+}
+
 impl Path {
     fn new(number: u32, now: Instant) -> Self {
         Self {
@@ -201,8 +212,8 @@ impl Path {
             ended: false,
             sent: 0,
             shared: 0,
-            left_relay: None,
-            resume: None,
+            backlog: None,
+            repeated: None,
             claims: false,
             ping: None,
             pong: None,
@@ -232,15 +243,29 @@ impl Path {
         usual.min(LONGEST_SILENCE)
     }
 
-    /// Returns when what the relay holds is sent again here, if it is not acknowledged by then.
+    /// Returns when something of what the relay holds may have to be sent again here.
     fn repeats_at(&self) -> Option<Instant> {
-        self.left_relay.map(|left| left + self.round_trips(DRAIN))
+        self.backlog.as_ref().map(|backlog| backlog.deadline(self.round_trips(DRAIN)))
+    }
+
+    /// Sends again here what the relay does not deliver in time.
+    fn repeat(&mut self, outgoing: &Outgoing, now: Instant) {
+        let period = self.round_trips(DRAIN);
+        let Some(backlog) = &mut self.backlog else { return };
+        let acknowledged = outgoing.acknowledged();
+        let boundary = |offset| outgoing.boundary(offset);
+        let Some(late) = backlog.repeat(acknowledged, boundary, period, now) else { return };
+        self.backlog.take_if(|_| late.start <= acknowledged);
+        // If it is the second time, and the first one is under way, that goes on after this.
+        let new = Repeated { end: late.end, resume: self.position };
+        self.repeated.get_or_insert(new);
+        (self.position, self.announces) = (late.start, true);
     }
 
     /// Lets our stream go on here from `kept`, because no other path has all of it any more.
     fn rewind(&mut self, kept: u64) {
         (self.position, self.announces, self.ended) = (kept, true, false);
-        (self.left_relay, self.resume) = (None, None);
+        (self.backlog, self.repeated) = (None, None);
     }
 
     /// Notes a sign of life; `owes` says whether bytes sent here are not acknowledged.
@@ -399,7 +424,8 @@ impl Machine {
             path.shared = self.paths.iter().map(|path| path.sent).max().unwrap_or_default();
             let left = self.paths.iter().find(|path| path.number == self.current);
             path.position = left.map_or(0, |left| left.position).max(self.outgoing.kept());
-            path.left_relay = left.map(|_| now);
+            path.backlog =
+                left.and_then(|_| Backlog::new(self.outgoing.acknowledged(), path.position, now));
             self.paths.push(path);
             self.until = None;
             self.go_on(number);
@@ -579,6 +605,9 @@ impl Machine {
                 if acknowledged == before {
                     return Ok(());
                 }
+                for path in &mut self.paths {
+                    path.backlog.take_if(|backlog| !backlog.acknowledge(acknowledged, now));
+                }
                 // What only a direct path has carried was acknowledged, perhaps over the relay: it lives.
                 let proved = |path: &&mut Path| path.is_direct() && acknowledged > path.shared;
                 for path in self.paths.iter_mut().filter(proved) {
@@ -741,11 +770,10 @@ impl Machine {
                 // The other end has acknowledged what would be sent again.
                 (path.position, path.announces) = (outgoing.kept(), true);
             }
-            if path.position >= path.shared
-                && let Some(resume) = path.resume.take()
-                && resume > path.position
+            if let Some(repeated) = path.repeated.take_if(|one| path.position >= one.end)
+                && repeated.resume > path.position
             {
-                (path.position, path.announces) = (resume, true);
+                (path.position, path.announces) = (repeated.resume, true);
             }
             let ends = !path.ended && !outgoing.is_delivered() && outgoing.is_finished();
             if path.announces && (outgoing.has_more(path.position) || ends) {
@@ -753,7 +781,9 @@ impl Machine {
                 path.announces = false;
             }
             let start = path.position;
-            path.position = outgoing.copy(start, out);
+            // A byte that is kept twice behind a gap could exceed the other end's window.
+            let limit = path.repeated.map_or(u64::MAX, |repeated| repeated.end);
+            path.position = outgoing.copy(start, limit, out);
             path.sent = path.sent.max(path.position);
             if ends && let Some(end) = outgoing.end_at(path.position) {
                 Control::End(end).put(out);
@@ -793,15 +823,8 @@ impl Machine {
         }
         let is_parted = self.is_parted();
         let ping = self.next_ping.wrapping_add(1);
-        let (kept, acknowledged) = (self.outgoing.kept(), self.outgoing.acknowledged());
         for path in &mut self.paths {
-            if is_due(path.repeats_at()) {
-                path.left_relay = None;
-                if acknowledged < path.shared {
-                    path.resume = Some(path.position);
-                    (path.position, path.announces) = (kept, true);
-                }
-            }
+            path.repeat(&self.outgoing, now);
             if is_due(path.ping_at(is_parted)) {
                 (path.ping, self.next_ping) = (Some(ping), ping);
                 // Also if the connection takes nothing any more, not even this.

@@ -9,6 +9,7 @@
 
 use std::{fmt, net::SocketAddr};
 
+mod backlog;
 mod carriers;
 mod incoming;
 mod keys;

@@ -46,6 +46,13 @@ impl Outgoing {
         self.kept
     }
 
+    /// Returns the last boundary at or before `offset`, of those that are kept.
+    pub(super) fn boundary(&self, offset: u64) -> u64 {
+        let before = self.boundaries.partition_point(|boundary| *boundary <= offset);
+        let last = before.checked_sub(1).and_then(|index| self.boundaries.get(index));
+        last.copied().unwrap_or(self.kept)
+    }
+
     /// Returns how many bytes the other end's TLS has taken.
     pub(super) fn acknowledged(&self) -> u64 {
         self.acknowledged
@@ -107,10 +114,11 @@ impl Outgoing {
         position < self.whole()
     }
 
-    /// Appends whole records from `position` on, at most a batch, but at least one if there is one; returns where they
-    /// end.
-    pub(super) fn copy(&mut self, position: u64, out: &mut Vec<u8>) -> u64 {
-        let fitting = self.boundaries.partition_point(|end| *end <= position + BATCH);
+    /// Appends whole records from `position` on, at most a batch, but at least one if there is one, and none behind `limit`,
+    /// which is a boundary; returns where they end.
+    pub(super) fn copy(&mut self, position: u64, limit: u64, out: &mut Vec<u8>) -> u64 {
+        let most = limit.min(position + BATCH);
+        let fitting = self.boundaries.partition_point(|end| *end <= most);
         let last = fitting.checked_sub(1).and_then(|index| self.boundaries.get(index)).copied();
         let stop = last.filter(|end| *end > position).or(self.boundaries.get(fitting).copied());
         let Some(stop) = stop.filter(|stop| *stop > position) else { return position };

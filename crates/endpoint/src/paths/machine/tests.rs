@@ -19,6 +19,8 @@ struct Connection {
     number: u32,
     pipes: [Pipe; 2],
     holds: [bool; 2],
+    /// How many bytes each end has put on it.
+    carried: [usize; 2],
 }
 
 /// Two ends, a relay between them, and at times a direct connection.
@@ -114,6 +116,7 @@ impl World {
         self.ends[end].transmit(number, self.now, &mut out);
         let moved = !out.is_empty();
         if let Some(one) = self.connections.iter_mut().find(|one| one.number == number) {
+            one.carried[end] += out.len();
             let pipe = &mut one.pipes[end];
             if one.holds[end] && !pipe.is_dead {
                 pipe.bytes.extend(out);
@@ -436,6 +439,62 @@ fn only_what_the_relay_still_holds_is_sent_again() {
     world.take(1, usize::MAX);
     assert_eq!(world.read[1], 150 * 16_005);
     world.settle(usize::MAX);
+}
+
+impl World {
+    /// Returns a stream that has filled its window over the relay when it moves to a direct connection.
+    fn with_a_full_relay() -> Self {
+        let mut world = Self::new();
+        for _ in 0..300 {
+            world.write(0, 16_000);
+        }
+        while world.push(0) || world.transmit(0, RELAY) {}
+        assert!(world.ends[0].outgoing.room() < 16_005);
+        world.connect();
+        world
+    }
+
+    /// Lets the relay deliver so many bytes, and the direct connection all that it has, and then 100 ms pass.
+    fn pass(&mut self, relayed: usize) {
+        if relayed > 0 {
+            self.deliver(1, RELAY, relayed);
+        }
+        let mut moved = true;
+        while moved {
+            moved = self.push(0) | self.transmit(0, 1) | self.deliver(1, 1, 50_000);
+            moved |= self.take(1, usize::MAX) | self.transmit(1, 1) | self.deliver(0, 1, 50_000);
+        }
+        self.tick(Duration::from_millis(100));
+    }
+}
+
+/// Where the direct connection and the relay have the same bottleneck, the stream stands still while bytes come twice.
+#[test]
+fn nothing_is_sent_again_while_the_relay_delivers() {
+    let mut world = World::with_a_full_relay();
+    let relayed = world.connections[0].pipes[0].bytes.len();
+    // It takes 1.2 s, and may deliver nothing for 0.5 s.
+    for _ in 0..12 {
+        world.pass(relayed.div_ceil(12));
+    }
+    assert_eq!(world.read[1], world.streams[0].len());
+    let direct = world.connections[1].carried[0] - (world.read[1] - relayed);
+    assert!(direct < 100, "{direct} bytes beside those that come after the relay's");
+    world.settle(usize::MAX);
+}
+
+#[test]
+fn a_relay_that_is_slow_or_stops_does_not_hold_the_stream_for_long() {
+    for (pace, stops) in [(0, 0), (1_000, 30), (100_000, 8), (100_000, 30), (300_000, 3)] {
+        let mut world = World::with_a_full_relay();
+        let mut tenths = 0;
+        while world.read[1] < world.streams[0].len() {
+            world.pass(if tenths < stops { pace } else { 0 });
+            tenths += 1;
+            assert!(tenths < 30, "{pace} bytes in each tenth of a second until {stops}");
+        }
+        world.settle(usize::MAX);
+    }
 }
 
 #[test]
