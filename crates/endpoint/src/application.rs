@@ -51,6 +51,12 @@ impl Application {
         Self { senders: Some("initiator"), ..self }
     }
 
+    /// Returns the same application, in which only the responder sends (XEP-0166, `senders`).
+    #[must_use]
+    pub fn from_responder(self) -> Self {
+        Self { senders: Some("responder"), ..self }
+    }
+
     /// Returns the description; `None` for a raw stream.
     pub fn description(&self) -> Option<&Element> {
         self.description.as_ref()

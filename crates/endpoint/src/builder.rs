@@ -48,6 +48,8 @@ pub struct Builder {
     pub(super) link: Option<[SocketAddr; 2]>,
     pub(super) consent: Arc<dyn Consent>,
     pub(super) stun: StunChoice,
+    /// The most wrong guesses of the password, if they are limited.
+    pub(super) guesses: Option<u32>,
     /// How the connection is kept: who hears of it, and whether a new session may follow a lost one.
     pub(super) reconnect: Option<(keeper::Listener, bool)>,
 }
@@ -83,6 +85,7 @@ impl Builder {
             link: None,
             consent: Arc::new(NoConsent),
             stun: StunChoice::default(),
+            guesses: None,
             reconnect: None,
         }
     }
@@ -164,6 +167,13 @@ impl Builder {
     pub fn stun_servers(self, servers: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let servers = servers.into_iter().map(Into::into).collect();
         Self { stun: StunChoice::These(servers), ..self }
+    }
+
+    /// Limits the wrong guesses of a [`Password`](fingerpost_secure::srp::Password): after so many of all peers together, no
+    /// session is secured any more, whoever starts it. This is for a password with few bits, which lives for one session. By
+    /// default their pace is limited, and not their number.
+    pub fn guesses(self, most: u32) -> Self {
+        Self { guesses: Some(most), ..self }
     }
 
     /// Announces an application by the namespace of its description, so that peers offer it.

@@ -324,6 +324,11 @@ impl Endpoint {
         &self.inner.hub
     }
 
+    /// Returns how many wrong guesses of the password peers have made: see [`Builder::guesses`].
+    pub fn wrong_guesses(&self) -> u32 {
+        self.guesses().wrong()
+    }
+
     pub(super) fn guesses(&self) -> &Guesses {
         &self.inner.guesses
     }

@@ -4,6 +4,9 @@
 //! A peer has one guess in each session. After a wrong guess its next one waits, twice as long each time, in every
 //! session. Parallel sessions of one peer wait for each other. A peer that has proved the password, or whose key is
 //! remembered, waits for no other peer.
+//!
+//! A password for one use may have a [limit](Ledger::most): all wrong guesses of all peers together. The guesses in progress
+//! count until they are over, so that parallel ones are not more either.
 
 use std::{
     collections::HashMap,
@@ -51,6 +54,8 @@ enum Turn {
     At(Instant),
     /// When another guess is over.
     AfterAnother,
+    /// No more.
+    Never,
 }
 
 /// The rules, without a clock: the time is an argument.
@@ -59,11 +64,18 @@ struct Ledger {
     peers: HashMap<BareJid, Peer>,
     budget: u32,
     refilled: Instant,
+    /// The most wrong guesses in all, if they are limited.
+    most: Option<u32>,
+    /// Wrong guesses of all peers.
+    wrong: u32,
+    /// Guesses in progress.
+    running: u32,
 }
 
 impl Ledger {
-    fn new(now: Instant) -> Self {
-        Self { peers: HashMap::new(), budget: BURST, refilled: now }
+    fn new(most: Option<u32>, now: Instant) -> Self {
+        let (peers, budget, refilled) = (HashMap::new(), BURST, now);
+        Self { peers, budget, refilled, most, wrong: 0, running: 0 }
     }
 
     /// Returns the wait before a peer's next guess after so many wrong ones.
@@ -85,6 +97,13 @@ impl Ledger {
     /// password.
     fn begin(&mut self, peer: &BareJid, remembered: bool, now: Instant) -> Turn {
         self.refill(now);
+        match self.most {
+            Some(most) if self.wrong >= most => return Turn::Never,
+            Some(most) if self.wrong.saturating_add(self.running) >= most => {
+                return Turn::AfterAnother;
+            }
+            _ => {}
+        }
         let known = self.peers.get(peer);
         if known.is_some_and(|known| known.busy) {
             return Turn::AfterAnother;
@@ -108,6 +127,7 @@ impl Ledger {
         known.busy = true;
         known.paid = !is_exempt;
         known.last = now;
+        self.running += 1;
         Turn::Now
     }
 
@@ -128,6 +148,10 @@ impl Ledger {
 
     /// Ends a guess: right, wrong, or (`None`) not made.
     fn end(&mut self, peer: &BareJid, right: Option<bool>, now: Instant) {
+        self.running = self.running.saturating_sub(1);
+        if right == Some(false) {
+            self.wrong = self.wrong.saturating_add(1);
+        }
         let Some(known) = self.peers.get_mut(peer) else { return };
         known.busy = false;
         known.last = now;
@@ -153,16 +177,27 @@ pub(super) struct Guesses {
     ended: Notify,
 }
 
-impl Default for Guesses {
-    fn default() -> Self {
-        Self { ledger: Mutex::new(Ledger::new(Instant::now())), ended: Notify::new() }
-    }
-}
+/// There have been as many wrong guesses as are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Spent;
 
 impl Guesses {
+    /// Creates the rules for a password. With `most`, no more wrong guesses are taken in all.
+    pub(super) fn new(most: Option<u32>) -> Self {
+        Self { ledger: Mutex::new(Ledger::new(most, Instant::now())), ended: Notify::new() }
+    }
+
+    /// Returns the number of wrong guesses of all peers.
+    pub(super) fn wrong(&self) -> u32 {
+        self.lock().wrong
+    }
+
     /// Waits until a peer may try a guess. `remembered` says whether the peer is known by its key: strangers' guesses do not
     /// make it wait.
-    pub(super) async fn turn(&self, peer: &BareJid, remembered: bool) -> Guess<'_> {
+    ///
+    /// # Errors
+    /// [`Spent`] if there is no further guess for any peer.
+    pub(super) async fn turn(&self, peer: &BareJid, remembered: bool) -> Result<Guess<'_>, Spent> {
         loop {
             let ended = self.ended.notified();
             tokio::pin!(ended);
@@ -170,9 +205,12 @@ impl Guesses {
             ended.as_mut().enable();
             let turn = self.lock().begin(peer, remembered, Instant::now());
             match turn {
-                Turn::Now => return Guess { guesses: self, peer: peer.clone(), right: None },
+                Turn::Now => {
+                    return Ok(Guess { guesses: self, peer: peer.clone(), right: None });
+                }
                 Turn::AfterAnother => ended.await,
                 Turn::At(moment) => sleep_until(moment).await,
+                Turn::Never => return Err(Spent),
             }
         }
     }
@@ -219,14 +257,14 @@ mod tests {
     /// Makes one guess; returns how long it had to wait.
     async fn guess(guesses: &Guesses, name: &str, right: bool) -> u64 {
         let before = Instant::now();
-        let mut turn = guesses.turn(&user(name), false).await;
+        let mut turn = guesses.turn(&user(name), false).await.unwrap();
         turn.settle(right);
         before.elapsed().as_secs()
     }
 
     #[tokio::test(start_paused = true)]
     async fn wrong_guesses_make_the_next_wait_and_a_right_one_ends_that() {
-        let guesses = Guesses::default();
+        let guesses = Guesses::new(None);
         assert_eq!(guess(&guesses, "carol", false).await, 0);
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
             assert_eq!(guess(&guesses, "carol", false).await, seconds);
@@ -237,14 +275,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn guesses_in_parallel_sessions_are_no_more_than_one_after_the_other() {
-        let guesses = Arc::new(Guesses::default());
+        let guesses = Arc::new(Guesses::new(None));
         // Eight guesses at once, none made yet: each has its turn.
         let mut sessions = JoinSet::new();
         let begin = Instant::now();
         for _ in 0..8 {
             let guesses = Arc::clone(&guesses);
             sessions.spawn(async move {
-                let mut turn = guesses.turn(&user("carol"), false).await;
+                let mut turn = guesses.turn(&user("carol"), false).await.unwrap();
                 let at = begin.elapsed().as_secs();
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 turn.settle(false);
@@ -258,7 +296,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_right_user_does_not_wait_for_a_strangers_guesses() {
-        let guesses = Arc::new(Guesses::default());
+        let guesses = Arc::new(Guesses::new(None));
         let mut sessions = JoinSet::new();
         for _ in 0..50 {
             let guesses = Arc::clone(&guesses);
@@ -281,7 +319,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn many_accounts_share_a_budget_that_leaves_out_whoever_has_proved_the_password() {
-        let guesses = Arc::new(Guesses::default());
+        let guesses = Arc::new(Guesses::new(None));
         assert_eq!(guess(&guesses, "alice", true).await, 0);
         let begin = Instant::now();
         let mut sessions = JoinSet::new();
@@ -305,17 +343,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_remembered_peer_does_not_wait_for_the_strangers_budget() {
-        let guesses = Guesses::default();
+        let guesses = Guesses::new(None);
         for n in 0..BURST {
             assert_eq!(guess(&guesses, &format!("m{n}"), false).await, 0);
         }
         let begin = Instant::now();
-        guesses.turn(&user("alice"), true).await.settle(true);
+        guesses.turn(&user("alice"), true).await.unwrap().settle(true);
         assert_eq!(begin.elapsed(), Duration::ZERO);
         // It has no more guesses at once than others.
         for seconds in [0, 1, 2, 4] {
             let begin = Instant::now();
-            guesses.turn(&user("bob"), true).await.settle(false);
+            guesses.turn(&user("bob"), true).await.unwrap().settle(false);
             assert_eq!(begin.elapsed().as_secs(), seconds);
         }
         // It gives back nothing that it has not taken.
@@ -324,10 +362,47 @@ mod tests {
         assert_eq!(guesses.lock().budget, full);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_password_with_a_limit_takes_no_more_wrong_guesses_however_they_come() {
+        let guesses = Arc::new(Guesses::new(Some(3)));
+        // Of ten at once, three are made. The others wait for their results, and get no turn.
+        let mut sessions = JoinSet::new();
+        for n in 0..10 {
+            let guesses = Arc::clone(&guesses);
+            sessions.spawn(async move {
+                let Ok(mut turn) = guesses.turn(&user(n), false).await else { return false };
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                turn.settle(false);
+                true
+            });
+        }
+        let made = sessions.join_all().await;
+        assert_eq!(made.iter().filter(|made| **made).count(), 3);
+        assert_eq!(guesses.wrong(), 3);
+        // Nor does one who knows the password.
+        assert_eq!(guesses.turn(&user("alice"), true).await.unwrap_err(), Spent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_a_limit_only_wrong_guesses_count() {
+        let guesses = Guesses::new(Some(2));
+        for _ in 0..5 {
+            drop(guesses.turn(&user("carol"), false).await.unwrap());
+            assert_eq!(guess(&guesses, "alice", true).await, 0);
+        }
+        guess(&guesses, "carol", false).await;
+        assert_eq!(guess(&guesses, "alice", true).await, 0);
+        guess(&guesses, "mallory", false).await;
+        assert_eq!(
+            (guesses.wrong(), guesses.turn(&user("bob"), false).await.unwrap_err()),
+            (2, Spent)
+        );
+    }
+
     #[test]
     fn a_guess_that_was_never_made_costs_nothing_and_memory_is_bounded() {
         let now = Instant::now();
-        let mut ledger = Ledger::new(now);
+        let mut ledger = Ledger::new(None, now);
         for n in 0..3 * PEERS {
             let peer = user(n);
             assert_eq!(ledger.begin(&peer, false, now), Turn::Now);

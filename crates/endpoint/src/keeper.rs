@@ -64,6 +64,8 @@ pub(super) struct Keeping {
     pub(super) listener: Listener,
     /// Whether a session with the server that cannot be resumed is followed by a new one.
     pub(super) begins_anew: bool,
+    /// The resource to ask for, if not a random one.
+    pub(super) resource: Option<String>,
     pub(super) network: Network,
 }
 
@@ -129,8 +131,14 @@ pub(super) async fn keep<D: Dialer>(
     silence: Duration,
     keeping: Keeping,
 ) -> Result<(Connection, Keeper), Error> {
-    let tag = login::resource();
-    let begun = dialer.begin(Name { tag: &tag, resource: &tag }, None).await?;
+    let (tag, resource) = match &keeping.resource {
+        Some(resource) => (None, resource.clone()),
+        None => {
+            let random = login::resource();
+            (Some(random.clone()), random)
+        }
+    };
+    let begun = dialer.begin(Name { tag: tag.as_deref(), resource: &resource }, None).await?;
     let Start::Bound { jid, .. } = &begun.start else {
         return Err(Error::login("the XMPP server resumed a session that was not asked for"));
     };
@@ -174,7 +182,7 @@ struct KeptConnection<D> {
     silence: Duration,
     keeping: Keeping,
     /// See [`Name`].
-    tag: String,
+    tag: Option<String>,
     /// Whether the loss of the connection was reported, and not yet its return.
     is_told: bool,
     state: StreamState,
@@ -304,7 +312,7 @@ impl<D: Dialer> KeptConnection<D> {
             let resource = self.state.own.resource().to_string();
             let attempt = async {
                 sleep(pause).await;
-                let name = Name { tag: &self.tag, resource: &resource };
+                let name = Name { tag: self.tag.as_deref(), resource: &resource };
                 self.dialer.begin(name, self.state.management.as_ref()).await
             };
             let failure = tokio::select! {

@@ -116,6 +116,9 @@ pub struct Login {
     pub keepalive: Duration,
     /// Where a token for the next login is stored (XEP-0484); without it no token is requested.
     pub fast: Option<Arc<dyn FastStore>>,
+    /// The resource to ask for, instead of a random one. It is not requested by Bind 2 (XEP-0386), where the server makes
+    /// the name. The server may still assign another one.
+    pub resource: Option<String>,
 }
 
 impl Login {
@@ -128,6 +131,7 @@ impl Login {
             trust: ServerTrust::default(),
             keepalive: SILENCE,
             fast: None,
+            resource: None,
         }
     }
 }
@@ -151,8 +155,11 @@ pub struct Connection {
 /// # Errors
 /// [`Error::Login`], which says what failed.
 pub async fn login(login: &Login) -> Result<Connection, Error> {
-    let name = resource();
-    let name = Name { tag: &name, resource: &name };
+    let random = resource();
+    let name = match &login.resource {
+        Some(resource) => Name { tag: None, resource },
+        None => Name { tag: Some(&random), resource: &random },
+    };
     let Begun { stream, start, .. } = begin(login, name, None, false).await?;
     let Start::Bound { jid, early, .. } = start else {
         return Err(Error::login("the XMPP server resumed a session that was not asked for"));

@@ -23,7 +23,7 @@ use tokio_rustls::TlsStream;
 use super::{
     credential::{Credential, profile},
     error::Error,
-    guesses::Guess,
+    guesses::{Guess, Spent},
     paths::PathLeg,
     session::Session,
 };
@@ -112,7 +112,10 @@ impl Session {
                 return in_time(async { Ok(prove(tls, shared).await?) }).await;
             }
             let remembered = endpoint.policy().remembers(&peer);
-            let turn = async { Ok(endpoint.guesses().turn(&peer, remembered).await) };
+            let turn = async {
+                let turn = endpoint.guesses().turn(&peer, remembered).await;
+                turn.map_err(|Spent| Error::failed("no further guess is taken"))
+            };
             let mut guess = in_time(turn).await?;
             timeout(GUESS, check_proof(tls, shared, &mut guess))
                 .await

@@ -67,8 +67,8 @@ fn texts(parent: &Element, namespace: &str) -> Vec<String> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Name<'a> {
     /// The prefix for a server that makes the name itself, and makes the same name again for the same prefix (XEP-0386,
-    /// section 2.3).
-    pub(super) tag: &'a str,
+    /// section 2.3). Without one the resource is bound afterwards, by its whole name.
+    pub(super) tag: Option<&'a str>,
     /// The whole name, for a server that uses ours.
     pub(super) resource: &'a str,
 }
@@ -109,13 +109,14 @@ pub(super) fn authenticate(
     let resume = wish.resumed.and_then(Management::resume);
     // A session that can be resumed only after the login must not be replaced by a new one in it.
     let can_bind = inline.can_bind && (resume.is_none() || inline.can_resume);
+    let tag = wish.name.tag.filter(|_| can_bind);
     if let Some(resume) = resume.filter(|_| inline.can_resume) {
         request.append_child(resume);
     }
-    if can_bind {
+    if let Some(name) = tag {
         let mut bind = Element::bare("bind", ns::BIND2);
         let mut tag = Element::bare("tag", ns::BIND2);
-        tag.append_text(wish.name.tag);
+        tag.append_text(name);
         bind.append_child(tag);
         if wish.managed && inline.can_enable {
             bind.append_child(Management::enable());
@@ -202,7 +203,7 @@ mod tests {
 
     fn wish() -> Wish<'static> {
         Wish {
-            name: Name { tag: "xtls-1", resource: "xtls-1.x" },
+            name: Name { tag: Some("xtls-1"), resource: "xtls-1.x" },
             resumed: None,
             managed: true,
             agent: Some("d4565fa7-4d72-4749-b3d3-740edbf87770"),
@@ -261,6 +262,14 @@ mod tests {
         let inline = Inline { can_resume: false, ..inline };
         let request = authenticate(&inline, &wish, "SCRAM-SHA-1", b"");
         assert!(!request.has_child("resume", ns::SM) && !request.has_child("bind", ns::BIND2));
+    }
+
+    #[test]
+    fn a_resource_that_must_have_its_name_is_not_left_to_the_server() {
+        let inline = Inline::read(&parse(FEATURES)).unwrap();
+        let wish = Wish { name: Name { tag: None, resource: "xtls-code-7" }, ..wish() };
+        let request = authenticate(&inline, &wish, "SCRAM-SHA-1", b"");
+        assert!(!request.has_child("bind", ns::BIND2));
     }
 
     #[test]

@@ -34,6 +34,7 @@ impl Builder {
         let keeping = Keeping {
             listener: Arc::clone(listener),
             begins_anew: *begins_anew,
+            resource: login.resource.clone(),
             network: Network::watch(),
         };
         let (connection, keeper) = keeper::keep(login.clone(), login.keepalive, keeping).await?;
@@ -83,10 +84,11 @@ impl Builder {
             places: Places::default(),
         };
         let (hub, arrivals, task) = Hub::start(connection, keeper.clone(), features, admission);
+        let guesses = Guesses::new(self.guesses);
         let inner = EndpointShared {
             hub,
             builder: self,
-            guesses: Guesses::default(),
+            guesses,
             ice: Semaphore::new(MOST_ICE),
             task: task.abort_handle(),
             keeper,

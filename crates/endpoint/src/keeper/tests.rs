@@ -126,7 +126,8 @@ impl World {
         let listener: Listener =
             Arc::new(move |contact| hears.lock().unwrap().push(contact.clone()));
         let (addresses, network) = watch::channel([LOCAL].into());
-        let keeping = Keeping { listener, begins_anew, network: Network::of(network) };
+        let network = Network::of(network);
+        let keeping = Keeping { listener, begins_anew, resource: None, network };
         (
             Self { attempts, refused, heard, addresses },
             keep(script, Duration::from_secs(30), keeping),

@@ -56,7 +56,7 @@ async fn run(
     let mut login = Login::new(BareJid::new("bob@example.test").unwrap(), "pass");
     login.fast = Some(Arc::clone(&memory) as Arc<dyn FastStore>);
     let wish = Wish {
-        name: Name { tag: "xtls-1", resource: "xtls-1~x" },
+        name: Name { tag: Some("xtls-1"), resource: "xtls-1~x" },
         resumed,
         managed: true,
         agent: Some(AGENT),
