@@ -9,6 +9,7 @@ mod chat;
 mod client;
 mod clients;
 mod cluster;
+mod codes;
 mod contact;
 mod crashes;
 mod crowds;

@@ -142,6 +142,8 @@ pub const BLOCKING_ERRORS: &str = "urn:xmpp:blocking:errors";
 pub const UNDECLARED: &str = "urn:fingerpost:undeclared-prefix:";
 /// Many files and directories in one session of `xtls`.
 pub const FILE_SET: &str = "urn:fingerpost:set:0";
+/// Files for a peer that knows a code, from `xtls send --code`.
+pub const CODE: &str = "urn:fingerpost:code:0";
 /// Direct paths below a TLS stream between two of our ends: their negotiation and reports, and observed addresses.
 pub const PATHS: &str = "urn:fingerpost:paths:0";
 /// Our registry's requests.

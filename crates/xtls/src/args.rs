@@ -273,17 +273,48 @@ pub(super) enum Command {
         lan: LanArgs,
     },
     /// Send files
+    ///
+    /// With --code, neither side needs a key: the program shows a code, waits until somebody types it after `xtls receive`, and
+    /// sends the files once.
+    #[command(
+        override_usage = "xtls send [OPTIONS] <JID> <FILES>...\n       xtls send [OPTIONS] --code <FILE>..."
+    )]
     Send {
         /// The receiver
-        jid: Jid,
+        #[arg(required_unless_present = "code")]
+        jid: Option<Jid>,
         /// The files
-        #[arg(required = true)]
+        #[arg(required_unless_present = "code")]
         files: Vec<PathBuf>,
-        /// Wait this long for the receiver to appear; for example 30s, 10m or 2h
+        /// Show a code, and send these files to the first who types it: `xtls receive CODE`
+        #[arg(
+            long,
+            value_name = "FILE",
+            num_args = 1..,
+            conflicts_with_all = ["jid", "files", "lan", "method", "srp_password_file", "offer_print"],
+        )]
+        code: Vec<PathBuf>,
+        /// Wait this long for the receiver to appear; for example 30s, 10m or 2h [default with --code: 10m]
         #[arg(long, value_name = "TIME", value_parser = period, conflicts_with = "lan")]
         wait: Option<Duration>,
         #[command(flatten)]
         lan: LanArgs,
+    },
+    /// Receive the files of `xtls send --code`
+    ///
+    /// Neither side needs a key: the first who knows the code gets the files. Exit status 3: nobody waits with this code. 4: its words
+    /// are not the sender's.
+    Receive {
+        /// The code that the sender's program shows, such as alice@example.org/7-guitar-window-orbit; without it, xtls asks
+        /// for it, or reads the first line of standard input
+        #[arg(conflicts_with_all = ["method", "srp_password_file", "offer_print"])]
+        code: Vec<String>,
+        /// The directory for received files; created if it does not exist
+        #[arg(long, default_value = ".", value_name = "DIR")]
+        out: PathBuf,
+        /// Leave out larger files; for example 500M or 2G
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        max_size: Option<u64>,
     },
     /// Connect standard input and output to a peer's
     ///

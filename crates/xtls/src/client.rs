@@ -6,6 +6,7 @@ use fingerpost_endpoint::{
     Builder, Contact, Credential, DirectPath, Endpoint, Incoming, Login, TransportKind,
     loses_large_packets,
 };
+use fingerpost_secure::srp::Password;
 use fingerpost_wire::{ns, print::Print};
 use jid::{BareJid, Jid};
 use serde_json::json;
@@ -31,12 +32,28 @@ pub(super) struct Takes {
     pub(super) pipes: bool,
     /// XML streams.
     pub(super) chats: bool,
+    /// Whether the session is for a code; only then is the password one.
+    pub(super) code: Code,
+}
+
+/// The part of a program in sessions for a code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Code {
+    #[default]
+    None,
+    /// It has the code of another.
+    Knows,
+    /// It waits for a peer that knows its code.
+    Shows,
 }
 
 impl Takes {
-    pub(super) const FILES: Self = Self { files: true, pipes: false, chats: false };
-    pub(super) const PIPES: Self = Self { files: false, pipes: true, chats: false };
-    pub(super) const CHATS: Self = Self { files: false, pipes: false, chats: true };
+    const NOTHING: Self = Self { files: false, pipes: false, chats: false, code: Code::None };
+    pub(super) const FILES: Self = Self { files: true, ..Self::NOTHING };
+    pub(super) const PIPES: Self = Self { pipes: true, ..Self::NOTHING };
+    pub(super) const CHATS: Self = Self { chats: true, ..Self::NOTHING };
+    pub(super) const CODES: Self = Self { code: Code::Shows, ..Self::NOTHING };
+    pub(super) const A_CODE: Self = Self { code: Code::Knows, ..Self::NOTHING };
 }
 
 /// A user's settings for sessions.
@@ -56,6 +73,8 @@ pub(super) struct Client {
     pub(super) takes: Takes,
     /// Whether peers' sessions may come past the broker.
     pub(super) accept_direct: bool,
+    /// The most wrong guesses of the password, if they are limited.
+    pub(super) guesses: Option<u32>,
     /// Asks the user to compare the short authentication string before each session.
     pub(super) confirm_sas: bool,
     /// The decision on further keys of known peers.
@@ -72,6 +91,26 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn load(common: &Common, output: Output) -> Result<Self, XtlsError> {
         let account = Account::load(common.account.as_ref())?;
+        let credential = credential::load(common, &account)?;
+        Self::new(common, &account, credential, output)
+    }
+
+    /// Returns the client of a user without a key, for sessions by this password.
+    pub(super) fn knowing(
+        common: &Common,
+        password: Password,
+        output: Output,
+    ) -> Result<Self, XtlsError> {
+        let account = Account::load(common.account.as_ref())?;
+        Self::new(common, &account, password.into(), output)
+    }
+
+    fn new(
+        common: &Common,
+        account: &Account,
+        credential: Credential,
+        output: Output,
+    ) -> Result<Self, XtlsError> {
         let offered = common
             .offer_print
             .as_deref()
@@ -81,8 +120,9 @@ impl Client {
         let component = common.via.clone().or_else(|| account.via.clone());
         Ok(Self {
             dir: account::directory(&account.jid)?,
-            credential: credential::load(common, &account)?,
+            credential,
             accept_direct: false,
+            guesses: None,
             confirm_sas: common.confirm_sas,
             accept_new_device: common.accept_new_device,
             declined: Mutex::default(),
@@ -102,6 +142,17 @@ impl Client {
     /// Returns the client for a listener that may accept sessions past the broker.
     pub(super) fn accepting_direct(self, accept_direct: bool) -> Self {
         Self { accept_direct, ..self }
+    }
+
+    /// Returns the client for a program that peers find at this resource.
+    pub(super) fn waiting_at(mut self, resource: String) -> Self {
+        self.login.resource = Some(resource);
+        self
+    }
+
+    /// Returns the client for a password of which no more wrong guesses are taken.
+    pub(super) fn taking_guesses(self, most: u32) -> Self {
+        Self { guesses: Some(most), ..self }
     }
 
     /// Returns the client for a listener that accepts these sessions.
@@ -173,6 +224,12 @@ impl Client {
         }
         if self.takes.chats {
             builder = builder.feature(ns::XMLSTREAM);
+        }
+        if self.takes.code == Code::Shows {
+            builder = builder.feature(ns::CODE);
+        }
+        if let Some(most) = self.guesses {
+            builder = builder.guesses(most);
         }
         if let Some(prefer) = self.prefer {
             builder = builder.prefer(prefer);

@@ -8,6 +8,7 @@ mod args;
 mod chat;
 mod chunks;
 mod client;
+mod code;
 mod credential;
 mod discover;
 mod display;
@@ -64,6 +65,8 @@ pub async fn run(cli: Cli) -> u8 {
     let piped = matches!(cli.command, Command::Pipe { .. });
     let listens =
         matches!(cli.command, Command::Listen { .. } | Command::Pipe { listen: true, .. });
+    // A sender that waits for a receiver closes its connection first: nobody else must find it.
+    let waits = matches!(&cli.command, Command::Send { code, .. } if !code.is_empty());
     let sends = matches!(cli.command, Command::Send { .. });
     // An interrupted chat closes itself.
     let chats = matches!(cli.command, Command::Chat { .. });
@@ -71,7 +74,7 @@ pub async fn run(cli: Cli) -> u8 {
     let done = tokio::select! {
         // This comes first, so that the signals are caught from the beginning.
         biased;
-        () = interrupted(), if !listens && !chats => {
+        () = interrupted(), if !listens && !chats && !waits => {
             let error = XtlsError::failed("interrupted");
             Err(if sends { error.hint("run the same command again: it goes on where it stopped") } else { error })
         }
@@ -161,14 +164,21 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
                 Client::load(&common, output)?.accepting_direct(accept_direct).taking(Takes::CHATS);
             chat::listen(client, &accept).await
         }
-        Command::Send { jid, files, lan, .. } if lan.lan => {
+        Command::Receive { code, out, max_size } => {
+            code::receive(&common, &code, (out, max_size), output).await
+        }
+        Command::Send { code, wait, .. } if !code.is_empty() => {
+            code::send(&common, &code, wait, output).await
+        }
+        Command::Send { jid: Some(jid), files, lan, .. } if lan.lan => {
             Lan::load(&common, lan, output)?.send(&jid, files).await
         }
-        Command::Send { jid, files, wait, .. } => {
+        Command::Send { jid: Some(jid), files, wait, .. } => {
             let client = Client::load(&common, output)?;
             client.check_peer(&jid)?;
             send::send(&client, &jid, files, wait).await
         }
+        Command::Send { .. } => Err(XtlsError::usage("expected a JID or --code")),
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
     file_offer::{self, FileOffer},
     files::{self, NotReceived},
     interrupt::interrupted,
-    output::XtlsError,
+    output::{Output, XtlsError},
     pace,
     parts::{self, PartialFile},
     pipe::{self, Ends, PipeSide},
@@ -73,6 +73,7 @@ impl Kinds {
             files: self.files.is_some(),
             pipes: self.pipes.is_some(),
             chats: self.chats.is_some(),
+            ..Takes::default()
         }
     }
 
@@ -176,6 +177,40 @@ impl FileInbox {
             ))));
         }
         Ok(room)
+    }
+
+    /// Receives many files in one session, which is secured. Returns the number of those that are not here now.
+    ///
+    /// # Errors
+    /// If the stream breaks, or no more files can be stored.
+    pub(super) async fn receive_set(
+        &self,
+        mut session: Session,
+        mut stream: SecureStream,
+        output: Output,
+    ) -> Result<usize, XtlsError> {
+        let (sender, since) = (session.peer().clone(), Instant::now());
+        let in_band = stream.learned().transport == TransportKind::Ibb;
+        let monitor = session.monitor();
+        let receiving = async {
+            let entries = set::receive::manifest(&mut stream).await?;
+            let wish = set::receive::Wish::new(entries, &self.dir, &sender, self.max_size)?;
+            let _room = self.room(wish.bytes)?;
+            let bar = output.progress(wish.bytes, sender.as_str());
+            let received = wish.receive(&mut stream, &self.dir, &bar).await;
+            bar.finish_and_clear();
+            parts::sweep(&self.dir);
+            received
+        };
+        let watched = pace::during(receiving, output, in_band, || monitor.received(), |_| {});
+        let received = session.during(watched).await;
+        let mut missing = 0;
+        let done = received.map(|received| {
+            received.report(output, &sender, since.elapsed().as_secs_f64());
+            missing = received.missing();
+        });
+        goodbye(session, done).await?;
+        Ok(missing)
     }
 
     /// Creates the directory if it is missing, and checks that files can be written to it.
@@ -428,30 +463,12 @@ impl Listen {
         description: &Element,
         claimed: &mut bool,
     ) -> Result<(), SessionFailure> {
-        let (sender, since) = (request.peer().clone(), Instant::now());
         let mut answer = description.clone();
         set::accept(&mut answer);
-        let (mut session, mut stream) = request.accept_with(Some(answer)).await?;
+        let (mut session, stream) = request.accept_with(Some(answer)).await?;
         self.secured(&mut session, &stream, claimed).await?;
-        let in_band = stream.learned().transport == TransportKind::Ibb;
-        let monitor = session.monitor();
-        let receiving = async {
-            let entries = set::receive::manifest(&mut stream).await?;
-            let wish = set::receive::Wish::new(entries, &inbox.dir, &sender, inbox.max_size)?;
-            let _room = inbox.room(wish.bytes)?;
-            let bar = self.client.output.progress(wish.bytes, sender.as_str());
-            let received = wish.receive(&mut stream, &inbox.dir, &bar).await;
-            bar.finish_and_clear();
-            parts::sweep(&inbox.dir);
-            received
-        };
-        let output = self.client.output;
-        let watched = pace::during(receiving, output, in_band, || monitor.received(), |_| {});
-        let received = session.during(watched).await;
-        let done = received.map(|received| {
-            received.report(self.client.output, &sender, since.elapsed().as_secs_f64());
-        });
-        Ok(goodbye(session, done).await?)
+        inbox.receive_set(session, stream, self.client.output).await?;
+        Ok(())
     }
 
     /// Tells the user about the peer. Sets `claimed` if the session is the one that is accepted, or one of many.

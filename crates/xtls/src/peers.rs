@@ -48,7 +48,7 @@ impl Peers {
 }
 
 impl Policy for Peers {
-    fn offered(&self, peer: &BareJid, _method: Method, hints: &[Hint]) -> Result<(), Error> {
+    fn offered(&self, peer: &BareJid, method: Method, hints: &[Hint]) -> Result<(), Error> {
         let mut shown = Vec::new();
         for Hint { method, print, verdict, assurance, .. } in hints {
             shown.push(json!({
@@ -60,10 +60,13 @@ impl Policy for Peers {
             [] => "no word".to_owned(),
             hints => hints.iter().map(|hint| hint.verdict.as_str()).collect::<Vec<_>>().join(", "),
         };
-        self.output.event(
-            &json!({"event": "session", "peer": peer.as_str(), "hints": shown}),
-            &format!("session with {peer}, registry: {verdicts}"),
-        );
+        let text = match method {
+            // The registry knows of no passwords.
+            Method::Srp => String::new(),
+            _ => format!("session with {peer}, registry: {verdicts}"),
+        };
+        let event = json!({"event": "session", "peer": peer.as_str(), "hints": shown});
+        self.output.event(&event, &text);
         Ok(())
     }
 

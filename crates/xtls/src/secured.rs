@@ -29,7 +29,7 @@ use tokio::{
 
 use super::{
     args::AcceptNewDevice,
-    client::Client,
+    client::{Client, Code},
     display::shown,
     output::XtlsError,
     trust::{Device, NAMED, Trust, Verified, set_command},
@@ -248,6 +248,7 @@ impl Client {
         text += &match learned.method {
             Method::X509 => format!("key {print}"),
             Method::OpenPgp => format!("OpenPGP key {print}"),
+            Method::Srp if self.takes.code != Code::None => "the peer knows the code".to_owned(),
             Method::Srp => "the peer knows the password".to_owned(),
         };
         text += match learned.known {

@@ -20,7 +20,7 @@ use super::{
     pace,
     set::{
         self, Outcome,
-        manifest::Entry,
+        manifest::{self, Entry},
         send::Sent,
         walk::{self, Found, Item},
     },
@@ -48,6 +48,22 @@ impl Checked {
     /// Returns the number of files that can be sent.
     fn files(&self) -> usize {
         self.items.iter().filter(|item| item.entry.size.is_some()).count()
+    }
+
+    /// Returns the same, if one session can carry them.
+    ///
+    /// # Errors
+    /// Exit status 2 if they are too many.
+    pub(super) fn in_one_session(self) -> Result<Self, XtlsError> {
+        match walk::sets(self.items.clone()).len() {
+            0 | 1 => Ok(self),
+            _ => Err(XtlsError::usage(format!(
+                "expected at most {} files and directories for a code, found {}",
+                manifest::MOST,
+                self.items.len()
+            ))
+            .hint("put them into an archive first")),
+        }
     }
 
     /// Returns whether they are worth a set: a directory, or many files.
@@ -132,11 +148,7 @@ pub(super) async fn send_all(
         }
         match send_set(client, endpoint, jid, &set, patience.as_mut()).await {
             Ok(SetSent::Whole(sent)) => {
-                report_set(client, &set, &sent);
-                let files = set.iter().filter(|item| item.entry.size.is_some());
-                for (item, sent) in files.zip(sent) {
-                    summary.add(client, &item.source, outcome(&item.entry, sent));
-                }
+                summary.add_set(client, &set, sent);
             }
             Ok(SetSent::One(source, done)) => {
                 hopeless |= done.as_ref().is_err_and(is_final);
@@ -160,6 +172,30 @@ pub(super) async fn send_all(
         };
         hopeless |= done.as_ref().is_err_and(is_final) || !endpoint.is_connected();
         summary.add(client, &path, done);
+    }
+    summary.report(client)
+}
+
+/// Sends files as one set in a session that is secured.
+///
+/// # Errors
+/// As [`send_all`]
+pub(super) async fn deliver_all(
+    client: &Client,
+    session: Session,
+    stream: SecureStream,
+    files: Checked,
+) -> Result<(), XtlsError> {
+    let mut summary = Summary::new(files.files() + files.failed.len());
+    for (path, error) in files.failed {
+        summary.add(client, &path, Err(error));
+    }
+    match deliver_set(client, session, stream, &files.items).await {
+        Ok(sent) => summary.add_set(client, &files.items, sent),
+        Err(error) => {
+            let path = files.items.first().map(|item| item.source.clone()).unwrap_or_default();
+            summary.add(client, &path, Err(error));
+        }
     }
     summary.report(client)
 }
@@ -214,7 +250,7 @@ async fn send_set(
     let waiting = output.waiting(&format!("waiting for {peer}"));
     let initiated = initiate(client, endpoint, peer, &application, patience).await;
     waiting.finish_and_clear();
-    let (mut session, mut stream) = initiated?;
+    let (mut session, stream) = initiated?;
     if !set::is_accepted(session.answer()) {
         if files.len() < set.len() {
             output.warn(&format!("{peer} takes no directories: each file is sent by itself"));
@@ -223,11 +259,23 @@ async fn send_set(
         return Ok(SetSent::One(source, done));
     }
     client.secured(&mut session, &stream).await?;
+    deliver_set(client, session, stream, set).await.map(SetSent::Whole)
+}
+
+/// Sends a set in a session that is secured. Returns the results of its files, in their order.
+async fn deliver_set(
+    client: &Client,
+    mut session: Session,
+    mut stream: SecureStream,
+    set: &[Item],
+) -> Result<Vec<Sent>, XtlsError> {
+    let output = client.output;
+    let bytes: u64 = set.iter().filter_map(|item| item.entry.size).sum();
     let in_band = stream.learned().transport == TransportKind::Ibb;
     if in_band {
         pace::forecast(output, bytes);
     }
-    let bar = output.progress(bytes, peer.as_str());
+    let bar = output.progress(bytes, session.peer().as_str());
     let monitor = session.monitor();
     let sending = set::send::send(&mut stream, set, &bar);
     let watched = pace::during(sending, output, in_band, || monitor.delivered(), |_| {});
@@ -236,7 +284,7 @@ async fn send_set(
     match sent {
         Ok(sent) => {
             session.confirmed().await.map_err(|error| go_on(error.into()))?;
-            Ok(SetSent::Whole(sent))
+            Ok(sent)
         }
         Err(NotSent { error, words }) => {
             session.terminate(Reason::FailedApplication, words).await;
@@ -452,6 +500,15 @@ impl Summary {
                 }
                 self.failed.push((path.to_owned(), error));
             }
+        }
+    }
+
+    /// Records the files of a set, and reports those that have arrived.
+    fn add_set(&mut self, client: &Client, set: &[Item], sent: Vec<Sent>) {
+        report_set(client, set, &sent);
+        let files = set.iter().filter(|item| item.entry.size.is_some());
+        for (item, sent) in files.zip(sent) {
+            self.add(client, &item.source, outcome(&item.entry, sent));
         }
     }
 

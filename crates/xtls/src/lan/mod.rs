@@ -493,6 +493,7 @@ impl Lan {
             prefer: None,
             takes: Takes::FILES,
             transport: Some(TransportKind::Ibb),
+            guesses: None,
             accept_direct: false,
             // Both have compared the link's string.
             confirm_sas: false,

@@ -29,13 +29,25 @@ pub(crate) struct Received {
 }
 
 impl Received {
+    /// Returns the number of files that are not here.
+    pub(crate) fn missing(&self) -> usize {
+        let is_here =
+            |file: &&ReceivedFile| matches!(file.outcome, Outcome::Stored | Outcome::There);
+        self.files.len() - self.files.iter().filter(is_here).count()
+    }
+
     /// Reports each file that was stored, those that were not, and the set.
     pub(crate) fn report(&self, output: Output, sender: &BareJid, seconds: f64) {
         for file in &self.files {
             if let Some(path) = &file.path {
                 let event = json!({"event": "done", "file": files::shown_path(path), "bytes": file.bytes,
                                    "resumed": file.resumed, "seconds": file.seconds});
-                output.event(&event, "");
+                // Of several, the last line has the number.
+                let text = match self.files.len() {
+                    1 => files::shown_path(path),
+                    _ => String::new(),
+                };
+                output.event(&event, &text);
             } else if file.outcome != Outcome::There {
                 output.warn(&format!("{}: {}", file.name, file.outcome.here()));
             }
