@@ -302,7 +302,7 @@ fn path_mtu(config: &Config, probing: Option<&str>, out: &mut impl Write) -> io:
     if probing.is_some_and(|probing| probing.trim() == "0") {
         writeln!(
             out,
-            "note: net.ipv4.tcp_mtu_probing is 0: users behind a link that takes smaller packets, and whose routers do not              say so, lose their streams; set it to 1 on this machine and on the XMPP server's"
+            "note: net.ipv4.tcp_mtu_probing is 0: users behind a link that takes smaller packets, and whose routers do not say so, lose their streams; set it to 1 on this machine and on the XMPP server's"
         )?;
     }
     Ok(())
