@@ -91,6 +91,7 @@ fn the_machines_of_sessions_read_no_clock_and_do_no_io() {
         "presence.rs",
         "session/answers.rs",
         "session/contents.rs",
+        "session/dino.rs",
         "session/direct.rs",
         "session/ending.rs",
         "session/mod.rs",
