@@ -12,7 +12,7 @@ KEYS ?= 1000000
 # How often `make direct-test` cuts a direct path.
 CUTS ?= 50
 
-.PHONY: guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,14 @@ test-fast: nextest ## Run the tests that need no server
 
 interop: peers nextest ## Run every dialect against every other, and look at the wire; writes the tables of docs/INTEROP.md
 	FINGERPOST_WRITE_INTEROP=1 cargo nextest run --locked --test servers -E 'test(/^(interop|wire)::/)'
+
+# A checkout of github.com/xsf/xeps, to validate the proposals with the XSF's own files.
+XEPS ?=
+
+xep-test: nextest ## Replay the examples of docs/xep; XEPS=DIRECTORY, a checkout of the XSF's xeps, also validates and renders them
+	@deploy/ci/install-peers.sh cc
+	cargo nextest run --locked --workspace --lib --bins --tests -E 'binary(programs) & test(/^xep::/)'
+	@[ -z "$(XEPS)" ] || { deploy/ci/install-peers.sh xep && deploy/ci/xep.sh "$(XEPS)" target/xep; }
 
 direct-test: nextest ## Direct paths through every pair of NATs, and 50 cuts of a gigabyte (as root); writes the table of docs/INTEROP.md
 	@deploy/ci/install-peers.sh cc openssl prosody ejabberd postgresql relays

@@ -6,3 +6,4 @@ mod cli;
 mod config;
 mod fuzz;
 mod suites;
+mod xep;
