@@ -12,7 +12,7 @@ KEYS ?= 1000000
 # How often `make direct-test` cuts a direct path.
 CUTS ?= 50
 
-.PHONY: xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: python-test xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,6 +105,11 @@ guide-test: ## Run the commands of docs/MIGRATION.md on Debian's stock Prosody a
 	@deploy/ci/install-python.sh $(VENV)
 	cargo build --locked --workspace --bins --test programs
 	deploy/ci/guide-test.sh target/debug $(VENV)
+
+python-test: ## Test the slixmpp plugin in python/
+	@deploy/ci/install-peers.sh python
+	@deploy/ci/install-python.sh $(VENV)
+	cd python && PYTHONDONTWRITEBYTECODE=1 ../$(VENV)/bin/python -m unittest discover -s tests
 
 deb: ## Build the Debian package in target/debian
 	@deploy/ci/install-peers.sh cc debhelper

@@ -1,0 +1,182 @@
+"""Names, fingerprints, verdicts and keys."""
+
+import stat
+import tempfile
+import unittest
+from pathlib import Path
+from xml.etree import ElementTree
+
+from fingerpost_slixmpp import elements as xml
+from fingerpost_slixmpp.elements import Hint, Print
+from fingerpost_slixmpp.errors import KeyRefused, OfferError
+from fingerpost_slixmpp.files import safe_name
+from fingerpost_slixmpp.identity import Identity, fingerprints
+from fingerpost_slixmpp.plugin import escape_node, proxied
+from fingerpost_slixmpp.registry import KEYS, Key, challenge_message, judge_keys, parse_keys
+from fingerpost_slixmpp.trust import FileTrust, Verdict, decide, judge_hints
+
+SHA1, SHA256, SPKI = Print(b"a" * 20, "sha-1"), Print(b"b" * 32, "sha-256"), Print(b"c" * 32, "spki-sha-256")
+SHOWN = (SHA1, SHA256, SPKI)
+OTHER = Print(b"d" * 32, "sha-256")
+EXAMPLES = Path(__file__).parents[2] / "docs/xep"
+
+
+class Examples(unittest.TestCase):
+    """Every offer in the examples of the specification can be read."""
+
+    def test_offers(self):
+        forms = {}
+        text = (EXAMPLES / "e2e-tls.xml").read_text()
+        for part in text.split("<![CDATA[")[1:]:
+            part = part.split("]]>")[0].strip()
+            if not part.startswith("<iq"):
+                continue
+            for jingle in ElementTree.fromstring(f"<x>{part}</x>").iter(f"{{{xml.JINGLE}}}jingle"):
+                for content in xml.contents(jingle):
+                    if content.description is not None:
+                        offer = xml.parse_offer(content.element, content.description)
+                        if offer is not None:
+                            forms[offer.form] = forms.get(offer.form, 0) + 1
+                            self.assertEqual(offer.unread, ())
+        self.assertGreater(forms["methods"], 3)
+        self.assertGreater(forms["security"], 3)
+
+    def test_the_answer_of_the_registry(self):
+        text = (EXAMPLES / "key-registry.xml").read_text()
+        seen = 0
+        for part in text.split("<![CDATA[")[1:]:
+            part = part.split("]]>")[0].strip()
+            if not part.startswith("<iq"):
+                continue
+            for found in ElementTree.fromstring(f"<x>{part}</x>").iter(f"{{{KEYS}}}keys"):
+                keys, _ = parse_keys(found)
+                for key in keys:
+                    seen += 1
+                    self.assertEqual(key.method, "x509")
+                    self.assertTrue(key.prints)
+        self.assertGreater(seen, 0)
+
+
+class Prints(unittest.TestCase):
+    def test_every_spelling(self):
+        want = Print(bytes(range(20)), "sha-1")
+        for text in (str(want), str(want).lower(), want.value.hex(), f" {want.value.hex(' ')}\n"):
+            self.assertEqual(Print.parse(text), want)
+        self.assertEqual(Print.parse(SPKI.value.hex(), "SPKI-SHA-256"), SPKI)
+        for text, name in (("", None), ("zz", None), ("abc", None), ("ab", None), (want.value.hex(), "sha-256"), (None, None),
+                           (want.value.hex(), "md5")):  # fmt: skip
+            with self.assertRaises(OfferError):
+                Print.parse(text, name)
+
+
+class Hints(unittest.TestCase):
+    def judge(self, *hints):
+        return judge_hints([Hint(m, p.value, v) for m, p, v in hints], "x509", SHOWN)
+
+    def test_the_rules(self):
+        self.assertIs(self.judge(), Verdict.UNKNOWN)
+        self.assertIs(self.judge(("x509", OTHER, "match")), Verdict.UNKNOWN)
+        self.assertIs(self.judge(("x509", SHA256, "match")), Verdict.MATCH)
+        self.assertIs(self.judge(("x509", SHA256, "registered")), Verdict.MATCH)
+        self.assertIs(self.judge(("openpgp", SHA256, "match")), Verdict.UNKNOWN)
+        self.assertIs(self.judge(("x509", SHA256, "match"), ("x509", SPKI, "revoked")), Verdict.REVOKED)
+        self.assertIs(self.judge(("openpgp", SHA1, "revoked")), Verdict.REVOKED)
+        self.assertIs(self.judge(("x509", SHA256, "match"), ("x509", SHA1, "superseded")), Verdict.SUPERSEDED)
+        self.assertIs(self.judge(("x509", SHA256, "match"), ("x509", SPKI, "superseded")), Verdict.MATCH)
+        self.assertIs(self.judge(("x509", SHA256, "mismatch"), ("x509", SPKI, "match")), Verdict.MATCH)
+        self.assertIs(self.judge(("x509", SHA256, "mismatch")), Verdict.MISMATCH)
+        self.assertIs(self.judge(("x509", SHA256, "a new word")), Verdict.UNKNOWN)
+
+    def test_only_those_on_the_peer_count(self):
+        content = ElementTree.fromstring(
+            f"<content xmlns='{xml.JINGLE}'><hints xmlns='{xml.XTLS}' jid='eve@example.org'>"
+            f"<print method='x509' verdict='match'>{SHA256}</print></hints></content>"
+        )
+        self.assertEqual(xml.parse_hints(content, "bob@example.org"), [])
+        self.assertEqual(len(xml.parse_hints(content, "Eve@example.org")), 1)
+
+
+class Decisions(unittest.TestCase):
+    def test_the_table(self):
+        def judged(verdict, known=(), first_use=True, **options):
+            try:
+                trust = decide("bob@example.org", SHOWN, verdict, known, first_use, **options)
+            except KeyRefused:
+                return "refused"
+            return (trust.known, trust.warning is not None)
+
+        self.assertEqual(judged(Verdict.MATCH), (False, False))
+        self.assertEqual(judged(Verdict.MATCH, [SHA256]), (True, False))
+        self.assertEqual(judged(Verdict.MATCH, [OTHER, SPKI]), (True, False))
+        self.assertEqual(judged(Verdict.MATCH, [OTHER]), "refused")
+        self.assertEqual(judged(Verdict.MATCH, [SHA1]), "refused")
+        self.assertEqual(judged(Verdict.MATCH, first_use=False), "refused")
+        self.assertEqual(judged(Verdict.UNKNOWN, [SHA256]), (True, True))
+        for bad in (Verdict.REVOKED, Verdict.MISMATCH, Verdict.SUPERSEDED):
+            self.assertEqual(judged(bad, [SHA256]), "refused")
+        self.assertEqual(judged(None), "refused")
+        self.assertEqual(judged(None, [SHA256]), (True, True))
+        self.assertEqual(judged(None, [SHA256], brokered=False, started_by_peer=True), "refused")
+
+
+class Registered(unittest.TestCase):
+    def judge(self, *keys):
+        return judge_keys(keys, "x509", SHOWN)
+
+    def key(self, state, *prints, method="x509", expired=False):
+        return Key("id", method, state, "asserted", "", prints, expired)
+
+    def test_the_rules(self):
+        self.assertIs(self.judge(), Verdict.UNKNOWN)
+        self.assertIs(self.judge(self.key("active", SHA256)), Verdict.MATCH)
+        self.assertIs(self.judge(self.key("active", OTHER)), Verdict.MISMATCH)
+        self.assertIs(self.judge(self.key("superseded", SHA256)), Verdict.SUPERSEDED)
+        self.assertIs(self.judge(self.key("superseded", SHA256, expired=True)), Verdict.EXPIRED)
+        self.assertIs(self.judge(self.key("revoked", SPKI), self.key("active", SHA256)), Verdict.REVOKED)
+        self.assertIs(self.judge(self.key("active", OTHER, method="openpgp")), Verdict.UNKNOWN)
+
+
+class Own(unittest.TestCase):
+    def test_keys_are_secret_and_kept(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "key.pem"
+            made = Identity.load_or_generate(path)
+            self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o600)
+            self.assertEqual(Identity.load_or_generate(path), made)
+            self.assertEqual(fingerprints(made.der)[1], made.fingerprint)
+            with self.assertRaises(FileExistsError):
+                Identity.generate(path)
+
+    def test_trust_is_kept(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "trust.json"
+            FileTrust(path).remember("bob@example.org", SHA256)
+            self.assertEqual(FileTrust(path).known("bob@example.org"), (SHA256,))
+            self.assertEqual(FileTrust(path).known("eve@example.org"), ())
+            path.write_text("{")
+            with self.assertRaises(ValueError):
+                FileTrust(path)
+
+    def test_the_challenge(self):
+        want = b"fingerpost:prove:0\0xtls.shakespeare.lit\0romeo@montague.lit\0" + bytes(32)
+        self.assertEqual(challenge_message("xtls.shakespeare.lit", "romeo@montague.lit", bytes(32)), want)
+
+
+class Names(unittest.TestCase):
+    def test_addresses(self):
+        self.assertEqual(proxied("romeo@montague.lit/orchard", "xtls.x"), r"romeo\40montague.lit@xtls.x/orchard")
+        self.assertEqual(escape_node(r"c:\net@x"), r"c\3a\net\40x")
+        self.assertEqual(escape_node(r"a\5cb@x"), r"a\5c5cb\40x")
+
+    def test_names_of_files(self):
+        for given, safe in (
+            ("letter.pdf", "letter.pdf"), ("../../etc/passwd", "passwd"), ("..", "file"), ("", "file"), ("-rf", "rf"),
+            (".bashrc", "bashrc"), ("a\u202egpj.exe", "agpj.exe"), ("C:\\x\\y.txt", "y.txt"), ("a\nb", "ab"), ("/", "file"),
+        ):  # fmt: skip
+            self.assertEqual(safe_name(given), safe)
+        self.assertTrue(safe_name("ä" * 500 + ".pdf").endswith(".pdf"))
+        self.assertLessEqual(len(safe_name("ä" * 500 + ".pdf").encode()), 200)
+
+
+if __name__ == "__main__":
+    unittest.main()
