@@ -106,10 +106,12 @@ guide-test: ## Run the commands of docs/MIGRATION.md on Debian's stock Prosody a
 	cargo build --locked --workspace --bins --test programs
 	deploy/ci/guide-test.sh target/debug $(VENV)
 
-python-test: ## Test the slixmpp plugin in python/
-	@deploy/ci/install-peers.sh python
+python-test: ## Test the slixmpp plugin in python/, with xtls on the other side and real servers between
+	@deploy/ci/install-peers.sh cc openssl prosody ejabberd python
 	@deploy/ci/install-python.sh $(VENV)
-	cd python && PYTHONDONTWRITEBYTECODE=1 ../$(VENV)/bin/python -m unittest discover -s tests
+	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
+	cargo build --locked --workspace --bins --test programs
+	deploy/ci/python-test.sh $(VENV)/bin/python target/debug
 
 deb: ## Build the Debian package in target/debian
 	@deploy/ci/install-peers.sh cc debhelper

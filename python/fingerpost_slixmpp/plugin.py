@@ -34,6 +34,7 @@ from .errors import (
 from .identity import Identity
 from .registry import Registry, judge_keys, request
 from .session import (
+    AwaitReason,
     CloseTransport,
     ConnectSocks5,
     Deliver,
@@ -160,6 +161,8 @@ class Connection:
                 self.reader.feed_eof()
                 if self.closing:
                     self._end_if_closed()
+            case AwaitReason():
+                self._spawn(self._await_reason())
             case CloseTransport():
                 if self._carrier is not None:
                     self._carrier.close()
@@ -209,14 +212,14 @@ class Connection:
 
         self._expected_ibb.append((name, opened))
         self.plugin.xmpp.add_event_handler(name, opened, disposable=True)
-        ibb = self.plugin.xmpp["xep_0047"]
+        ibb = self.plugin.xmpp.plugin["xep_0047"]
         peer = JID(self.session.peer)
         self._spawn(ibb.api["preauthorize_sid"](self.plugin.xmpp.boundjid, transport.sid, peer, None))
 
     async def _open_ibb(self, transport: xml.IbbTransport) -> None:
         from slixmpp.exceptions import IqError, IqTimeout
 
-        ibb = self.plugin.xmpp["xep_0047"]
+        ibb = self.plugin.xmpp.plugin["xep_0047"]
         try:
             stream = await ibb.open_stream(
                 JID(self.session.peer), block_size=transport.block_size, sid=transport.sid, timeout=SETUP_TIMEOUT
@@ -230,7 +233,7 @@ class Connection:
     async def _take_ibb(self, stream: Any) -> None:
         carrier = IbbCarrier(self.plugin.xmpp, stream.sid, stream.block_size, stream.self_jid, stream.peer_jid)
         self._use(carrier)
-        await self.plugin.xmpp["xep_0047"].api["set_stream"](stream.self_jid, stream.sid, stream.peer_jid, carrier)
+        await self.plugin.xmpp.plugin["xep_0047"].api["set_stream"](stream.self_jid, stream.sid, stream.peer_jid, carrier)
         carrier.take_over(stream)
         self.session.ibb_opened()
         self.run()
@@ -249,6 +252,11 @@ class Connection:
 
     def _transport_ended(self) -> None:
         self.session.transport_ended()
+        self.run()
+
+    async def _await_reason(self) -> None:
+        await asyncio.wait([self.ended], timeout=CLOSE_TIMEOUT)
+        self.session.give_up()
         self.run()
 
     async def _watch(self) -> None:
@@ -325,6 +333,8 @@ class Connection:
                 self.ended.set_exception(error)
         if not self.session.read_closed:
             self.reader.set_exception(error or Truncated("the session was ended"))
+        if error is not None and self._carrier is not None:
+            self._carrier.abandon()
         for name, handler in self._expected_ibb:
             self.plugin.xmpp.del_event_handler(name, handler)
         if self._socket is not None and self._socket is not self._carrier:
@@ -492,7 +502,7 @@ class XtlsPlugin(BasePlugin):  # type: ignore[misc]
 
     def session_bind(self, jid: Any) -> None:
         for feature in FEATURES:
-            self.xmpp["xep_0030"].add_feature(feature)
+            self.xmpp.plugin["xep_0030"].add_feature(feature)
 
     def plugin_end(self) -> None:
         self.xmpp.remove_handler("fingerpost_xtls")
@@ -580,7 +590,7 @@ class XtlsPlugin(BasePlugin):  # type: ignore[misc]
         self._announce({})
         if self.broker:
             # The component answers in the order of the stanzas: it has the presence when it has answered this.
-            await self.xmpp["xep_0030"].get_info(self.broker, timeout=SETUP_TIMEOUT)
+            await self.xmpp.plugin["xep_0030"].get_info(self.broker, timeout=SETUP_TIMEOUT)
 
     def _announce(self, _: Any) -> None:
         if self._listener is not None and self.broker:

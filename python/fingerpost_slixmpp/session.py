@@ -119,6 +119,11 @@ class PeerFinished:
 
 
 @dataclass(frozen=True)
+class AwaitReason:
+    """The transport ended too early. Wait a moment for the session-terminate, which says why; then call `give_up`."""
+
+
+@dataclass(frozen=True)
 class CloseTransport:
     """Close the transport when everything that was transmitted has gone."""
 
@@ -133,7 +138,7 @@ class Ended:
 
 Action = (
     Send | ConnectSocks5 | OpenIbb | ExpectIbb | UseSocket | Transmit | Verify | Established | Deliver | PeerFinished
-    | CloseTransport | Ended
+    | AwaitReason | CloseTransport | Ended
 )  # fmt: skip
 
 
@@ -357,9 +362,19 @@ class Session:
         if self.state is State.CLOSED or self._transport_ended:
             return
         self._transport_ended = True
+        if self.read_closed:
+            return
+        if self.reason is not None:
+            self.give_up()
+        else:
+            # The stanza and the end of the transport come by different ways.
+            self._act(AwaitReason())
+
+    def give_up(self) -> None:
+        """Says that no session-terminate came after the end of the transport."""
         if self._tls is None or not self._tls.established:
             self._fail(TransportFailed("the transport ended before the stream was secured"), "connectivity-error")
-        elif not self._tls.read_closed:
+        else:
             self._fail(Truncated("the stream ended without close_notify"), "connectivity-error")
 
     def verified(self) -> None:
@@ -515,6 +530,8 @@ class Session:
         if self.state is State.OPEN and reason.condition == "success":
             if self._tls is not None and self._tls.read_closed and self._tls.write_closed:
                 error = None
+            elif self._transport_ended:
+                error = Truncated("the stream ended without close_notify")
             elif self._tls is not None and not self._tls.read_closed:
                 # The rest of the stream may still be on its way: `transport_ended` says whether it was whole.
                 return

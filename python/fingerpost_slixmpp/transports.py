@@ -80,6 +80,10 @@ class Carrier:
         """Closes the transport when everything has gone."""
         raise NotImplementedError
 
+    def abandon(self) -> None:
+        """Closes a transport whose session has failed: nobody waits for what has not gone."""
+        self.close()
+
 
 class SocketCarrier(Carrier):
     """A TCP connection."""
@@ -118,6 +122,11 @@ class SocketCarrier(Carrier):
         self._open.set()
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
+
+    def abandon(self) -> None:
+        self.close()
+        if self._writer.transport.get_write_buffer_size():
+            self._writer.transport.abort()
 
 
 class IbbCarrier(Carrier):

@@ -13,7 +13,7 @@ from fingerpost_slixmpp.errors import (
 )  # fmt: skip
 from fingerpost_slixmpp.identity import Identity, fingerprints
 from fingerpost_slixmpp.session import (
-    ConnectSocks5, Deliver, Ended, Established, ExpectIbb, OpenIbb, PeerFinished, Send, Session, State, Transmit,
+    AwaitReason, ConnectSocks5, Deliver, Ended, Established, ExpectIbb, OpenIbb, PeerFinished, Send, Session, State, Transmit,
     UseSocket, Verify,
 )  # fmt: skip
 
@@ -78,6 +78,8 @@ class Pair:
                     session.verified()
                 else:
                     session.refused(KeyRefused("not trusted"))
+            case AwaitReason():
+                session.give_up()
             case Deliver(data):
                 self.delivered[name] += data
 
@@ -196,6 +198,16 @@ class Streams(SessionCase):
         pair.run()
         self.assertIsInstance(pair.ended("bob"), Truncated)
         self.assertFalse(pair.has("bob", PeerFinished))
+
+    def test_the_reason_may_come_after_the_end_of_the_transport(self):
+        for reason, kind in (("media-error", SessionEnded), ("success", Truncated)):
+            pair = self.opened()
+            pair.bob.transport_ended()
+            self.assertEqual(pair.bob.poll(), [AwaitReason()])
+            end = xml.element(xml.JINGLE, "jingle", xml.write_reason(reason), action="session-terminate", sid="sid1")
+            pair.bob.handle_jingle(end)
+            pair.run()
+            self.assertIsInstance(pair.ended("bob"), kind)
 
     def test_a_success_without_close_notify_confirms_nothing(self):
         pair = self.opened()
