@@ -113,9 +113,9 @@ class Method:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a content offers. `form` is the form to answer in. `unread` says why fingerprints could not be read."""
+    """What a content offers. `forms` are the forms to answer in. `unread` says why fingerprints could not be read."""
 
-    form: str
+    forms: tuple[str, ...]
     methods: tuple[Method, ...]
     unread: tuple[str, ...] = ()
 
@@ -123,25 +123,29 @@ class Offer:
         return next((method for method in self.methods if method.name == name and method.profile is None), None)
 
 
-def x509_offer(form: str, *prints: Print) -> Offer:
-    return Offer(form, (Method("x509", None, tuple(prints)),))
+def x509_offer(forms: tuple[str, ...], *prints: Print) -> Offer:
+    return Offer(forms, (Method("x509", None, tuple(prints)),))
 
 
 def write_offer(offer: Offer, description: Element) -> list[Element]:
-    """Completes `description` with an offer; returns what stands beside it in the content."""
-    if offer.form == "methods" or offer.form == "offer":
+    """Completes `description` with an offer in its forms; returns what stands beside it in the content."""
+    return [beside for form in offer.forms for beside in _write_form(form, offer, description)]
+
+
+def _write_form(form: str, offer: Offer, description: Element) -> list[Element]:
+    if form == "methods" or form == "offer":
         methods = element(APPS_TLS, "methods")
         for method in offer.methods:
             made = element(APPS_TLS, "method", name=method.name)
-            if offer.form == "methods":
+            if form == "methods":
                 made.extend(element(APPS_TLS, "print", text=str(p)) for p in method.prints)
             methods.append(made)
         description.append(methods)
-        if offer.form == "methods":
+        if form == "methods":
             return []
         prints = [element(OFFER, "print", text=str(p)) for method in offer.methods for p in method.prints]
         return [element(OFFER, "offer", *prints)]
-    if offer.form == "security":
+    if form == "security":
         security = element(SECURITY, "security")
         for method in offer.methods:
             security.extend(element(SECURITY, "fingerprint", text=str(p), algo=p.hash) for p in method.prints)
@@ -158,8 +162,7 @@ def write_offer(offer: Offer, description: Element) -> list[Element]:
 def parse_offer(content: Element, description: Element) -> Offer | None:
     """Reads the offer of a content in any of the four forms; None if it has none.
 
-    The forms are tried in the order methods, offer, security, c2ctls. If several are there, the first one counts for
-    the answer, and the fingerprints of all of them belong to the offer.
+    If there are several, the fingerprints of all of them belong to the offer.
     """
     forms: list[str] = []
     methods: dict[tuple[str, str | None], list[Print]] = {}
@@ -213,7 +216,7 @@ def parse_offer(content: Element, description: Element) -> Offer | None:
         if key[0] != "srp":
             prints.extend(p for p in loose if p not in prints)
     made = tuple(Method(name, profile, tuple(prints)) for (name, profile), prints in methods.items())
-    return Offer(forms[0], made, tuple(unread))
+    return Offer(tuple(dict.fromkeys(forms)), made, tuple(unread))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,6 @@ log = logging.getLogger(__name__)
 FEATURES = (
     xml.JINGLE, xml.APPS_TLS, xml.FILE_TRANSFER, xml.SECURITY, xml.OFFER, xml.C2CTLS, xml.XTLS, xml.S5B, xml.IBB,
 )  # fmt: skip
-IBB_PROTOCOL = "http://jabber.org/protocol/ibb"
 SETUP_TIMEOUT = 60
 ANSWER_TIMEOUT = 300
 CLOSE_TIMEOUT = 5
@@ -151,9 +150,13 @@ class Connection:
                     self._moved += 1
                     self._carrier.transmit(data)
             case Verify():
+                # Nobody reads yet: the peer waits until its key is accepted.
+                if self._carrier is not None:
+                    self._carrier.pause()
                 self._spawn(self._verify(action))
             case Established():
                 self._established()
+                self.resume_reading()
             case Deliver(data):
                 if not self._discard:
                     self.reader.feed_data(data)

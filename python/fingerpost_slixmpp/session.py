@@ -211,9 +211,8 @@ class Session:
         if file:
             description.append(xml.write_file(file))
         form = form or ("security" if file else "methods")
-        beside = xml.write_offer(xml.x509_offer(form, self._identity.fingerprint), description)
+        beside = xml.write_offer(xml.x509_offer((form,), self._identity.fingerprint), description)
         self.transport = self._own_transport(self._transports[0], stream or self.sid)
-        self._form = form
         self._send("session-initiate", description, *beside, xml.write_transport(self.transport))
 
     @classmethod
@@ -242,7 +241,6 @@ class Session:
             if session.file is None:
                 raise MalformedJingle("the description has no file")
         session.offer = session._usable(xml.parse_offer(content.element, content.description))
-        session._form = session.offer.form
         session.transport = xml.parse_transport(content.element)
         if hints:
             session.hints = tuple(xml.parse_hints(content.element, peer_jid))
@@ -260,11 +258,11 @@ class Session:
     def accept(self, offset: int = 0) -> None:
         """Sends the session-accept. `offset` is the first wanted byte of a file."""
         self._expect(State.OFFERED)
-        assert self.transport is not None
+        assert self.transport is not None and self.offer is not None
         description = xml.element(self.application, "description")
         if self.file:
             description.append(xml.write_file(replace(self.file, offset=offset, range_offered=False)))
-        beside = xml.write_offer(xml.x509_offer(self._form, self._identity.fingerprint), description)
+        beside = xml.write_offer(xml.x509_offer(self.offer.forms, self._identity.fingerprint), description)
         self._accepted = True
         self.state = State.CONNECTING
         mine: Transport = self.transport

@@ -15,7 +15,8 @@ from .errors import TransportFailed
 CONNECT_TIMEOUT = 10
 WINDOW = 8
 """In-band blocks that may be unacknowledged."""
-IBB = "http://jabber.org/protocol/ibb"
+MAX_EXCESS = 1 << 20
+"""Bytes that a peer may send in-band while nothing is acknowledged."""
 
 
 async def socks5(host: str, port: int, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -145,6 +146,7 @@ class IbbCarrier(Carrier):
         self._broken = False
         self._closing = False
         self._paused = False
+        self._excess = 0
         self._owed: deque[Any] = deque()
         self._room = asyncio.Event()
         self._room.set()
@@ -162,6 +164,10 @@ class IbbCarrier(Carrier):
             self._break()
             raise XMPPError("bad-request", "the block is larger than agreed")
         self._next_in = (self._next_in + 1) % 65536
+        self._excess = self._excess + len(data) if self._paused else 0
+        if self._excess > MAX_EXCESS:
+            self._break()
+            raise XMPPError("resource-constraint", "too many blocks before an acknowledgement")
         if isinstance(stanza, Iq):
             self._owed.append(stanza)
         self.received(data)

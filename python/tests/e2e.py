@@ -11,13 +11,14 @@ import hashlib
 import os
 import unittest
 from pathlib import Path
+from unittest import mock
 from xml.etree import ElementTree
 
 from world import COMPONENT, DOMAIN, LIMIT, World
 
 from fingerpost_slixmpp import (
     FileTrust, Identity, KeyRefused, MalformedJingle, MemoryTrust, OfferError, PeerRefused, Print, SessionEnded, TimedOut,
-    TransferFailed, Verdict, XtlsError,
+    TransferFailed, TransportFailed, Verdict, XtlsError,
 )  # fmt: skip
 from fingerpost_slixmpp import elements as xml
 from fingerpost_slixmpp.plugin import proxied
@@ -147,6 +148,59 @@ class Stories:
         await plugin.send_file(XTLS, self.file)
         self.assertEqual((await listener.end())[0], 0)
         self.same(self.directory / "in/letter.bin")
+
+    async def test_unreachable_candidates_are_replaced(self):
+        """SOCKS5 fails on the leg of the plugin: as initiator it replaces the transport, as responder the component does."""
+        _, plugin = await self.client()
+
+        async def unreachable(*_):
+            raise TransportFailed("a firewall")
+
+        with mock.patch("fingerpost_slixmpp.plugin.first_of", unreachable):
+            listener = await self.start("listen", "--once", "--out", self.directory / "in")
+            await listener.event("listening")
+            info = await plugin.send_file(XTLS, self.file)
+            self.assertEqual(info.transport, "ibb")
+            self.assertEqual((await listener.end())[0], 0)
+            self.same(self.directory / "in/letter.bin")
+            outcome = await self.receiver(plugin)
+            sender = await self.start("send", PYTHON, self.file)
+            received = await asyncio.wait_for(outcome, LIMIT)
+            self.assertEqual(received.info.transport, "ibb")
+            self.assertEqual((await sender.end())[0], 0)
+            self.same(received.path)
+
+    async def test_a_reader_that_waits_slows_the_writer(self):
+        _, one = await self.client()
+        _, two = await self.client("eve")
+        for transport in ("s5b", "ibb"):
+            with self.subTest(transport=transport):
+                one.transports = two.transports = (transport,)
+                paused = asyncio.Event()
+                result = asyncio.get_running_loop().create_future()
+
+                async def slow(incoming, paused=paused, result=result):
+                    reader, writer, _ = await incoming.accept()
+                    carrier = incoming._connection._carrier
+                    with mock.patch.object(carrier, "pause") as pause:
+                        pause.side_effect = lambda original=carrier.__class__.pause: (original(carrier), paused.set())
+                        if len(reader._buffer) > 2 * 65536:
+                            paused.set()
+                        await paused.wait()
+                        held = len(reader._buffer)
+                        data = await reader.read()
+                    await writer.wait_closed()
+                    result.set_result((held, data))
+
+                await two.listen(slow)
+                _, writer, _ = await one.connect(f"eve@{DOMAIN}")
+                sent = os.urandom(4 * SIZE)
+                writer.write(sent)
+                writer.write_eof()
+                held, data = await asyncio.wait_for(result, LIMIT)
+                self.assertLess(held, 400_000)
+                self.assertEqual(data, sent)
+                await asyncio.wait_for(writer.wait_closed(), LIMIT)
 
     async def test_without_a_broker(self):
         _, plugin = await self.client(accept_direct=True)

@@ -36,7 +36,8 @@ class Examples(unittest.TestCase):
                     if content.description is not None:
                         offer = xml.parse_offer(content.element, content.description)
                         if offer is not None:
-                            forms[offer.form] = forms.get(offer.form, 0) + 1
+                            for form in offer.forms:
+                                forms[form] = forms.get(form, 0) + 1
                             self.assertEqual(offer.unread, ())
         self.assertGreater(forms["methods"], 3)
         self.assertGreater(forms["security"], 3)

@@ -128,7 +128,8 @@ class Streams(SessionCase):
                 pair = self.opened(form=form)
                 self.assertIs(pair.alice.state, State.OPEN)
                 self.assertIs(pair.bob.state, State.OPEN)
-                self.assertEqual(pair.bob.offer.form, form)
+                self.assertEqual(pair.bob.offer.forms, (form,))
+                self.assertEqual(pair.alice.offer.forms, (form,))
                 self.assertEqual(pair.alice.tls_version, "TLSv1.3")
                 data = os.urandom(300_000)
                 pair.alice.write(data)
@@ -148,6 +149,18 @@ class Streams(SessionCase):
                 pair.run()
                 self.assertIsNone(pair.ended("alice"))
                 self.assertIsNone(pair.ended("bob"))
+
+    def test_an_offer_in_several_forms_is_answered_in_each(self):
+        def both(name, jingle):
+            if jingle.get("action") == "session-initiate":
+                jingle[0].extend(xml.write_offer(xml.x509_offer(("security",), self.alice.fingerprint), jingle[0][0]))
+            return jingle
+
+        pair = self.opened(change=both)
+        self.assertEqual(pair.bob.offer.forms, ("methods", "security"))
+        self.assertEqual(pair.alice.offer.forms, ("methods", "security"))
+        self.assertEqual(pair.alice.offer.methods[0].prints, (self.bob.fingerprint,))
+        self.assertIs(pair.alice.state, State.OPEN)
 
     def test_nothing_passes_before_the_key_is_verified(self):
         pair = self.pair().run()
