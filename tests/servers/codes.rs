@@ -48,16 +48,7 @@ impl Scene {
 
     /// Lets alice send these files, and waits for the code.
     fn send(&self, files: &[&Path], more: &[&str]) -> Sender {
-        let log = self.alice.home().join("send.log");
-        let _old = fs::remove_file(&log);
-        let mut command = self.alice.command(["send", "--json"]);
-        command.args(more).arg("--code").args(files);
-        let process = Process::start(command, &log);
-        wait_for("a code", LIMIT, || process.log(), || event(&process.log(), "code").is_some());
-        let code = event(&process.log(), "code").unwrap();
-        let text = code["code"].as_str().unwrap().to_owned();
-        assert_eq!(code["command"], format!("xtls receive {text}"));
-        Sender { process, code: text }
+        send(&self.alice, files, more)
     }
 
     /// Nothing about the files, and no words, have passed the server or the component.
@@ -95,6 +86,20 @@ impl Sender {
         let (start, last) = self.code.rsplit_once('-').unwrap();
         format!("{start}-{}", if last == "zoo" { "abandon" } else { "zoo" })
     }
+}
+
+/// Lets a user send these files, and waits for the code.
+fn send(user: &Xtls, files: &[&Path], more: &[&str]) -> Sender {
+    let log = user.home().join("send.log");
+    let _old = fs::remove_file(&log);
+    let mut command = user.command(["send", "--json"]);
+    command.args(more).arg("--code").args(files);
+    let process = Process::start(command, &log);
+    wait_for("a code", LIMIT, || process.log(), || event(&process.log(), "code").is_some());
+    let code = event(&process.log(), "code").unwrap();
+    let text = code["code"].as_str().unwrap().to_owned();
+    assert_eq!(code["command"], format!("xtls receive {text}"));
+    Sender { process, code: text }
 }
 
 fn inbox(user: &Xtls) -> PathBuf {
@@ -241,6 +246,47 @@ fn directories_and_several_files_go_with_one_code() {
     assert_eq!((summary["files"].as_u64(), summary["sent"].as_u64()), (Some(4), Some(2)));
 }
 
+fn a_broken_transfer_goes_on_with_a_new_code() {
+    let scene = Scene::start(Kind::Prosody);
+    let file = scene.file();
+    let mut sender = scene.send(&[&file], &[]);
+    let tap = scene.component.tap.as_ref().unwrap();
+    tap.hold_after(2_500_000);
+    let log = scene.bob.home().join("receive.log");
+    let mut first = Process::start(receive_command(&scene.bob, &sender.code, &[]), &log);
+    // Two chunks are on the disk.
+    let stored = || {
+        let mut left = vec![inbox(&scene.bob)];
+        let mut bytes = 0;
+        while let Some(next) = left.pop() {
+            for entry in fs::read_dir(next).into_iter().flatten().flatten() {
+                match entry.metadata() {
+                    Ok(found) if found.is_dir() => left.push(entry.path()),
+                    Ok(found) => bytes += found.len(),
+                    Err(_) => {}
+                }
+            }
+        }
+        bytes
+    };
+    wait_for(
+        "two chunks",
+        LIMIT,
+        || format!("{}\n{}", first.log(), sender.log()),
+        || stored() >= 2 << 20,
+    );
+    first.signal("KILL");
+    first.wait(LIMIT);
+    tap.open();
+    assert_eq!(sender.wait(), 1, "{}", sender.log());
+    let mut sender = scene.send(&[&file], &[]);
+    let got = receive(&scene.bob, &sender.code, &[]);
+    assert_eq!(got.code, 0, "{got:?}\n{}", sender.log());
+    assert_eq!(sender.wait(), 0, "{}", sender.log());
+    assert_eq!(sha256(&inbox(&scene.bob).join(NAME)), sha256(&file));
+    assert_eq!(event(&got.stdout, "done").unwrap()["resumed"], 2 << 20);
+}
+
 fn a_sender_that_gives_up_is_gone_at_once() {
     let scene = Scene::start(Kind::Prosody);
     let file = scene.file();
@@ -269,6 +315,40 @@ fn a_sender_that_gives_up_is_gone_at_once() {
     assert!(!sender.log().contains("wrong_code"), "{}", sender.log());
 }
 
+/// Two programs without an account, and one with one.
+fn nobody_needs_an_account_where_the_server_takes_anyone() {
+    const ANYONE: &str = "anon.example.test";
+    let mut server = Server::start(Kind::Prosody);
+    server.reconfigure(true, |text| {
+        format!("{text}\nVirtualHost \"{ANYONE}\"\n\tauthentication = \"anonymous\"\n")
+    });
+    let login = |user: &Xtls| user.run(["login", user.jid(), "--server", &server.client_address()]);
+    let [first, second] = [(); 2].map(|()| {
+        let user = Xtls::new(&server, ANYONE);
+        let done = login(&user);
+        assert_eq!(done.code, 0, "{done:?}");
+        user
+    });
+    let alice = Xtls::login(&server, "alice");
+    for (from, to) in [(&first, &second), (&alice, &second), (&first, &alice)] {
+        let file = from.home().join(NAME);
+        random_file(&file, 100_000);
+        let mut sender = send(from, &[&file], &[]);
+        let got = receive(to, &sender.code, &["--direct"]);
+        assert_eq!(got.code, 0, "{got:?}\n{}", sender.log());
+        assert_eq!(sender.wait(), 0, "{}", sender.log());
+        assert_eq!(sha256(&received(to)[0]), sha256(&file));
+        fs::remove_dir_all(inbox(to)).unwrap();
+    }
+    // Nobody could recognize it again, so it is nothing else.
+    let listening = first.run(["listen"]);
+    assert_eq!(listening.code, 2, "{listening:?}");
+    // A server that knows its users does not take it.
+    let refused = login(&Xtls::new(&server, "example.test"));
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.stderr.contains("offers no login method that xtls has"), "{refused:?}");
+}
+
 support::on_both!(
     whoever_knows_the_code_gets_the_file_once,
     three_wrong_codes_end_the_sender,
@@ -285,4 +365,14 @@ fn prosody_directories_and_several_files_go_with_one_code() {
 #[test]
 fn prosody_a_sender_that_gives_up_is_gone_at_once() {
     a_sender_that_gives_up_is_gone_at_once();
+}
+
+#[test]
+fn prosody_nobody_needs_an_account_where_the_server_takes_anyone() {
+    nobody_needs_an_account_where_the_server_takes_anyone();
+}
+
+#[test]
+fn prosody_a_broken_transfer_goes_on_with_a_new_code() {
+    a_broken_transfer_goes_on_with_a_new_code();
 }

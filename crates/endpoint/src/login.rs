@@ -104,7 +104,7 @@ pub struct ServerTrust {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Login {
-    /// The user.
+    /// The user; or a domain, whose server makes an address for this session (SASL ANONYMOUS, RFC 4505).
     pub jid: BareJid,
     /// The user's password.
     pub password: Secret,
@@ -348,7 +348,8 @@ async fn negotiate(
     let local = socket.local();
     tracing::debug!(version = ?connection.protocol_version(), "TLS with the server established");
     let channel = Channel::of(connection);
-    let (mut stream, features) = Stream::open(tls, &domain, Some(&login.jid)).await?;
+    let from = Some(&login.jid).filter(|jid| jid.node().is_some());
+    let (mut stream, features) = Stream::open(tls, &domain, from).await?;
     let offer = offer(&features);
     if let Some(inline) = Inline::read(&features) {
         let offer = inline.offer(offer.bindings);
@@ -359,7 +360,7 @@ async fn negotiate(
         return Ok(Begun { stream, start, local });
     }
     authenticate(&mut stream, login, offer, &channel).await?;
-    let (mut stream, features) = Stream::open(stream.into_io()?, &domain, Some(&login.jid)).await?;
+    let (mut stream, features) = Stream::open(stream.into_io()?, &domain, from).await?;
     let start = start(&mut stream, &features, wish, !path::loses_large_packets()).await?;
     Ok(Begun { stream, start, local })
 }
@@ -377,18 +378,18 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let failed = |why: BoxedError| failed(login, why);
-    let username = username(login)?;
+    let username = login.jid.node().map(|node| node.as_str());
     // Without an identifier, a token has nothing to belong to.
     let best = wish.agent.and_then(|_| token_mechanism(&inline.fast, channel));
     let by_token = token
         .filter(|token| wish.agent.is_some() && inline.fast.contains(&token.mechanism))
-        .and_then(|token| Exchange::by_token(token, channel, &username));
+        .and_then(|token| Exchange::by_token(token, channel, username?));
     let is_token = by_token.is_some();
     let mut exchange = match by_token {
         Some(exchange) => exchange,
-        None => password_exchange(login, offer, channel, &username)?,
+        None => exchange_of(login, offer, channel)?,
     };
-    let token_for = best.filter(|_| !is_token);
+    let token_for = best.filter(|_| !is_token && username.is_some());
     let wish = Wish { by_token: is_token, token_for, ..*wish };
     let mechanism = exchange.mechanism().to_owned();
     tracing::debug!(mechanism, "logging in, in one step");
@@ -691,7 +692,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let failed = |why: BoxedError| failed(login, why);
-    let mut exchange = password_exchange(login, offer, channel, &username(login)?)?;
+    let mut exchange = exchange_of(login, offer, channel)?;
     tracing::debug!(mechanism = exchange.mechanism(), "logging in");
     let mut auth = sasl_element("auth", &exchange.initial());
     xml::set(&mut auth, "mechanism", exchange.mechanism());
@@ -718,20 +719,20 @@ fn failed(login: &Login, why: impl Into<BoxedError>) -> LoginFailure {
     Error::login(Detail::new(format!("login as {} failed: {why}", login.jid), why)).into()
 }
 
-fn username(login: &Login) -> Result<String, LoginFailure> {
-    let username = login.jid.node().map(|node| node.as_str().to_owned());
-    Ok(username.ok_or_else(|| Error::login("the JID must be user@domain"))?)
-}
-
-fn password_exchange(
+/// Returns the authentication of a user by password, or of nobody.
+fn exchange_of(
     login: &Login,
     offer: LoginOffer,
     channel: &Channel,
-    username: &str,
 ) -> Result<Exchange, LoginFailure> {
-    let nonce: [u8; 18] = rand::random();
-    Exchange::new(offer, channel, username, login.password.clone(), &nonce)
-        .map_err(|error| failed(login, error))
+    let exchange = match login.jid.node() {
+        None => Exchange::anonymous(&offer),
+        Some(username) => {
+            let nonce: [u8; 18] = rand::random();
+            Exchange::new(offer, channel, username.as_str(), login.password.clone(), &nonce)
+        }
+    };
+    exchange.map_err(|error| failed(login, error))
 }
 
 /// Returns the bytes of a message; `None` if it is not base64.

@@ -95,6 +95,11 @@ fn pinned(text: &str) -> Result<Print, XtlsError> {
 }
 
 impl Account {
+    /// Returns whether it is only a server, which makes an address for each login.
+    pub(super) fn is_anonymous(&self) -> bool {
+        self.jid.node().is_none()
+    }
+
     /// Returns the login of the account.
     ///
     /// # Errors
@@ -112,8 +117,10 @@ impl Account {
             certificate: self.trust_certificate.as_deref().map(pinned).transpose()?,
             insecure: common.insecure_tls,
         };
-        login.fast =
-            directory(&self.jid).ok().map(|dir| Arc::new(FastFile::new(dir)) as Arc<dyn FastStore>);
+        login.fast = directory(&self.jid)
+            .ok()
+            .filter(|_| !self.is_anonymous())
+            .map(|dir| Arc::new(FastFile::new(dir)) as Arc<dyn FastStore>);
         if let Some(seconds) = common.keepalive {
             login.keepalive = Duration::from_secs(seconds.max(1));
         }

@@ -174,7 +174,8 @@ pub(super) struct LanArgs {
 /// The account to log in with.
 #[derive(Args, Clone, Debug)]
 pub(super) struct LoginArgs {
-    /// The account's address, user@domain
+    /// The account's address, user@domain; or only a domain whose server takes users without accounts, for
+    /// `xtls send --code` and `xtls receive`
     pub(super) jid: BareJid,
     /// The XMPP server, instead of the one in the DNS records of the JID's domain
     #[arg(long, value_name = "HOST:PORT", value_parser = server)]

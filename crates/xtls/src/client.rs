@@ -91,6 +91,13 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn load(common: &Common, output: Output) -> Result<Self, XtlsError> {
         let account = Account::load(common.account.as_ref())?;
+        if account.is_anonymous() {
+            return Err(XtlsError::usage(format!(
+                "{}: expected an account of a user, found an anonymous one, which has another address each time",
+                account.jid
+            ))
+            .hint("`xtls send --code` and `xtls receive` work with it"));
+        }
         let credential = credential::load(common, &account)?;
         Self::new(common, &account, credential, output)
     }
@@ -185,6 +192,11 @@ impl Client {
         let connected = builder.login(&self.login).await?;
         self.warn_of_the_path();
         Ok(connected)
+    }
+
+    /// Returns whether each login has an address of its own.
+    pub(super) fn is_anonymous(&self) -> bool {
+        self.login.jid.node().is_none()
     }
 
     /// Logs in to wait for peers: reconnects after a loss, and tells the user.

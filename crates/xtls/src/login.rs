@@ -59,13 +59,12 @@ pub(super) async fn log_in(
     known: Option<&Account>,
 ) -> Result<LoggedIn, XtlsError> {
     let LoginArgs { jid, server, password_file, trust_certificate } = wanted;
-    if jid.node().is_none() {
-        return Err(XtlsError::usage("the JID must be user@domain"));
-    }
+    let is_anonymous = jid.node().is_none();
     if let Some(file) = password_file {
         rights::warn_of_password(file);
     }
     let password = match (password_file, std::env::var("XTLS_PASSWORD"), known) {
+        _ if is_anonymous => String::new(),
         (Some(file), ..) => std::fs::read_to_string(file)
             .map_err(|error| XtlsError::usage(format!("{}: {error}", file.display())))?
             .lines()
@@ -77,7 +76,7 @@ pub(super) async fn log_in(
         (None, Err(_), None) => prompt(jid).await?,
     };
     let ca_file = common.ca_file.clone().map(|file| file.canonicalize().unwrap_or(file));
-    if password.is_empty() {
+    if password.is_empty() && !is_anonymous {
         return Err(XtlsError::usage("the password is empty").hint(
             "type it, or put it into the first line of --password-file or in XTLS_PASSWORD",
         ));

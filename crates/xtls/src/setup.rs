@@ -22,6 +22,9 @@ pub(super) async fn setup(
     label: &str,
     output: Output,
 ) -> Result<(), XtlsError> {
+    if wanted.jid.node().is_none() {
+        return Err(XtlsError::usage("the JID must be user@domain"));
+    }
     let known = Account::load(Some(&wanted.jid)).ok();
     let LoggedIn { mut account, found } = login::log_in(common, wanted, known.as_ref()).await?;
     let made = if known.is_some() { "logged in again" } else { "logged in, and stored" };

@@ -1,4 +1,5 @@
-//! Authentication at the XMPP server: SCRAM (RFC 5802, RFC 7677) with channel binding, or PLAIN (RFC 4616).
+//! Authentication at the XMPP server: SCRAM (RFC 5802, RFC 7677) with channel binding, or PLAIN (RFC 4616); or ANONYMOUS
+//! (RFC 4505), without an account.
 //!
 //! A state machine: the server's offer goes in, messages come out; the connection belongs to the caller.
 //!
@@ -38,6 +39,7 @@ const PLUS: &str = "-PLUS";
 /// Mechanisms for tokens (XEP-0484), the best first.
 const TOKENS: [&str; 3] = ["HT-SHA-256-EXPR", "HT-SHA-256-ENDP", "HT-SHA-256-NONE"];
 const PLAIN: &str = "PLAIN";
+const ANONYMOUS: &str = "ANONYMOUS";
 
 /// What the server offers in its stream features.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -126,6 +128,7 @@ pub(super) struct Exchange {
 }
 
 enum ScramState {
+    /// One message, after which the server decides.
     Plain(Vec<u8>),
     /// The message for a token; the server must answer with this signature.
     Token(Vec<u8>, Vec<u8>),
@@ -190,6 +193,22 @@ impl Exchange {
         let bare = format!("n={},r={nonce}", escape(&prepare(username)));
         let state = ScramState::First(Scram { hash, gs2, binding, nonce, bare });
         Ok(Self { mechanism, offer, password, state })
+    }
+
+    /// Authenticates nobody: the server chooses the address. The message, a trace of the user, is empty.
+    ///
+    /// # Errors
+    /// [`SaslError::NoMechanism`] if the server wants to know the user.
+    pub(super) fn anonymous(offer: &LoginOffer) -> Result<Self, SaslError> {
+        if !offer.mechanisms.iter().any(|name| name == ANONYMOUS) {
+            return Err(SaslError::NoMechanism(list(&offer.mechanisms)));
+        }
+        Ok(Self {
+            mechanism: ANONYMOUS.to_owned(),
+            offer: LoginOffer::default(),
+            password: Secret::default(),
+            state: ScramState::Plain(Vec::new()),
+        })
     }
 
     /// Authenticates by a token instead of the password; `None` if the connection lacks the binding that the token needs.

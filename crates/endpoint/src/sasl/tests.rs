@@ -1,5 +1,18 @@
 use super::*;
 
+#[test]
+fn an_anonymous_login_is_taken_only_where_it_is_offered() {
+    let offer = |names: &[&str]| LoginOffer {
+        mechanisms: names.iter().map(|name| (*name).to_owned()).collect(),
+        bindings: None,
+    };
+    let exchange = Exchange::anonymous(&offer(&["PLAIN", "ANONYMOUS"])).unwrap();
+    assert_eq!((exchange.mechanism(), exchange.initial()), ("ANONYMOUS", Vec::new()));
+    assert_eq!(exchange.finish(b""), Ok(()));
+    let refused = Exchange::anonymous(&offer(&["PLAIN", "SCRAM-SHA-1"])).unwrap_err();
+    assert_eq!(refused, SaslError::NoMechanism("PLAIN, SCRAM-SHA-1".into()));
+}
+
 fn offer(mechanisms: &[&str], bindings: Option<&[&str]>) -> LoginOffer {
     let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     LoginOffer { mechanisms: own(mechanisms), bindings: bindings.map(own) }

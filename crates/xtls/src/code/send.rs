@@ -46,7 +46,9 @@ pub(crate) async fn send(
     let (endpoint, mut incoming) = tokio::select! {
         biased;
         () = &mut stop => return Err(given_up()),
-        connected = client.connect_to_wait() => connected?,
+        // With another address, nobody would find it by its code.
+        connected = client.connect(), if client.is_anonymous() => connected?,
+        connected = client.connect_to_wait(), if !client.is_anonymous() => connected?,
     };
     let sending = async {
         endpoint.appear(-1).await;
