@@ -137,6 +137,7 @@ impl Router {
         get: bool,
     ) -> Result<(), FrontRefusal> {
         if get {
+            self.broker.note_proxy_user(&stanza.from);
             let mut answer = Element::bare("query", ns::BYTESTREAMS);
             for (host, port) in &self.options.advertise {
                 answer.append_child(xml::element(

@@ -5,6 +5,7 @@
 use fingerpost_wire::{
     ns,
     offer::Protection,
+    si::SiError,
     stanza::{Condition, ErrorType, Refusal},
 };
 use jid::BareJid;
@@ -133,6 +134,11 @@ fn unsecured(text: &str) -> Refusal {
         .with_extra("security-required", ns::JINGLE_ERRORS)
 }
 
+/// The offer by stream initiation is not possible (XEP-0095, 3.2).
+fn bad_si(mark: &'static str, text: &str) -> Refusal {
+    Refusal::new(ErrorType::Cancel, Condition::BadRequest, text).with_extra(mark, ns::SI)
+}
+
 fn bad_action(text: &str) -> Refusal {
     Refusal::bad_request(text).with_extra("bad-action", ns::COMMANDS)
 }
@@ -154,8 +160,8 @@ impl From<FrontRefusal> for Refusal {
                 "This address only passes on sessions between two users. Send other requests to the user's own address",
             ),
             NotByStreamInitiation => not_supported(
-                "Files cannot be sent to this address in this old way (stream initiation). Send them by Jingle, \
-                 encrypted from end to end with TLS, as the program xtls does",
+                "Files cannot be sent to this address in this old way (stream initiation), which nothing encrypts. Send them by \
+                 Jingle, encrypted from end to end with TLS, as the program xtls does",
             ),
             NotByBytestreams => not_supported(
                 "This address takes bytestreams only as part of a Jingle session. Start a session with the user first",
@@ -226,6 +232,23 @@ impl From<SessionRefusal> for Refusal {
                 "A content must have a name, and as creator initiator or responder",
             ),
             Unsecured(protection) => unsecured(&without_tls(protection)),
+            StreamInitiation(SiError::Id) => {
+                Self::bad_request("The id of the stream is missing, or too long")
+            }
+            StreamInitiation(SiError::File) => Self::bad_request("Expected a file"),
+            StreamInitiation(SiError::Profile) => {
+                bad_si("bad-profile", "Only files can be sent in this way")
+            }
+            StreamInitiation(SiError::Methods) => {
+                bad_si("no-valid-streams", "The stream must be SOCKS5 or in-band bytestreams")
+            }
+            NoStreamInitiation(user) => not_supported(format!(
+                "The client of {user} does not take files in this old way (stream initiation). Send the file by Jingle"
+            )),
+            NotTheProxy(component) => Self::item_not_found(format!(
+                "This service connects to nobody. Name {component} as file transfer proxy in the settings of your client, or \
+                 send in-band"
+            )),
             NoTransport => Self::new(
                 ErrorType::Cancel,
                 Condition::FeatureNotImplemented,

@@ -50,6 +50,12 @@ impl Router {
             }
             return Err(FrontRefusal::NoSuchBytestream);
         }
+        if payload.is("query", ns::BYTESTREAMS)
+            && stanza.type_ == StanzaType::Set
+            && self.broker.handle_bytestreams(stanza)
+        {
+            return Ok(());
+        }
         if is_jingle && found.is_none() && self.handle_waiting(stanza, payload)? {
             return Ok(());
         }
@@ -114,6 +120,15 @@ impl Router {
                 Some(taken) => self.initiate(stanza, taken),
                 None => Ok(()),
             };
+        }
+        if payload.is("si", ns::SI)
+            && stanza.type_ == StanzaType::Set
+            && self.broker.takes_stream_initiation()
+        {
+            if let Some(taken) = self.reachable(stanza, callee, Some(ns::SI_FILE), found)? {
+                self.broker.initiate_stream(stanza.clone(), taken.jid)?;
+            }
+            return Ok(());
         }
         if forwarded && stanza.type_ == StanzaType::Get {
             return match self.reachable(stanza, callee, None, found)? {

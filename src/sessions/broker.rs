@@ -23,6 +23,7 @@ use fingerpost_wire::{
     jid::proxied,
     jingle::{self, Reason},
     ns,
+    si::{self, SiError},
     stanza::{Kind, RequestKind, Stanza, StanzaType},
     transport::Transport,
     transport_kind::TransportKind,
@@ -39,13 +40,15 @@ use super::{
     features,
     journal::{Journal, LeftSession, Restored},
     legs::LegState,
-    options::BrokerOptions,
+    machine::Machine,
+    options::{BrokerOptions, PlainFiles},
     own::{self, OwnSession},
     own_driver::OwnDriver,
     peer::SessionPeer,
     refusal::SessionRefusal,
     session::{self, BrokeredSession, SessionInput},
     shared::BrokerState,
+    si::SiSession,
     side::{PerSide, Side},
 };
 use crate::{
@@ -111,7 +114,7 @@ impl Broker {
         let told = {
             let state = self.shared.lock();
             let mut entries = state.legs.between(&stanza.from, &stanza.to);
-            let found = entries.find(|entry| entry.sid() == sid);
+            let found = entries.find(|entry| entry.sid() == sid && !entry.facts.is_si);
             found.map(|entry| entry.tell(SessionInput::Jingle(entry.side, stanza.clone())))
         };
         let Some(told) = told else { return false };
@@ -227,8 +230,68 @@ impl Broker {
         if is_plain {
             metrics::SESSIONS_PLAIN.count(&[]);
         }
-        self.begin(SessionDriver::new(guard, machine, line, again));
+        self.begin(SessionDriver::new(guard, Machine::Jingle(machine), Some(line), again));
         Ok(())
+    }
+
+    /// Returns whether files by stream initiation (XEP-0096) are brokered. They have no TLS.
+    pub fn takes_stream_initiation(&self) -> bool {
+        let options = self.shared.options();
+        !options.require_tls || options.plain != PlainFiles::Deny
+    }
+
+    /// Notes that a client knows the component as its proxy.
+    pub fn note_proxy_user(&self, client: &Jid) {
+        self.shared.lock().proxy_users.insert(client);
+    }
+
+    /// Creates a session for a file that `stanza.from` offers to `callee` by stream initiation.
+    ///
+    /// # Errors
+    /// The answer to the sender, if the session cannot be created.
+    pub fn initiate_stream(&self, stanza: Stanza, callee: Jid) -> Result<(), SessionRefusal> {
+        let shared = &self.shared;
+        let options = shared.options();
+        let offer = stanza.payload().ok_or(SessionRefusal::StreamInitiation(SiError::File))?;
+        let (sid, methods) = si::offer(offer).map_err(SessionRefusal::StreamInitiation)?;
+        if methods.and(SiSession::own_methods(&options)).is_empty() {
+            return Err(SessionRefusal::StreamInitiation(SiError::Methods));
+        }
+        let mask = proxied(&stanza.from, &options.jid).ok_or(SessionRefusal::LongJid)?;
+        let peer = |pair, sid| SessionPeer { pair: Arc::new(pair), sid, namespace: ns::SI };
+        let peers = PerSide {
+            initiator: peer((stanza.from.clone(), stanza.to.clone()), sid.into()),
+            responder: peer((callee, mask), random_id().into()),
+        };
+        let facts = Arc::new(Facts::by_initiation(&peers));
+        let (guard, knows_proxy) = {
+            let mut state = shared.lock();
+            let legs = Side::BOTH.map(|side| SessionEntry::new(&facts, side));
+            if legs.iter().any(|leg| state.has(leg.pair(), leg.sid())) {
+                return Err(SessionRefusal::Exists);
+            }
+            let knows_proxy = state.proxy_users.has(&stanza.from);
+            (shared.enter(&mut state, facts, legs)?, knows_proxy)
+        };
+        metrics::SESSIONS_PLAIN.count(&[]);
+        let machine = SiSession::new(options, peers, stanza, methods, knows_proxy, Instant::now());
+        // A receiver learns of a lost stream by its end, so the journal has no line of it.
+        self.begin(SessionDriver::new(guard, Machine::Si(Box::new(machine)), None, None));
+        Ok(())
+    }
+
+    /// Returns whether SOCKS5 addresses (XEP-0065) belong to a session by stream initiation, and if so passes them there.
+    pub fn handle_bytestreams(&self, stanza: &Stanza) -> bool {
+        let Some(sid) = stanza.payload().and_then(|query| query.attr("sid")) else {
+            return false;
+        };
+        let state = self.shared.lock();
+        let mut entries = state.legs.between(&stanza.from, &stanza.to);
+        entries.any(|entry| {
+            entry.facts.is_si
+                && entry.sid() == sid
+                && entry.tell(SessionInput::Bytestreams(entry.side, stanza.clone()))
+        })
     }
 
     /// Goes on with the sessions that an earlier run has left, and notifies the users of those that cannot continue. That run
@@ -284,7 +347,7 @@ impl Broker {
         let line = shared.journal.go_on(&left);
         let now = Instant::now();
         let machine = BrokeredSession::restored(options, random_id, left, now, now + patience);
-        self.begin(SessionDriver::new(guard, machine, line, None));
+        self.begin(SessionDriver::new(guard, Machine::Jingle(machine), Some(line), None));
         Restored::Here
     }
 

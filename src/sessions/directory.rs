@@ -71,6 +71,8 @@ pub(super) struct Facts {
     pub(super) progress: StreamProgress,
     /// Whether nothing encrypts the stream from end to end.
     pub(super) is_plain: bool,
+    /// Whether it began by stream initiation, and not by Jingle.
+    pub(super) is_si: bool,
     pub(super) inbox: Inbox,
 }
 
@@ -86,6 +88,11 @@ impl Facts {
             responder: Arc::clone(&peers.responder.sid),
         };
         Self { is_plain, ..Self::new(ends, sids) }
+    }
+
+    /// Returns those of a session by stream initiation.
+    pub(super) fn by_initiation(peers: &PerSide<SessionPeer>) -> Self {
+        Self { is_si: true, ..Self::between(peers, true) }
     }
 
     /// Returns those of a session between a user and the component itself.
@@ -107,6 +114,7 @@ impl Facts {
             legs: OnceLock::new(),
             progress: StreamProgress::default(),
             is_plain: false,
+            is_si: false,
             inbox: Inbox::default(),
         }
     }
@@ -211,6 +219,30 @@ impl Greeted {
         }
         self.1.insert(key, now + GREETED.1);
         true
+    }
+}
+
+/// The clients that have asked for the component's SOCKS5 addresses, so that they offer it as their proxy. Addresses are kept as
+/// keyed hashes; a forgotten client is only slower.
+#[derive(Debug)]
+pub(super) struct ProxyUsers(RandomState, LruCache<u64, ()>);
+
+/// The most clients that are known to use the component as their proxy.
+const PROXY_USERS: usize = 10_000;
+
+impl Default for ProxyUsers {
+    fn default() -> Self {
+        Self(RandomState::new(), LruCache::new(PROXY_USERS))
+    }
+}
+
+impl ProxyUsers {
+    pub(super) fn insert(&mut self, client: &Jid) {
+        self.1.insert(self.0.hash_one(client.as_str()), ());
+    }
+
+    pub(super) fn has(&self, client: &Jid) -> bool {
+        self.1.peek(&self.0.hash_one(client.as_str())).is_some()
     }
 }
 
@@ -350,6 +382,7 @@ pub(super) struct Directory {
     pub(super) features: features::Cache,
     pub(super) ended: EndedSessions,
     pub(super) greeted: Greeted,
+    pub(super) proxy_users: ProxyUsers,
     pub(super) draining: bool,
 }
 

@@ -13,6 +13,7 @@ use fingerpost_wire::{
     ibb_xml::IbbStanza,
     jingle,
     jingle::Reason,
+    ns,
     stanza::{RequestKind, Stanza},
     transport_kind::TransportKind,
 };
@@ -28,8 +29,9 @@ use super::{
     directory::{Facts, SeenConnection},
     journal::JournalLine,
     lookups::FeatureAnswer,
+    machine::Machine,
     refusal::SessionRefusal,
-    session::{ANSWER, BrokeredSession, SessionAction, SessionInput},
+    session::{ANSWER, SessionAction, SessionInput},
     shared::{BrokerState, SessionGuard},
     side::{PerSide, Side},
 };
@@ -40,6 +42,7 @@ use crate::{
         join::join,
         pipe::{self, StreamOutcome},
         socket::{Socket, SocketLeg},
+        table::Registration,
         watch::StreamProgress,
     },
 };
@@ -52,7 +55,7 @@ const LINGER: Duration = Duration::from_secs(5);
 enum SessionEvent {
     Told(Box<SessionInput>),
     /// The number says after how many partings it was expected.
-    Arrived(Side, u32, Option<Box<Socket>>),
+    Arrived(Side, u32, Option<Box<(Socket, Registration)>>),
     Relayed(u32, Box<StreamOutcome>),
 }
 
@@ -66,7 +69,7 @@ impl SessionEvent {
 pub(super) struct SessionDriver {
     shared: Arc<BrokerState>,
     facts: Arc<Facts>,
-    session: BrokeredSession,
+    session: Machine,
     /// The responder's Jingle namespace in the journal.
     noted: &'static str,
     sockets: PerSide<Option<Box<Socket>>>,
@@ -80,7 +83,10 @@ pub(super) struct SessionDriver {
     parted: u32,
     /// What waits for the connections of the present legs.
     expected: Vec<AbortHandle>,
-    line: JournalLine,
+    /// The hashes of the connections that have come. Their users may activate them as long as these are here.
+    registrations: Vec<Registration>,
+    /// The session in the journal, if another run has to know of it.
+    line: Option<JournalLine>,
     /// Where the session-initiate goes if the responder does not take it, and the answer to give then.
     again: Option<Again>,
     given_back: Option<Box<(Stanza, Option<Element>)>>,
@@ -94,8 +100,8 @@ impl SessionDriver {
     /// Creates a driver for a session that has not begun.
     pub(super) fn new(
         guard: SessionGuard,
-        session: BrokeredSession,
-        line: JournalLine,
+        session: Machine,
+        line: Option<JournalLine>,
         again: Option<Again>,
     ) -> Self {
         Self {
@@ -110,6 +116,7 @@ impl SessionDriver {
             relaying: None,
             parted: 0,
             expected: Vec::new(),
+            registrations: Vec::new(),
             line,
             again,
             given_back: None,
@@ -146,8 +153,10 @@ impl SessionDriver {
                     {
                         continue;
                     }
-                    Ok(SessionEvent::Arrived(side, _, Some(socket))) => {
-                        self.sockets[side] = Some(socket);
+                    Ok(SessionEvent::Arrived(side, _, Some(arrived))) => {
+                        let (socket, registration) = *arrived;
+                        self.sockets[side] = Some(Box::new(socket));
+                        self.registrations.push(registration);
                         SessionInput::Arrived(side)
                     }
                     Ok(SessionEvent::Relayed(_, outcome)) => {
@@ -231,14 +240,19 @@ impl SessionDriver {
             }
             SessionAction::Ask(side, number, payload) => {
                 let mut wait = ANSWER;
-                if jingle::action(&payload) == jingle::Action::SessionInitiate {
+                if payload.is("si", ns::SI) {
+                    // A person answers.
+                    wait = self.shared.options().activation_timeout;
+                } else if jingle::action(&payload) == jingle::Action::SessionInitiate {
                     // The callee must not learn of a session that a crash would make the component forget.
                     let peers = self.session.peers();
                     if self.noted != peers.responder.namespace {
                         self.noted = peers.responder.namespace;
-                        self.line.write(peers.iter());
+                        self.line.iter_mut().for_each(|line| line.write(peers.iter()));
                     }
-                    self.line.written().await;
+                    if let Some(line) = &mut self.line {
+                        line.written().await;
+                    }
                     wait = self.session.patience();
                 }
                 let peer = &self.session.peers()[side];
@@ -266,7 +280,8 @@ impl SessionDriver {
                     let socket = registration.arrived().await;
                     let client = socket.as_ref().and_then(Socket::client);
                     shared.see(&peer, client.map(|client| SeenConnection { sid, client }));
-                    SessionEvent::Arrived(side, parted, socket.map(Box::new))
+                    let arrived = socket.map(|socket| Box::new((socket, registration)));
+                    SessionEvent::Arrived(side, parted, arrived)
                 });
                 self.expected.push(expected);
             }
@@ -293,10 +308,13 @@ impl SessionDriver {
                     self.waits[side] = self.streams[side].as_ref().map(IbbHandle::is_waiting);
                 }
                 if legs == PerSide::both(TransportKind::S5b) {
-                    self.line.streams();
+                    self.line.iter().for_each(JournalLine::streams);
                 }
-                if let Some(renewable) = self.session.renewable() {
-                    self.line.renew(self.session.peers(), renewable);
+                if let (Some(line), Some(renewable)) = (&mut self.line, self.session.renewable()) {
+                    line.renew(self.session.peers(), renewable);
+                }
+                if !self.session.is_activated_late() {
+                    self.registrations = Vec::new();
                 }
                 let _once = self.facts.legs.set(legs);
                 let (plane, facts) = (self.shared.table.plane().clone(), Arc::clone(&self.facts));
@@ -310,6 +328,7 @@ impl SessionDriver {
                 // Nothing of the old legs is kept, however often they are replaced.
                 self.relaying.take().iter().chain(&self.expected).for_each(AbortHandle::abort);
                 self.expected.clear();
+                self.registrations.clear();
                 self.parted += 1;
                 self.facts.progress.part();
                 for side in Side::BOTH {
@@ -354,7 +373,7 @@ impl SessionDriver {
                 });
             }
             SessionAction::Leave => {
-                self.line.leave();
+                self.line.iter().for_each(JournalLine::leave);
                 // The users' programs go on over other legs.
                 self.relaying.take().iter().for_each(AbortHandle::abort);
             }

@@ -31,15 +31,18 @@ const ANSWERS: (usize, usize) = (10_000, 1_000);
 /// How many different sets of features are remembered, so that clients of the same kind share them.
 const SETS: usize = 16;
 /// The features that the broker uses. Of an answer only these and the Jingle applications are kept.
-const WANTED: [&str; 9] = [
+const WANTED: [&str; 12] = [
     ns::APPS_TLS,
+    ns::BYTESTREAMS,
     ns::C2CTLS,
+    ns::IBB,
     ns::JINGLE,
     ns::JINGLE_0,
     ns::JINGLE_IBB,
     ns::JINGLE_IBB_0,
     ns::JINGLE_S5B,
     ns::SECURITY_OFFER,
+    ns::SI_FILE,
     ns::XTLS,
 ];
 /// The prefix of Jingle applications' names, and how many of which length are kept of a client at most.

@@ -12,6 +12,7 @@ mod inbox;
 pub mod journal;
 mod legs;
 mod lookups;
+mod machine;
 pub mod message_initiation;
 mod options;
 mod own;
@@ -24,6 +25,7 @@ pub mod refusal;
 mod rooms;
 mod session;
 mod shared;
+mod si;
 mod side;
 pub mod watchers;
 

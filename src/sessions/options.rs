@@ -8,7 +8,7 @@ use jid::BareJid;
 
 use super::hints::Policies;
 
-/// What happens with file transfers without TLS (XEP-0234) while [`BrokerOptions::require_tls`] holds.
+/// What happens with file transfers without TLS (XEP-0234, XEP-0096) while [`BrokerOptions::require_tls`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlainFiles {
     /// They are refused.

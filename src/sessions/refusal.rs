@@ -1,7 +1,7 @@
 //! Why a stanza of a session or of a proposal is refused. `src/front/refusal.rs` says it to the user.
 
 use fingerpost_carry::shares::Full;
-use fingerpost_wire::{offer::Protection, stanza::Refusal};
+use fingerpost_wire::{offer::Protection, si::SiError, stanza::Refusal};
 use jid::BareJid;
 
 /// Why a stanza is refused.
@@ -35,6 +35,12 @@ pub enum SessionRefusal {
     UnnamedContent,
     /// No content is secured by TLS; it may be by something else.
     Unsecured(Protection),
+    /// The offer by stream initiation is not one of a file.
+    StreamInitiation(SiError),
+    /// The user's client takes no files by stream initiation.
+    NoStreamInitiation(BareJid),
+    /// The component, which is named, is not among the SOCKS5 addresses.
+    NotTheProxy(BareJid),
     /// No transport is supported.
     NoTransport,
     /// The session-accept lacks the content that was offered.

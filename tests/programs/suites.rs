@@ -99,6 +99,7 @@ fn the_machines_of_sessions_read_no_clock_and_do_no_io() {
         "session/renewal.rs",
         "session/timers.rs",
         "session/transports.rs",
+        "si/mod.rs",
         "side.rs",
     ];
     let effects = [

@@ -39,6 +39,7 @@ pub mod plain;
 pub mod print;
 pub mod proof;
 pub mod rsm;
+pub mod si;
 pub mod size;
 pub mod stanza;
 pub mod text;

@@ -44,6 +44,10 @@ pub const IBB: &str = "http://jabber.org/protocol/ibb";
 pub const BYTESTREAMS: &str = "http://jabber.org/protocol/bytestreams";
 /// Stream initiation (XEP-0095).
 pub const SI: &str = "http://jabber.org/protocol/si";
+/// Stream initiation of files (XEP-0096).
+pub const SI_FILE: &str = "http://jabber.org/protocol/si/profile/file-transfer";
+/// Feature negotiation (XEP-0020).
+pub const FEATURE_NEG: &str = "http://jabber.org/protocol/feature-neg";
 /// Jingle (XEP-0166).
 pub const JINGLE: &str = "urn:xmpp:jingle:1";
 /// Jingle as of 2009, as the first offers of end-to-end TLS used it.

@@ -105,8 +105,8 @@ fn the_router_says_why_a_stanza_goes_nowhere() {
             (
                 NotByStreamInitiation,
                 "cancel service-unavailable",
-                "Files cannot be sent to this address in this old way (stream initiation). Send them by Jingle, \
-                 encrypted from end to end with TLS, as the program xtls does",
+                "Files cannot be sent to this address in this old way (stream initiation), which nothing encrypts. Send them \
+                 by Jingle, encrypted from end to end with TLS, as the program xtls does",
                 None,
             ),
             (
@@ -255,6 +255,39 @@ fn sessions_and_proposals_say_why_they_refuse() {
                  to the user's own address, or use a client that offers urn:xmpp:jingle:apps:tls or a security element of \
                  urn:xmpp:jingle:security:xtls:0, such as xtls",
                 jingle("security-required"),
+            ),
+            (
+                StreamInitiation(SiError::Id),
+                "modify bad-request",
+                "The id of the stream is missing, or too long",
+                None,
+            ),
+            (StreamInitiation(SiError::File), "modify bad-request", "Expected a file", None),
+            (
+                StreamInitiation(SiError::Profile),
+                "cancel bad-request",
+                "Only files can be sent in this way",
+                Some(("bad-profile", ns::SI)),
+            ),
+            (
+                StreamInitiation(SiError::Methods),
+                "cancel bad-request",
+                "The stream must be SOCKS5 or in-band bytestreams",
+                Some(("no-valid-streams", ns::SI)),
+            ),
+            (
+                NoStreamInitiation(user()),
+                "cancel service-unavailable",
+                "The client of romeo@montague.lit does not take files in this old way (stream initiation). Send the file by \
+                 Jingle",
+                None,
+            ),
+            (
+                NotTheProxy(user()),
+                "cancel item-not-found",
+                "This service connects to nobody. Name romeo@montague.lit as file transfer proxy in the settings of your \
+                 client, or send in-band",
+                None,
             ),
             (
                 NoTransport,

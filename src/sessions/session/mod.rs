@@ -114,6 +114,8 @@ pub(crate) enum SessionInput {
     EndInBand,
     /// Another instance leads: the users may go on with the session there.
     GoOnElsewhere,
+    /// The SOCKS5 addresses of one side, outside Jingle (XEP-0065).
+    Bytestreams(Side, Stanza),
     /// The features of the responder's client.
     Features(Vec<String>),
     /// The responder's client does not tell its features, and may be absent.
@@ -140,7 +142,9 @@ impl SessionInput {
     /// Returns the stanza, if it is a request.
     pub(crate) fn into_request(self) -> Option<Stanza> {
         match self {
-            Self::Jingle(_, stanza) | Self::Open(_, stanza) => Some(stanza),
+            Self::Bytestreams(_, stanza) | Self::Jingle(_, stanza) | Self::Open(_, stanza) => {
+                Some(stanza)
+            }
             _ => None,
         }
     }
@@ -430,6 +434,10 @@ impl BrokeredSession {
             SessionInput::Gone(_) | SessionInput::Check
                 if matches!(self.phase, SessionPhase::Restored) => {}
             SessionInput::Answered(number, answer) => self.handle_answer(number, answer, now),
+            // Its SOCKS5 addresses come in Jingle.
+            SessionInput::Bytestreams(_, stanza) => {
+                self.send(stanza.refuse(SessionRefusal::OutOfOrder));
+            }
             SessionInput::Arrived(side) => {
                 self.legs[side].mark_arrived();
                 self.check_connected(side);
