@@ -1,8 +1,9 @@
 // Two clients on QXmpp send each other a file through the proxy, by QXmpp's own transfer manager (XEP-0096, XEP-0065).
 //
-//     qxmpp_transfer HOST PORT PROXY FILE DIRECTORY JID PASSWORD JID PASSWORD
+//     qxmpp_transfer HOST PORT PROXY FILE DIRECTORY JID PASSWORD JID PASSWORD [METHOD METHOD]
 //
-// prints one JSON object: for each direction the method and the error (both numbers of QXmppTransferJob), and where the
+// With methods (socks or ibb, one for each user) each sends to the address of the other at PROXY.
+// It prints one JSON object: for each direction the method and the error (both numbers of QXmppTransferJob), and where the
 // file landed.
 
 #include <QCoreApplication>
@@ -31,7 +32,8 @@ int main(int count, char **words)
 {
     QCoreApplication application(count, words);
     const QStringList given = application.arguments();
-    if (given.size() != 10) {
+    const bool proxied = given.size() == 12;
+    if (given.size() != 10 && !proxied) {
         return 2;
     }
     User users[2];
@@ -48,7 +50,11 @@ int main(int count, char **words)
     // Alice (0) sends to Bob (1), then Bob to Alice.
     auto send = [&](int from) {
         User &sender = users[from];
-        auto *job = sender.transfers->sendFile(users[1 - from].client.configuration().jid(), given[4]);
+        QString to = users[1 - from].client.configuration().jid();
+        if (proxied) {
+            to = to.replace(to.indexOf('@'), 1, "\\40").replace("/", "@" + given[3] + "/");
+        }
+        auto *job = sender.transfers->sendFile(to, given[4]);
         QObject::connect(job, &QXmppTransferJob::finished, [&, job, from] {
             results << QString("\"%1\": {\"method\": %2, \"error\": %3}")
                            .arg(from == 0 ? "forth" : "back").arg(job->method()).arg(job->error());
@@ -61,7 +67,8 @@ int main(int count, char **words)
         user.client.addExtension(user.transfers);
         user.transfers->setProxy(given[3]);
         user.transfers->setProxyOnly(true);
-        user.transfers->setSupportedMethods(QXmppTransferJob::SocksMethod);
+        const bool in_band = proxied && given[10 + i] == "ibb";
+        user.transfers->setSupportedMethods(in_band ? QXmppTransferJob::InBandMethod : QXmppTransferJob::SocksMethod);
         QObject::connect(&user.client, &QXmppClient::connected, [&] {
             user.ready = true;
             if (users[0].ready && users[1].ready) {

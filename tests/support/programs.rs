@@ -607,8 +607,8 @@ pub fn at_a_terminal(command: &Command, steps: Value) -> Value {
 }
 
 /// Lets alice and bob, on QXmpp, send each other a file through the proxy; the files are stored beside it as `forth`
-/// and `back`.
-pub fn qxmpp_transfer(server: &Server, file: &Path) -> Value {
+/// and `back`. With `methods` (`socks` or `ibb` for each), each sends to the address of the other at the component.
+pub fn qxmpp_transfer(server: &Server, file: &Path, methods: &[&str]) -> Value {
     let settings = server.settings();
     let user = |name: &str, what: &str| settings["users"][name][what].as_str().unwrap().to_owned();
     let mut command = Command::new(built("qxmpp_transfer.cpp", &["qxmpp", "Qt5Network", "Qt5Xml"]));
@@ -621,8 +621,24 @@ pub fn qxmpp_transfer(server: &Server, file: &Path) -> Value {
     for name in ["alice", "bob"] {
         command.args([user(name, "jid"), user(name, "password")]);
     }
+    command.args(methods);
     let output = run(command, SCRIPT_LIMIT);
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// Lets alice and bob, on Pidgin's library, send each other a file to the address of the other at the component. The files land
+/// beside it as `alice` and `bob`. Returns what a user would see.
+pub fn purple_files(server: &Server, file: &Path) -> Vec<String> {
+    let settings = server.settings();
+    let mut command = Command::new(built("purple_files.c", &["purple"]));
+    command.arg(file.parent().unwrap()).args(server.client_address().split(':'));
+    command.arg(COMPONENT).arg(file);
+    for user in [&settings["users"]["alice"], &settings["users"]["bob"]] {
+        command.args([user["jid"].as_str().unwrap(), user["password"].as_str().unwrap()]);
+    }
+    let output = run(command, SCRIPT_LIMIT);
+    assert_eq!(output.code, 0, "{output:?}");
+    output.stdout.lines().map(str::to_owned).collect()
 }
 
 /// Returns a C or C++ program of tests/peers, with libraries; builds it if it has changed.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::programs::{Component, Options, Script, Xtls, page, qxmpp_transfer, script};
+use super::programs::{
+    Component, Options, Script, Xtls, page, purple_files, qxmpp_transfer, script,
+};
 use super::servers::{Kind, Server};
 use super::{COMPONENT, MARKER, SECRET, USERS, random_file, sha256, tap, wait_for};
 
@@ -32,6 +34,7 @@ macro_rules! scenarios {
             a_wrong_key_is_refused_and_nothing_is_written,
             a_stream_that_is_not_tls_leaks_no_byte,
             files_of_ordinary_clients_pass_as_the_operator_says,
+            ordinary_clients_send_each_other_files,
             nonsense_does_not_end_the_link,
             the_component_is_discovered,
             users_run_commands,
@@ -99,7 +102,7 @@ pub fn other_clients_transfer_through_the_proxy_both_ways(kind: Kind) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("letter.bin");
     random_file(&file, 8 * MIB);
-    let report = qxmpp_transfer(&server, &file);
+    let report = qxmpp_transfer(&server, &file, &[]);
     // Method 2 is SOCKS5, error 0 is none; the direction names the sender.
     let fine = json!({"method": 2, "error": 0});
     for way in ["forth", "forth received", "back", "back received"] {
@@ -410,6 +413,71 @@ pub fn a_wrong_key_is_refused_and_nothing_is_written(kind: Kind) {
     let sent = alice.run(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
     assert_eq!(sent.code, 4, "{sent:?}\n{}", listener.log());
     assert_eq!(listener.files(), Vec::<std::path::PathBuf>::new());
+}
+
+/// Every pair of clients that both know a protocol completes a marked file, whatever their habits, and the sender to any other
+/// client learns why not. QXmpp does the same over each mixture of legs, and Pidgin by its own choice.
+pub fn ordinary_clients_send_each_other_files(kind: Kind) {
+    let server = Server::start(kind);
+    let mut options = Options {
+        more: "[limits]\nrequests_per_second = 1000\n".to_owned(),
+        env: vec![("FINGERPOST_BROKER__PLAIN", "mark".to_owned())],
+        ..Options::default()
+    };
+    let senders = ["conversations", "dino", "psi", "pidgin", "coyim"];
+    let component = Component::start(&server, &options);
+    let report = script("ordinary_files.py", &server, json!({"size": 100_000, "senders": senders}));
+    let files = ["conversations", "dino", "psi"];
+    let old = ["psi", "pidgin", "coyim"];
+    for sender in senders {
+        for receiver in ["conversations", "dino", "gajim", "monal", "psi", "pidgin", "coyim"] {
+            let pair = format!("{sender} to {receiver}");
+            let got = &report["pairs"][&pair];
+            let legs = if receiver == "coyim" { "ibb" } else { "s5b" };
+            let protocol = match () {
+                () if files.contains(&sender) && files.contains(&receiver) => "jingle",
+                () if old.contains(&sender) && old.contains(&receiver) => match sender {
+                    "pidgin" => "si, socks5",
+                    _ => "si, ibb",
+                },
+                () => {
+                    let why = if files.contains(&sender) {
+                        "cannot receive this file: it does not announce"
+                    } else {
+                        "does not take files in this old way"
+                    };
+                    assert!(got.as_str().is_some_and(|got| got.contains(why)), "{pair}: {got}");
+                    continue;
+                }
+            };
+            assert_eq!(*got, json!([protocol, legs, true, [true, true]]), "{pair}");
+        }
+    }
+    let alice = format!("alice\\40example.test@{COMPONENT}");
+    assert_eq!(report["greeted"], json!({"dino": [alice]}), "{report}");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("letter.bin");
+    random_file(&file, 300_000);
+    for methods in [["socks", "socks"], ["socks", "ibb"], ["ibb", "ibb"]] {
+        let report = qxmpp_transfer(&server, &file, &methods);
+        for name in ["forth", "back"] {
+            assert_eq!(report[name]["error"], 0, "{methods:?}: {report}");
+            let received = sha256(&directory.path().join(name));
+            assert_eq!(received, sha256(&file), "{methods:?} {name}");
+        }
+    }
+    // Pidgin does not show the description of a file, and so not what it says of the encryption.
+    let shown = purple_files(&server, &file);
+    assert_eq!(shown, ["offered: ", "received", "offered: ", "received"]);
+    for name in ["alice", "bob"] {
+        assert_eq!(sha256(&directory.path().join(name)), sha256(&file), "{name}");
+    }
+    drop(component);
+    options.env = vec![("FINGERPOST_BROKER__PLAIN", "deny".to_owned())];
+    let _component = Component::start(&server, &options);
+    let report = script("ordinary_files.py", &server, json!({"size": 1000, "senders": ["pidgin"]}));
+    let refused = report["pairs"]["pidgin to pidgin"].as_str().unwrap_or_default();
+    assert!(refused.contains("which nothing encrypts"), "{report}");
 }
 
 /// A stream that does not start with a ClientHello reaches nobody; both sides are told.
