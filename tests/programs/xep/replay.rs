@@ -36,7 +36,7 @@ const KEY_ID: &str = "a7c96dc7e2207fa14fde0050489eee15";
 const SECRET: [u8; 32] = [1; 32];
 const PKCS8: &[u8] = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
 /// The attributes whose values the component chooses, by their elements.
-const CHOSEN: [(&str, &[&str]); 10] = [
+const CHOSEN: [(&str, &[&str]); 11] = [
     ("candidate", &["cid"]),
     ("challenge", &["nonce"]),
     ("command", &["sessionid"]),
@@ -46,6 +46,7 @@ const CHOSEN: [(&str, &[&str]); 10] = [
     ("message", &["id"]),
     ("observed", &["port"]),
     ("open", &["sid"]),
+    ("propose", &["id"]),
     ("transport", &["dstaddr", "sid"]),
 ];
 /// Values of this length or more are also replaced inside of texts.
@@ -55,11 +56,11 @@ const LONG: usize = 32;
 pub(super) fn run(file: &Path, steps: &[Step]) {
     let mut replay: Option<Replay> = None;
     for step in steps {
-        if let Step::Start { line } = step {
+        if let Step::Start { line, settings } = step {
             if let Some(replay) = replay.take() {
                 replay.end();
             }
-            replay = Some(Replay::start(format!("{}:{line}", file.display())));
+            replay = Some(Replay::start(format!("{}:{line}", file.display()), settings));
             continue;
         }
         let replay = replay.as_mut().expect("the first step is a start");
@@ -114,7 +115,7 @@ struct Replay {
 }
 
 impl Replay {
-    fn start(place: String) -> Self {
+    fn start(place: String, more: &[String]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = listener.local_addr().unwrap();
         let port = support::free_port();
@@ -132,6 +133,11 @@ impl Replay {
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
         let mut command = clean(&own_program("fingerpost"));
         command.args(["serve", "-c"]).arg(&file).current_dir(directory.path());
+        for setting in more {
+            let (name, value) = setting.split_once('=').expect("a setting has a value");
+            let name = format!("FINGERPOST_{}", name.to_uppercase().replace('.', "__"));
+            command.env(name, value);
+        }
         let mut program = Process::start(command, &directory.path().join("log"));
         listener.set_nonblocking(true).unwrap();
         let mut link = None;

@@ -2,7 +2,7 @@
 //!
 //! | comment `<!-- replay: … -->` | meaning |
 //! |---|---|
-//! | `start` | the next examples have a new component |
+//! | `start SECTION.KEY=VALUE…` | the next examples have a new component with these settings |
 //! | `key OWNER FINGERPRINT` or `key OWNER certificate`, perhaps with `revoked` | OWNER has registered this key |
 //! | `client JID FEATURE…` | this client is reachable and announces these features when it is asked |
 //! | `connect JID STREAM` | JID connects to the component by SOCKS5 for this stream |
@@ -18,7 +18,7 @@ use minidom::Element;
 /// One step of a replay.
 #[derive(Debug)]
 pub(super) enum Step {
-    Start { line: usize },
+    Start { line: usize, settings: Vec<String> },
     Key { owner: String, key: String, is_revoked: bool },
     Client { jid: String, features: Vec<String> },
     Connect { stream: String },
@@ -86,7 +86,9 @@ pub(super) fn steps(text: &str) -> Vec<Step> {
             let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
             match words.as_slice() {
                 [only @ ("sends" | "gets")] => role = Some(only),
-                ["start"] => steps.push(Step::Start { line }),
+                ["start", settings @ ..] => {
+                    steps.push(Step::Start { line, settings: owned(settings) });
+                }
                 ["sign"] => steps.push(Step::Sign),
                 ["again"] => steps.push(Step::Again),
                 ["key", owner, key, more @ ..] => {
