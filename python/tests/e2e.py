@@ -263,7 +263,8 @@ class Stories:
         pipe = await self.start("pipe", "--listen")
         pipe.process.stdin.write(b"from xtls")
         pipe.process.stdin.write_eof()
-        reader, writer, _ = await self.reach(plugin, XTLS)
+        await pipe.event("listening", pipe=True)
+        reader, writer, _ = await plugin.connect(XTLS)
         writer.write(b"from python")
         writer.write_eof()
         self.assertEqual(await asyncio.wait_for(reader.read(), LIMIT), b"from xtls")
@@ -271,16 +272,6 @@ class Stories:
         status, output = await pipe.end()
         self.assertEqual(status, 0, output)
         self.assertIn("from python", output)
-
-    async def reach(self, plugin, jid):
-        """Connects to a listener of xtls that has no event for its readiness: it is announced by its presence."""
-        async with asyncio.timeout(LIMIT):
-            while True:
-                try:
-                    return await plugin.connect(jid)
-                except PeerRefused as error:
-                    if error.application != "away":
-                        raise
 
     async def test_python_takes_a_pipe_of_xtls(self):
         _, plugin = await self.client()
@@ -367,6 +358,30 @@ class Stories:
         with self.assertRaisesRegex(OfferError, "mismatch"):
             await asyncio.wait_for(outcome, LIMIT)
         self.assertEqual(list((self.directory / "in").glob("letter*")), [])
+
+    async def test_a_shown_key_that_was_not_offered_is_refused(self):
+        """The offer has the fingerprint of one key, and TLS shows another one."""
+        offered, shown = (Identity.generate(self.directory / f"{name}.pem") for name in ("offered", "shown"))
+        _, liar = await self.client("liar", Identity(shown.path, offered.der))
+        _, plugin = await self.client()
+        outcome = await self.receiver(plugin)
+        with self.assertRaises(XtlsError):
+            await liar.send_file(PYTHON, self.file)
+        with self.assertRaisesRegex(KeyRefused, "none of those that it has offered"):
+            await asyncio.wait_for(outcome, LIMIT)
+        await self.receiver(liar)
+        with self.assertRaisesRegex(KeyRefused, "none of those that it has offered"):
+            await plugin.send_file(f"liar@{DOMAIN}", self.file)
+        listener = await self.start("listen", "--once", "--out", self.directory / "in")
+        await listener.event("listening")
+        with self.assertRaises(XtlsError):
+            await liar.send_file(XTLS, self.file)
+        self.assertEqual((await listener.end())[0], 4)
+        await self.receiver(liar)
+        sender = await self.start("send", f"liar@{DOMAIN}", self.file)
+        status, output = await sender.end()
+        self.assertEqual(status, 4, output)
+        self.assertEqual(list((self.directory / "in").iterdir()), [])
 
     # --- bad input
 

@@ -142,7 +142,7 @@ class Program:
 class World:
     """A server of a kind, `prosody` or `ejabberd`, the component and two accounts."""
 
-    USERS = ("xtls", "python", "eve", "owner")
+    USERS = ("xtls", "python", "eve", "owner", "liar")
 
     def __init__(self, kind: str):
         self._temporary = tempfile.TemporaryDirectory(prefix="xtls-python-")
@@ -275,11 +275,15 @@ class Xtls:
         self.process = process
         self.events: list[dict[str, object]] = []
 
-    async def event(self, name: str) -> dict[str, object]:
-        """Waits for an event."""
+    async def event(self, name: str, pipe: bool = False) -> dict[str, object]:
+        """Waits for an event. A pipe writes its events to standard error, among other lines."""
+        output = self.process.stderr if pipe else self.process.stdout
         async with asyncio.timeout(LIMIT):
-            while line := await self.process.stdout.readline():
-                event = json.loads(line)
+            while line := await output.readline():
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
                 self.events.append(event)
                 if event.get("event") == name:
                     return event
