@@ -10,7 +10,9 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    cli::{BAD_CONFIG, CommandFailure, SECRET_REFUSED, Task, backup, keys, online, reach, vars},
+    cli::{
+        BAD_CONFIG, CommandFailure, SECRET_REFUSED, Task, backup, keys, online, reach, top, vars,
+    },
     config::{Config, Format, Loaded},
     control::Reload,
     http,
@@ -157,6 +159,7 @@ pub async fn run(
         Task::Restore { loaded, file } => {
             backup::restore(&loaded.config, &file, OffsetDateTime::now_utc(), out).await
         }
+        Task::Top { loaded, shown } => top::run(&loaded.config, shown, out).await,
         Task::Keys { loaded, command, json } => {
             let store = service::open(&loaded.config).await?;
             let component = &loaded.config.component.jid;

@@ -143,6 +143,12 @@ impl Counter {
         }
     }
 
+    /// Returns the counts by label values.
+    pub fn counts(&self) -> BTreeMap<String, u64> {
+        let counted = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.iter().map(|(values, count)| (values.join(" "), *count)).collect()
+    }
+
     /// Returns the sum over all label values.
     pub fn total(&self) -> u64 {
         let counted = self.values.lock().unwrap_or_else(PoisonError::into_inner);

@@ -3,8 +3,9 @@
 //! Data goes to standard output. Failures go to standard error as a line `error: …`, followed by a line `hint: …` if
 //! there is a cure.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -19,6 +20,7 @@ mod failure;
 pub mod keys;
 pub(crate) mod online;
 pub(crate) mod reach;
+pub(crate) mod top;
 
 /// Exit status: wrong arguments.
 pub const USAGE: u8 = 2;
@@ -81,6 +83,18 @@ pub enum ProgramCommand {
         #[arg(long, global = true)]
         json: bool,
     },
+    /// Show the sessions, throughput, limits and refusals of the running component, in a terminal
+    Top {
+        /// The time between two looks
+        #[arg(long, value_name = "TIME", default_value = "2s", value_parser = top::interval)]
+        every: Duration,
+        /// Print the state once, as text; the default where standard output is no terminal
+        #[arg(long)]
+        once: bool,
+        /// Print the state once, as JSON
+        #[arg(long, conflicts_with = "once")]
+        json: bool,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -122,6 +136,13 @@ pub enum Task {
         loaded: Loaded,
         /// From what.
         file: PathBuf,
+    },
+    /// Show the state of the running component.
+    Top {
+        /// The configuration.
+        loaded: Loaded,
+        /// How.
+        shown: top::Shown,
     },
     /// Administer keys.
     Keys {
@@ -167,6 +188,14 @@ impl FingerpostCli {
             }
             ProgramCommand::Keys { command, json } => {
                 Ok(Task::Keys { loaded: load(file, err)?, command, json })
+            }
+            ProgramCommand::Top { every, once, json } => {
+                let shown = match (json, once || !io::stdout().is_terminal()) {
+                    (true, _) => top::Shown::Json,
+                    (false, true) => top::Shown::Text,
+                    (false, false) => top::Shown::Live(every),
+                };
+                Ok(Task::Top { loaded: load(file, err)?, shown })
             }
             ProgramCommand::Config => {
                 out.write_all(DEFAULT_TEXT.as_bytes())?;

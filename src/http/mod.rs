@@ -6,6 +6,7 @@
 //! | `/readyz` | 200 if stanzas to the component come back through the XMPP server and the database has recently accepted a change, otherwise 503 and the reason |
 //! | `/metrics` | Prometheus text |
 //! | `/` | a page for a person (`page.rs`) |
+//! | `/status.json` | the same and more for a program: a [`StatusDocument`] |
 
 mod history;
 mod page;
@@ -38,6 +39,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::get,
 };
+use fingerpost_top::{SessionDocument, StatusDocument, Usage};
 use fingerpost_wire::print::Print;
 use jid::BareJid;
 use time::OffsetDateTime;
@@ -62,6 +64,8 @@ use crate::{
 
 /// The most sessions on the page.
 const SESSIONS: usize = 10;
+/// The most sessions in the document.
+const LISTED: usize = 500;
 /// How long ago the last change of the database may be.
 const WRITTEN: Duration = Duration::from_secs(60);
 /// The shortest time over which the page shows a throughput.
@@ -152,6 +156,18 @@ impl ServiceStatus {
         self.trip.store(micros.max(1), Ordering::Relaxed);
     }
 
+    /// Returns how long that ping took, if one has come back.
+    fn trip(&self) -> Option<Duration> {
+        let micros = self.trip.load(Ordering::Relaxed);
+        (micros > 0).then(|| Duration::from_micros(micros))
+    }
+
+    /// Returns how long the database takes to answer, if it does.
+    async fn database(&self) -> Option<Duration> {
+        let asked_at = Instant::now();
+        self.control.store().ping().await.is_ok().then(|| asked_at.elapsed())
+    }
+
     fn happened(&self, event: Event) {
         self.history().happened(event, OffsetDateTime::now_utc());
     }
@@ -227,6 +243,7 @@ pub async fn start(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/", get(page))
+        .route("/status.json", get(document))
         .layer(middleware::from_fn(as_said))
         .with_state(status);
     let limits = serve::ServeLimits::default();
@@ -332,8 +349,7 @@ async fn page(
     let counts = status.table.counts();
     let metrics = status.table.plane().metrics();
     let local = viewer::is_local(viewer.ip(), version, &uri, &asked);
-    let shown =
-        |jid: &BareJid| if local { jid.to_string() } else { format!("…@{}", jid.domain()) };
+    let shown = |jid: &BareJid| shown(jid, local);
     let sessions = control.sessions(None);
     let sessions = sessions.iter().take(SESSIONS).map(|session| {
         let legs = match session.legs {
@@ -346,15 +362,13 @@ async fn page(
         let what = format!("{legs}, {} s, {} bytes{mark}", session.age.as_secs(), session.bytes);
         [shown(a), shown(b), what]
     });
-    let asked_at = Instant::now();
-    let database = control.store().ping().await.is_ok().then(|| asked_at.elapsed());
-    let trip = Some(status.trip.load(Ordering::Relaxed)).filter(|micros| *micros > 0);
+    let (database, trip) = (status.database().await, status.trip());
     let (points, events) = status.history().all();
     let page = StatusPage {
         words,
         component: status.component.to_string(),
         link: status.link(),
-        trip: trip.map(Duration::from_micros),
+        trip,
         database,
         draining: control.is_draining(),
         connections: control.store().connections(),
@@ -381,6 +395,63 @@ async fn page(
         (REFERRER_POLICY, "no-referrer"),
     ];
     (headers, Html(page.render().into_string()))
+}
+
+/// Returns a user as a viewer may see it.
+fn shown(jid: &BareJid, to_local: bool) -> String {
+    if to_local { jid.to_string() } else { format!("…@{}", jid.domain()) }
+}
+
+async fn document(
+    State(status): State<ServiceStatus>,
+    ConnectInfo(viewer): ConnectInfo<SocketAddr>,
+    version: Version,
+    uri: Uri,
+    asked: HeaderMap,
+) -> impl IntoResponse {
+    let local = viewer::is_local(viewer.ip(), version, &uri, &asked);
+    let control = &status.control;
+    let metrics = status.table.plane().metrics();
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let all = control.sessions(None);
+    let sessions = all.iter().take(LISTED).map(|session| SessionDocument {
+        id: session.id.clone(),
+        users: session.users.each_ref().map(|jid| shown(jid, local)),
+        legs: session.legs.map(|legs| legs.map(str::to_owned)),
+        age_seconds: session.age.as_secs(),
+        bytes: session.bytes,
+        is_plain: session.is_plain,
+    });
+    let usage = |name: &str, used: usize, limit: usize, is_bytes| {
+        let (used, limit) = (used as u64, limit as u64);
+        Usage { name: name.to_owned(), used, limit, is_bytes }
+    };
+    let (held, memory) = status.broker.memory();
+    let (open, _, most) = control.store().connections();
+    let document = StatusDocument {
+        component: status.component.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_seconds: control.started().elapsed().as_secs(),
+        link: status.link(),
+        link_micros: status.trip().map(micros),
+        database_micros: status.database().await.map(micros),
+        draining: control.is_draining(),
+        bytes: metrics.bytes(),
+        streams: metrics.streams(),
+        usage: vec![
+            usage("sessions", status.broker.sessions(), status.broker.most_sessions(), false),
+            usage("in-band memory", held, memory, true),
+            usage("database connections", open as usize, most as usize, false),
+        ],
+        refusals: metrics::REFUSALS.counts(),
+        sessions_total: all.len(),
+        sessions: sessions.collect(),
+    };
+    let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
+    match serde_json::to_string(&document) {
+        Ok(text) => (headers, text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 /// Adds the header that makes browsers keep the declared content type.

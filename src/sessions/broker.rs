@@ -101,6 +101,11 @@ impl Broker {
         (self.shared.memory.taken(), self.shared.options().memory)
     }
 
+    /// Returns how many sessions there may be.
+    pub fn most_sessions(&self) -> usize {
+        self.shared.options().sessions.0
+    }
+
     /// Returns how many sessions there are.
     pub fn sessions(&self) -> usize {
         self.shared.lock().shares.taken()

@@ -170,6 +170,56 @@ fn it_feels_right_in_a_terminal_and_is_quiet_elsewhere() {
     assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("0\n", ""), "{output:?}");
 }
 
+/// `fingerpost top` shows a running session in a terminal, until q; elsewhere it prints the state once.
+#[test]
+fn the_state_of_the_component_is_shown_live_and_as_text() {
+    let server = Server::start(Kind::Prosody);
+    let (options, port) = Options { tap: true, ..Options::default() }.with_pages();
+    let component = Component::start(&server, &options);
+    let top = |args: &[&str]| {
+        let mut command = clean(&own_program("fingerpost"));
+        command.arg("top").args(args).arg("-c").arg(component.config());
+        command.env("FINGERPOST_HTTP__LISTEN", format!("0.0.0.0:{port}"));
+        command
+    };
+    let idle = run(top(&[]), LONG);
+    assert_eq!((idle.code, idle.stderr.as_str()), (0, ""), "{idle:?}");
+    assert!(idle.stdout.contains("link up\ndatabase up\n"), "{idle:?}");
+    assert!(idle.stdout.ends_with("\nsessions 0\n"), "{idle:?}");
+
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let file = alice.home().join("letter.bin");
+    random_file(&file, 8 << 20);
+    let tap = component.tap.as_ref().unwrap();
+    tap.hold_after(4 << 20);
+    let mut listener = bob.listen(&[]);
+    let mut sender = alice.start(["send".as_ref(), bob.jid().as_ref(), file.as_os_str()]);
+    tap.wait_until_held(|| sender.log() + &listener.log());
+    let terminal = Terminal::start(alice.home(), &top(&["--every", "200ms"]), "true");
+    let shown = terminal.wait_for("1 sessions, by rate");
+    for text in [alice.jid(), bob.jid(), "s5b-s5b", "● link up", "sessions: 1 of", "q quit"] {
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    let refused = run(top(&["--json"]), LONG);
+    let document: serde_json::Value = serde_json::from_str(&refused.stdout).unwrap();
+    assert_eq!(document["sessions"][0]["users"], serde_json::json!([alice.jid(), bob.jid()]));
+    tap.open();
+    assert!(sender.wait(LONG).success() && listener.wait(LONG) == 0, "{}", listener.log());
+    terminal.wait_for("0 sessions, by rate");
+    terminal.press(&["q"]);
+    let shown = terminal.wait_for("exit status: 0");
+    assert!(!shown.contains("by rate"), "the screen is as it was: {shown}");
+    drop(terminal);
+
+    // The service goes away under it.
+    let terminal = Terminal::start(alice.home(), &top(&["--every", "200ms"]), "true");
+    terminal.wait_for("0 sessions, by rate");
+    drop(component);
+    terminal.wait_for("refused");
+    terminal.press(&["C-c"]);
+    terminal.wait_for("exit status: 0");
+}
+
 /// The prompt shows nothing of the password, and Ctrl-C restores the terminal.
 fn the_password_is_not_shown(server: &Server) {
     let (user, password) = USERS[2];
