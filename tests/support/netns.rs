@@ -270,8 +270,13 @@ impl TwoNats {
             self.ip(public, &format!("rule add {rule}"));
         }
         self.ip(public, "rule del pref 0");
+        // BBR, which machines may have instead, lets connections nearly pause every ten seconds.
+        for place in [public, Place::HostA, Place::HostB] {
+            self.run_in(place, "sysctl", &["-qw", "net.ipv4.tcp_congestion_control=reno"]);
+        }
         for nat in [Place::NatA, Place::NatB] {
-            let limit = format!("qdisc add dev wan root tbf rate {rate} burst 64kb latency 500ms");
+            // The queue holds more than a window of 4 MiB, so no packet is lost.
+            let limit = format!("qdisc add dev wan root tbf rate {rate} burst 64kb latency 1s");
             self.run_in(nat, "tc", &limit.split(' ').collect::<Vec<_>>());
         }
     }
