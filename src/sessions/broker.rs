@@ -239,7 +239,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Returns whether files by stream initiation (XEP-0096) are brokered. They have no TLS.
+    /// Returns whether files by stream initiation (XEP-0096) are brokered. Nothing encrypts them.
     pub fn takes_stream_initiation(&self) -> bool {
         let options = self.shared.options();
         !options.require_tls || options.plain != PlainFiles::Deny

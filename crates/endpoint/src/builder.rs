@@ -169,9 +169,9 @@ impl Builder {
         Self { stun: StunChoice::These(servers), ..self }
     }
 
-    /// Limits the wrong guesses of a [`Password`](fingerpost_secure::srp::Password): after so many of all peers together, no
-    /// session is secured any more, whoever starts it. This is for a password with few bits, which lives for one session. By
-    /// default their pace is limited, and not their number.
+    /// Limits the wrong guesses of a [`Password`](fingerpost_secure::srp::Password): after so many of all peers together,
+    /// every further session is refused, also one that this endpoint starts. This is for a password with few bits, which lives for
+    /// one session. By default their pace is limited, and not their number.
     pub fn guesses(self, most: u32) -> Self {
         Self { guesses: Some(most), ..self }
     }
