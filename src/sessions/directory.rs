@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, Hash, RandomState},
     net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -178,46 +178,67 @@ impl SessionEntry {
     }
 }
 
-/// The sessions that have ended recently, each with the time until which that is known. Addresses and session ids are
-/// kept as keyed hashes, which take few bytes however long the text is.
+/// What has happened recently, each with the time until which that is known. Names are kept as keyed hashes, which take few
+/// bytes however long the text is.
 #[derive(Debug)]
-pub(super) struct EndedSessions(RandomState, LruCache<u64, Instant>);
+struct Recent {
+    hasher: RandomState,
+    until: LruCache<u64, Instant>,
+    age: Duration,
+}
+
+impl Recent {
+    fn new((most, age): (usize, Duration)) -> Self {
+        Self { hasher: RandomState::new(), until: LruCache::new(most), age }
+    }
+
+    fn insert(&mut self, name: impl Hash, now: Instant) {
+        self.until.insert(self.hasher.hash_one(name), now + self.age);
+    }
+
+    fn has(&self, name: impl Hash, now: Instant) -> bool {
+        self.until.peek(&self.hasher.hash_one(name)).is_some_and(|until| now < *until)
+    }
+}
+
+/// The sessions that have ended recently.
+#[derive(Debug)]
+pub(super) struct EndedSessions(Recent);
 
 impl Default for EndedSessions {
     fn default() -> Self {
-        Self(RandomState::new(), LruCache::new(ENDED.0))
+        Self(Recent::new(ENDED))
     }
 }
 
 impl EndedSessions {
     pub(super) fn insert(&mut self, pair: &Pair, sid: &str, now: Instant) {
-        self.1.insert(self.0.hash_one((pair, sid)), now + ENDED.1);
+        self.0.insert((pair, sid), now);
     }
 
     pub(super) fn has(&self, pair: &Pair, sid: &str, now: Instant) -> bool {
-        self.1.peek(&self.0.hash_one((pair, sid))).is_some_and(|until| now < *until)
+        self.0.has((pair, sid), now)
     }
 }
 
-/// Which clients have had a message before a file of which user, each with the time until which that is known. Addresses
-/// are kept as keyed hashes.
+/// Which clients have recently had a message before a file of which user.
 #[derive(Debug)]
-pub(super) struct Greeted(RandomState, LruCache<u64, Instant>);
+pub(super) struct Greeted(Recent);
 
 impl Default for Greeted {
     fn default() -> Self {
-        Self(RandomState::new(), LruCache::new(GREETED.0))
+        Self(Recent::new(GREETED))
     }
 }
 
 impl Greeted {
     /// Notes that a client has had the message; returns whether it had none recently.
     pub(super) fn is_first(&mut self, caller: &BareJid, client: &Jid, now: Instant) -> bool {
-        let key = self.0.hash_one((caller.as_str(), client.as_str()));
-        if self.1.peek(&key).is_some_and(|until| now < *until) {
+        let name = (caller.as_str(), client.as_str());
+        if self.0.has(name, now) {
             return false;
         }
-        self.1.insert(key, now + GREETED.1);
+        self.0.insert(name, now);
         true
     }
 }
@@ -427,6 +448,6 @@ mod tests {
         for number in 0..GREETED.0 + 10 {
             greeted.is_first(&alice, &Jid::new(&format!("u{number}@x/1")).unwrap(), now);
         }
-        assert!(greeted.1.len() <= GREETED.0);
+        assert!(greeted.0.until.len() <= GREETED.0);
     }
 }
