@@ -27,9 +27,9 @@ use std::{
 
 use axum::{
     Router,
-    extract::{ConnectInfo, Request, State},
+    extract::{Request, State},
     http::{
-        HeaderMap, HeaderValue, StatusCode, Uri, Version,
+        HeaderMap, HeaderValue, StatusCode,
         header::{
             ACCEPT_LANGUAGE, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
             VARY, X_CONTENT_TYPE_OPTIONS,
@@ -51,6 +51,7 @@ pub(crate) use self::serve::CONNECTIONS;
 use self::{
     history::{Counters, Event, History},
     page::StatusPage,
+    viewer::Viewer,
     words::Words,
 };
 use crate::{
@@ -338,9 +339,7 @@ fn write_cluster(cluster: &Cluster, text: &mut String) {
 
 async fn page(
     State(status): State<ServiceStatus>,
-    ConnectInfo(viewer): ConnectInfo<SocketAddr>,
-    version: Version,
-    uri: Uri,
+    viewer: Viewer,
     asked: HeaderMap,
 ) -> impl IntoResponse {
     let accepted = asked.get(ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok());
@@ -348,8 +347,6 @@ async fn page(
     let control = &status.control;
     let counts = status.table.counts();
     let metrics = status.table.plane().metrics();
-    let local = viewer::is_local(viewer.ip(), version, &uri, &asked);
-    let shown = |jid: &BareJid| shown(jid, local);
     let sessions = control.sessions(None);
     let sessions = sessions.iter().take(SESSIONS).map(|session| {
         let legs = match session.legs {
@@ -360,7 +357,7 @@ async fn page(
         let [a, b] = &session.users;
         let mark = if session.is_plain { format!(", {}", words.plain) } else { String::new() };
         let what = format!("{legs}, {} s, {} bytes{mark}", session.age.as_secs(), session.bytes);
-        [shown(a), shown(b), what]
+        [viewer.shown(a), viewer.shown(b), what]
     });
     let (database, trip) = (status.database().await, status.trip());
     let (points, events) = status.history().all();
@@ -397,26 +394,14 @@ async fn page(
     (headers, Html(page.render().into_string()))
 }
 
-/// Returns a user as a viewer may see it.
-fn shown(jid: &BareJid, to_local: bool) -> String {
-    if to_local { jid.to_string() } else { format!("…@{}", jid.domain()) }
-}
-
-async fn document(
-    State(status): State<ServiceStatus>,
-    ConnectInfo(viewer): ConnectInfo<SocketAddr>,
-    version: Version,
-    uri: Uri,
-    asked: HeaderMap,
-) -> impl IntoResponse {
-    let local = viewer::is_local(viewer.ip(), version, &uri, &asked);
+async fn document(State(status): State<ServiceStatus>, viewer: Viewer) -> impl IntoResponse {
     let control = &status.control;
     let metrics = status.table.plane().metrics();
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     let all = control.sessions(None);
     let sessions = all.iter().take(LISTED).map(|session| SessionDocument {
         id: session.id.clone(),
-        users: session.users.each_ref().map(|jid| shown(jid, local)),
+        users: session.users.each_ref().map(|jid| viewer.shown(jid)),
         legs: session.legs.map(|legs| legs.map(str::to_owned)),
         age_seconds: session.age.as_secs(),
         bytes: session.bytes,

@@ -4,9 +4,16 @@
 //! acts for any client, and a browser whose page has a name that was made to point here (DNS rebinding). So everything
 //! must fit: the connection, the requested host name, and no trace of a proxy.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
-use axum::http::{HeaderMap, HeaderName, Uri, Version, header::HOST, uri::Authority};
+use axum::{
+    extract::{ConnectInfo, FromRequestParts},
+    http::{HeaderMap, HeaderName, Uri, Version, header::HOST, request::Parts, uri::Authority},
+};
+use jid::BareJid;
 
 /// Headers that only proxies add. Headers with the prefix `x-forwarded-` are recognized too.
 const OF_PROXIES: [&str; 24] = [
@@ -36,11 +43,36 @@ const OF_PROXIES: [&str; 24] = [
     "x-remote-ip",
 ];
 
+/// The one to whom the sessions are shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Viewer {
+    is_local: bool,
+}
+
+impl Viewer {
+    /// Returns a user as the viewer may see it.
+    pub(super) fn shown(self, jid: &BareJid) -> String {
+        if self.is_local { jid.to_string() } else { format!("…@{}", jid.domain()) }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Viewer {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        // Somebody whose address is unknown is not local.
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let is_local = peer
+            .is_some_and(|peer| is_local(peer.0.ip(), parts.version, &parts.uri, &parts.headers));
+        Ok(Self { is_local })
+    }
+}
+
 /// Returns whether a request comes from this machine for sure.
 ///
 /// nginx uses HTTP/1.0 towards a server behind it by default, with the server's own name as `Host` and without any
 /// other trace; no browser uses it.
-pub(super) fn is_local(peer: IpAddr, version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
+fn is_local(peer: IpAddr, version: Version, uri: &Uri, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next().and_then(|host| host.to_str().ok());
     let host = host.and_then(|host| host.parse::<Authority>().ok());
