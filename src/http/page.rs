@@ -3,6 +3,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
+use fingerpost_top::amount;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use time::{OffsetDateTime, macros::format_description};
 
@@ -185,21 +186,6 @@ fn brief(time: Duration) -> String {
 fn moment(at: OffsetDateTime) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
     at.format(format).unwrap_or_default()
-}
-
-/// Returns a number of bytes as text.
-fn amount(bytes: f64) -> String {
-    let mut value = bytes;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1024.0 {
-            return match unit {
-                "B" => format!("{value:.0} {unit}"),
-                _ => format!("{value:.1} {unit}"),
-            };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
 }
 
 /// Returns a time as text, no more precise than necessary.

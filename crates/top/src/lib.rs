@@ -5,11 +5,13 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
 
+mod amount;
 mod document;
 mod terminal;
 mod view;
 
 pub use self::{
+    amount::amount,
     document::{SessionDocument, StatusDocument, Usage},
     terminal::watch,
     view::{TopKey, TopView},

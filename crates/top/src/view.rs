@@ -13,7 +13,7 @@ use ratatui::{
     widgets::{Block, Paragraph, Row, Sparkline, Table, Widget as _},
 };
 
-use crate::{SessionDocument, StatusDocument};
+use crate::{SessionDocument, StatusDocument, amount};
 
 /// How many rates of the past are kept for the chart.
 const RATES: usize = 240;
@@ -183,7 +183,7 @@ impl TopView {
             document.component,
             document.version,
             span(document.uptime_seconds),
-            amount(document.bytes),
+            amount(document.bytes as f64),
             document.streams
         );
         Paragraph::new(vec![
@@ -206,7 +206,7 @@ impl TopView {
     fn usage(document: &StatusDocument) -> Paragraph<'_> {
         let lines = document.usage.iter().map(|usage| {
             let show = |number: u64| {
-                if usage.is_bytes { amount(number) } else { number.to_string() }
+                if usage.is_bytes { amount(number as f64) } else { number.to_string() }
             };
             let percent = usage.used.saturating_mul(100).checked_div(usage.limit).unwrap_or(0);
             let style = match percent {
@@ -288,7 +288,7 @@ fn cells(session: &SessionDocument, rate: u64) -> [String; 7] {
     };
     let [from, to] = session.users.clone();
     let legs = if session.is_plain { format!("{legs} plain") } else { legs };
-    let (age, bytes) = (span(session.age_seconds), amount(session.bytes));
+    let (age, bytes) = (span(session.age_seconds), amount(session.bytes as f64));
     [session.id.clone(), from, to, legs, age, bytes, per_second(rate)]
 }
 
@@ -302,7 +302,7 @@ impl StatusDocument {
             format!("up for {}", span(self.uptime_seconds)),
             format!("link {}", word(self.link)),
             format!("database {}", word(self.database_micros.is_some())),
-            format!("relayed {} in {} streams", amount(self.bytes), self.streams),
+            format!("relayed {} in {} streams", amount(self.bytes as f64), self.streams),
         ];
         if self.draining {
             lines.push("new sessions are refused".to_owned());
@@ -325,22 +325,7 @@ impl StatusDocument {
 }
 
 fn per_second(rate: u64) -> String {
-    format!("{}/s", amount(rate))
-}
-
-/// Returns a number of bytes as text.
-fn amount(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1024.0 {
-            return match unit {
-                "B" => format!("{value:.0} {unit}"),
-                _ => format!("{value:.1} {unit}"),
-            };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
+    format!("{}/s", amount(rate as f64))
 }
 
 /// Returns a time as text, no more precise than necessary.
