@@ -648,7 +648,9 @@ pub fn built(source: &str, libraries: &[&str]) -> PathBuf {
     std::fs::create_dir_all(&directory).unwrap();
     let program = directory.join(source.file_stem().unwrap());
     let written = |path: &Path| std::fs::metadata(path).and_then(|found| found.modified()).ok();
-    if written(&program) < written(&source) {
+    // The one header.
+    let header = source.with_file_name("purple_loop.h");
+    if written(&program) < written(&source).max(written(&header)) {
         let mut arguments = vec!["--cflags", "--libs"];
         arguments.extend(libraries);
         let flags = run_tool("pkg-config", &arguments);
