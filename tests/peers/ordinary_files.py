@@ -101,6 +101,8 @@ class FileLeg(Leg):
             stream = await self._s5b(theirs)
         else:
             stream = await asyncio.wait_for(self.opened, TIMEOUT)
+        # asyncio refers to a stream's reader weakly: without this, the collector may take both and the connection is reset.
+        self.carrier = stream
         return stream.recv_queue
 
     def _check(self, content, transport):
@@ -262,7 +264,10 @@ class Client:
     async def _read(self, queue):
         digest, missing = hashlib.sha256(), self.settings["size"]
         while missing > 0:
-            block = await asyncio.wait_for(queue.get(), TIMEOUT)
+            try:
+                block = await asyncio.wait_for(queue.get(), TIMEOUT)
+            except asyncio.TimeoutError:
+                raise RuntimeError(f"{missing} of {self.settings['size']} bytes have not come") from None
             digest.update(block)
             missing -= len(block)
         return digest.hexdigest()
@@ -290,6 +295,8 @@ async def story(settings):
                 report[pair] = str(error)
             except IqError as error:
                 report[pair] = f"{error.condition}: {error.text}"
+            except Exception as error:
+                raise RuntimeError(f"{pair}, {marked}: {error!r}") from error
             finally:
                 receiving.cancel()
                 sending.cancel()
