@@ -387,8 +387,8 @@ class Session:
         self._check_finished()
 
     def refused(self, error: XtlsError) -> None:
-        """Says that the shown key is not the peer's, or must not be used."""
-        self._fail(error, "security-error")
+        """Says that the shown key is not the peer's, or must not be used. The peer is told why: only then can its user act."""
+        self._fail(error, "security-error", str(error))
 
     def write(self, data: bytes) -> None:
         """Sends bytes of the application."""
@@ -695,10 +695,10 @@ class Session:
         if data:
             self._act(Transmit(data))
 
-    def _fail(self, error: XtlsError, condition: str) -> None:
+    def _fail(self, error: XtlsError, condition: str, text: str | None = None) -> None:
         if self.state is State.CLOSED:
             return
-        self._act(Send("session-terminate", self._jingle("session-terminate", xml.write_reason(condition))))
+        self._act(Send("session-terminate", self._jingle("session-terminate", xml.write_reason(condition, text))))
         self._act(CloseTransport())
         self._end(error, Reason(condition))
 

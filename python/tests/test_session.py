@@ -286,7 +286,8 @@ class Keys(SessionCase):
             self.assertFalse(pair.has(name, Established))
             end = next(a for a in pair.seen[name] if isinstance(a, Send) and a.action == "session-terminate")
             reason = end.element.find(f"{{{xml.JINGLE}}}reason")
-            self.assertEqual([child.tag for child in reason], [f"{{{xml.JINGLE}}}security-error"])
+            told = [(child.tag, child.text) for child in reason]
+            self.assertEqual(told, [(f"{{{xml.JINGLE}}}security-error", None), (f"{{{xml.JINGLE}}}text", "not trusted")])
 
     def test_a_key_is_recognized_by_each_of_its_fingerprints(self):
         for number in range(3):
