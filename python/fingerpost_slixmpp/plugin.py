@@ -63,6 +63,8 @@ SETUP_TIMEOUT = 60
 ANSWER_TIMEOUT = 300
 CLOSE_TIMEOUT = 5
 SILENCE = 10
+ANNOUNCE = 60
+"""Seconds after which a listener tells the component again that it is there: the component may have forgotten it."""
 MAX_SESSIONS = 64
 MAX_SESSIONS_OF_PEER = 8
 BUFFER = 65536
@@ -502,6 +504,7 @@ class XtlsPlugin(BasePlugin):  # type: ignore[misc]
         match = MatchXPath(f"{{jabber:client}}iq/{{{xml.JINGLE}}}jingle")
         self.xmpp.register_handler(Callback("fingerpost_xtls", match, self._jingle))
         self.xmpp.add_event_handler("session_start", self._announce)
+        self.xmpp.add_event_handler("disconnected", self._fall_silent)
 
     def session_bind(self, jid: Any) -> None:
         for feature in FEATURES:
@@ -510,6 +513,8 @@ class XtlsPlugin(BasePlugin):  # type: ignore[misc]
     def plugin_end(self) -> None:
         self.xmpp.remove_handler("fingerpost_xtls")
         self.xmpp.del_event_handler("session_start", self._announce)
+        self.xmpp.del_event_handler("disconnected", self._fall_silent)
+        self._fall_silent()
 
     def background(self, work: asyncio.Future[Any]) -> None:
         self._background.add(work)
@@ -590,14 +595,19 @@ class XtlsPlugin(BasePlugin):  # type: ignore[misc]
         Returns when the component knows that this client can be reached.
         """
         self._listener = _Listener(callback, refused)
-        self._announce({})
+        self._announce()
         if self.broker:
             # The component answers in the order of the stanzas: it has the presence when it has answered this.
             await self.xmpp.plugin["xep_0030"].get_info(self.broker, timeout=SETUP_TIMEOUT)
 
-    def _announce(self, _: Any) -> None:
+    def _announce(self, _: Any = None) -> None:
         if self._listener is not None and self.broker:
             self.xmpp.send_presence(pto=self.broker)
+            self._fall_silent()
+            self.xmpp.schedule(self.name, ANNOUNCE, self._announce)
+
+    def _fall_silent(self, _: Any = None) -> None:
+        self.xmpp.cancel_schedule(self.name)
 
     def _jingle(self, iq: Any) -> None:
         if iq["type"] != "set":

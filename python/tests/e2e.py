@@ -225,6 +225,22 @@ class Stories:
             await reader.read()
         self.assertEqual(list((self.directory / "in").iterdir()), [])
 
+    async def test_a_listener_announces_itself_again(self):
+        """The component does not store the presence of every user: it may have restarted."""
+        client, plugin = await self.client()
+        presences = asyncio.Queue()
+
+        def sent(stanza):
+            if stanza.name == "presence" and stanza["to"] == COMPONENT:
+                presences.put_nowait(stanza["type"])
+            return stanza
+
+        client.add_filter("out", sent)
+        with mock.patch("fingerpost_slixmpp.plugin.ANNOUNCE", 0.01):
+            await self.receiver(plugin)
+            for _ in range(3):
+                self.assertEqual(await asyncio.wait_for(presences.get(), LIMIT), "available")
+
     # --- raw streams
 
     async def test_raw_streams_between_two_plugins(self):
@@ -317,7 +333,8 @@ class Stories:
                 with self.assertRaisesRegex(KeyRefused, "not one of those remembered"):
                     await asyncio.wait_for(outcome, LIMIT)
                 status, output = await sender.end()
-                self.assertNotEqual(status, 0, output)
+                self.assertEqual(status, 5, output)
+                self.assertIn("shows a key that is not one of those remembered", output)
                 self.assertEqual(list((self.directory / "in").iterdir()), [])
 
     async def test_xtls_refuses_a_key_that_it_does_not_expect(self):
