@@ -106,8 +106,8 @@ guide-test: ## Run the commands of docs/MIGRATION.md on Debian's stock Prosody a
 	cargo build --locked --workspace --bins --test programs
 	deploy/ci/guide-test.sh target/debug $(VENV)
 
-python-test: ## Test the slixmpp plugin in python/, with xtls on the other side and real servers between
-	@deploy/ci/install-peers.sh cc openssl prosody ejabberd python
+python-test: ## Test the slixmpp plugin in python/ and the bot in examples/bot, with xtls on the other side and real servers between
+	@deploy/ci/install-peers.sh cc openssl prosody ejabberd python systemd
 	@deploy/ci/install-python.sh $(VENV)
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --test programs

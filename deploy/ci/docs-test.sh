@@ -6,7 +6,7 @@ programs=$(realpath "$1")
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-python3 deploy/ci/doc_blocks.py check README.md CONTRIBUTING.md docs/*.md
+python3 deploy/ci/doc_blocks.py check README.md CONTRIBUTING.md docs/*.md examples/bot/README.md
 python3 deploy/ci/doc_blocks.py scripts "$work/blocks" README.md CONTRIBUTING.md docs/*.md
 count=0
 for script in "$work"/blocks/*.here; do

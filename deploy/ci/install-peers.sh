@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian the missing dependencies of the demo and the tests:
 #   install-peers.sh [cc] [chromium] [debhelper] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
-#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan] [clients] [xep]
+#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan] [clients] [xep] [systemd]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -48,6 +48,7 @@ for what in "$@"; do
             command -v dbus-run-session >/dev/null || missing+=(dbus) ;;
         xep) command -v xmllint >/dev/null || missing+=(libxml2-utils)
             command -v xsltproc >/dev/null || missing+=(xsltproc) ;;
+        systemd) command -v systemd-analyze >/dev/null || missing+=(systemd) ;;
         *) echo "install-peers.sh: unknown: $what" >&2; exit 2 ;;
     esac
 done

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests the slixmpp plugin, first alone and then with `fingerpost` and `xtls` on Prosody and ejabberd: python-test.sh PYTHON PROGRAMS
+# Tests the slixmpp plugin, first alone, then with `fingerpost` and `xtls` on Prosody and ejabberd, then the bot of examples/bot:
+#   python-test.sh PYTHON PROGRAMS
 set -euo pipefail
 python=$(realpath -s "$1")
 FINGERPOST_PROGRAMS=$(realpath "$2")
@@ -17,4 +18,5 @@ status=0
 timeout 600 "$python" tests/e2e.py Prosody || status=$?
 wait $other || status=$?
 cat "$log"
+timeout 600 "$python" tests/e2e_bot.py || status=$?
 exit $status
