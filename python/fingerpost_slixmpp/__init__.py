@@ -1,11 +1,12 @@
 """End-to-end TLS over Jingle for slixmpp, with a registry of fingerprints.
 
 Written from docs/xep/e2e-tls.xml and docs/xep/key-registry.xml. Methods: `x509`. CPython's `ssl` has no exporters, so `srp` and the short
-authentication string are not possible with it.
+authentication string are not possible with it. The protocol is `fingerpost_core`, which needs no
+slixmpp.
 """
 
-from .elements import APPS_TLS, FILE_TRANSFER, File, Hint, Print
-from .errors import (
+from fingerpost_core.elements import APPS_TLS, FILE_TRANSFER, File, Hint, Print
+from fingerpost_core.errors import (
     HandshakeFailed,
     KeyRefused,
     MalformedJingle,
@@ -18,12 +19,14 @@ from .errors import (
     Truncated,
     XtlsError,
 )
+from fingerpost_core.identity import Identity
+from fingerpost_core.registry import Key
+from fingerpost_core.trust import FileTrust, MemoryTrust, TrustStore, Verdict
+
 from .files import Received
-from .identity import Identity
 from .plugin import Incoming, XtlsPlugin
-from .registry import Key, Registry
+from .registry import Registry
 from .stream import SessionInfo, XtlsWriter
-from .trust import FileTrust, MemoryTrust, TrustStore, Verdict
 
 __all__ = [
     "APPS_TLS", "FILE_TRANSFER", "File", "FileTrust", "HandshakeFailed", "Hint", "Identity", "Incoming", "Key", "KeyRefused",

@@ -17,10 +17,10 @@ from slixmpp.plugins import BasePlugin, register_plugin
 from slixmpp.xmlstream.handler import Callback
 from slixmpp.xmlstream.matcher import MatchXPath
 
-from . import elements as xml
-from . import files
-from .elements import File, Print
-from .errors import (
+from fingerpost_core import elements as xml
+from fingerpost_core.addresses import proxied
+from fingerpost_core.elements import File, Print
+from fingerpost_core.errors import (
     KeyRefused,
     MalformedJingle,
     OfferError,
@@ -31,9 +31,9 @@ from .errors import (
     Truncated,
     XtlsError,
 )
-from .identity import Identity
-from .registry import Registry, judge_keys, request
-from .session import (
+from fingerpost_core.identity import Identity
+from fingerpost_core.registry import judge_keys
+from fingerpost_core.session import (
     AwaitReason,
     CloseTransport,
     ConnectSocks5,
@@ -50,9 +50,12 @@ from .session import (
     UseSocket,
     Verify,
 )
+from fingerpost_core.trust import MemoryTrust, Trust, TrustStore, Verdict, decide, judge_hints
+
+from . import files
+from .registry import Registry, request
 from .stream import SessionInfo, XtlsWriter
 from .transports import Carrier, IbbCarrier, SocketCarrier, first_of
-from .trust import MemoryTrust, Trust, TrustStore, Verdict, decide, judge_hints
 
 log = logging.getLogger(__name__)
 
@@ -68,26 +71,6 @@ ANNOUNCE = 60
 MAX_SESSIONS = 64
 MAX_SESSIONS_OF_PEER = 8
 BUFFER = 65536
-
-_ESCAPES = {" ": "20", '"': "22", "&": "26", "'": "27", "/": "2f", ":": "3a", "<": "3c", ">": "3e", "@": "40"}
-_CODES = {*_ESCAPES.values(), "5c"}
-
-
-def escape_node(text: str) -> str:
-    """Escapes a bare JID as the local part of an address (XEP-0106). A backslash is escaped only before a code of its own."""
-    made = []
-    for at, character in enumerate(text):
-        if character == "\\" and text[at + 1 : at + 3].lower() in _CODES:
-            made.append("\\5c")
-        else:
-            made.append("\\" + _ESCAPES[character] if character in _ESCAPES else character)
-    return "".join(made)
-
-
-def proxied(jid: str, broker: str) -> str:
-    """The address of `broker` that stands for a bare or full JID."""
-    bare, slash, resource = str(jid).partition("/")
-    return f"{escape_node(bare)}@{broker}{slash}{resource}"
 
 
 class Connection:

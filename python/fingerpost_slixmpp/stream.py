@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .elements import File, Print
-from .trust import Verdict
+from fingerpost_core.elements import File, Print
+from fingerpost_core.trust import Verdict
 
 if TYPE_CHECKING:
     from .plugin import Connection

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .elements import Candidate
-from .errors import TransportFailed
+from fingerpost_core.elements import Candidate
+from fingerpost_core.errors import TransportFailed
 
 CONNECT_TIMEOUT = 10
 WINDOW = 8

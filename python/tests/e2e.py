@@ -20,11 +20,11 @@ from fingerpost_slixmpp import (
     FileTrust, Identity, KeyRefused, MalformedJingle, MemoryTrust, OfferError, PeerRefused, Print, SessionEnded, TimedOut,
     TransferFailed, TransportFailed, Verdict, XtlsError,
 )  # fmt: skip
-from fingerpost_slixmpp import elements as xml
-from fingerpost_slixmpp.plugin import proxied
-from fingerpost_slixmpp.files import describe
+from fingerpost_core import elements as xml
+from fingerpost_core.addresses import proxied
+from fingerpost_core.files import describe
 from fingerpost_slixmpp.registry import request
-from fingerpost_slixmpp.session import Send
+from fingerpost_core.session import Send
 
 XTLS, PYTHON = f"xtls@{DOMAIN}", f"python@{DOMAIN}"
 SIZE = 700_001

@@ -1,19 +1,21 @@
 """Names, fingerprints, verdicts and keys."""
 
 import stat
+import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
 from xml.etree import ElementTree
 
-from fingerpost_slixmpp import elements as xml
-from fingerpost_slixmpp.elements import Hint, Print
-from fingerpost_slixmpp.errors import KeyRefused, OfferError
-from fingerpost_slixmpp.files import safe_name
-from fingerpost_slixmpp.identity import Identity, fingerprints
-from fingerpost_slixmpp.plugin import escape_node, proxied
-from fingerpost_slixmpp.registry import KEYS, Key, challenge_message, judge_keys, parse_keys
-from fingerpost_slixmpp.trust import FileTrust, Verdict, decide, judge_hints
+from fingerpost_core import elements as xml
+from fingerpost_core.elements import Hint, Print
+from fingerpost_core.errors import KeyRefused, OfferError
+from fingerpost_core.files import safe_name
+from fingerpost_core.identity import Identity, fingerprints
+from fingerpost_core.addresses import escape_node, proxied, unescape_node
+from fingerpost_core.registry import KEYS, Key, challenge_message, judge_keys, parse_keys
+from fingerpost_core.trust import FileTrust, Verdict, decide, judge_hints
 
 SHA1, SHA256, SPKI = Print(b"a" * 20, "sha-1"), Print(b"b" * 32, "sha-256"), Print(b"c" * 32, "spki-sha-256")
 SHOWN = (SHA1, SHA256, SPKI)
@@ -163,11 +165,24 @@ class Own(unittest.TestCase):
         self.assertEqual(challenge_message("xtls.shakespeare.lit", "romeo@montague.lit", bytes(32)), want)
 
 
+class Packages(unittest.TestCase):
+    def test_the_protocol_needs_no_slixmpp(self):
+        source = Path(__file__).parents[1]
+        names = ", ".join(path.stem for path in (source / "fingerpost_core").glob("[a-z]*.py"))
+        code = f"import sys; sys.modules['slixmpp'] = None; from fingerpost_core import {names}"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=source)
+
+
 class Names(unittest.TestCase):
     def test_addresses(self):
         self.assertEqual(proxied("romeo@montague.lit/orchard", "xtls.x"), r"romeo\40montague.lit@xtls.x/orchard")
         self.assertEqual(escape_node(r"c:\net@x"), r"c\3a\net\40x")
         self.assertEqual(escape_node(r"a\5cb@x"), r"a\5c5cb\40x")
+
+    def test_addresses_are_read_back(self):
+        for jid in ("romeo@montague.lit", r"c:\net@x", r"a\5cb@x", r"a\20b@x", "d'artagnan@x", r"\\40@x"):
+            self.assertEqual(unescape_node(escape_node(jid)), jid)
+        self.assertEqual(unescape_node(r"a\41b"), r"a\41b")
 
     def test_names_of_files(self):
         for given, safe in (

@@ -6,13 +6,13 @@ import unittest
 from pathlib import Path
 from xml.etree import ElementTree
 
-from fingerpost_slixmpp import elements as xml
-from fingerpost_slixmpp.elements import File, IbbTransport
-from fingerpost_slixmpp.errors import (
+from fingerpost_core import elements as xml
+from fingerpost_core.elements import File, IbbTransport
+from fingerpost_core.errors import (
     HandshakeFailed, KeyRefused, MalformedJingle, OfferError, PeerRefused, SessionEnded, TransportFailed, Truncated, XtlsError,
 )  # fmt: skip
-from fingerpost_slixmpp.identity import Identity, fingerprints
-from fingerpost_slixmpp.session import (
+from fingerpost_core.identity import Identity, fingerprints
+from fingerpost_core.session import (
     AwaitReason, ConnectSocks5, Deliver, Ended, Established, ExpectIbb, OpenIbb, PeerFinished, Send, Session, State, Transmit,
     UseSocket, Verify,
 )  # fmt: skip
@@ -184,7 +184,7 @@ class Streams(SessionCase):
         pair = self.pair().run()
         self.assertTrue(pair.has("bob", ExpectIbb))
         pair.bob.ibb_opened()
-        from fingerpost_slixmpp.tls import TlsStream
+        from fingerpost_core.tls import TlsStream
 
         client = TlsStream(False, self.alice.path, [self.bob.fingerprint])
         client.start()
@@ -493,7 +493,7 @@ class BadInput(SessionCase):
     def test_a_mangled_handshake_never_raises_anything_else(self):
         pair = self.pair().run()
         pair.bob.accept()
-        from fingerpost_slixmpp.tls import TlsStream
+        from fingerpost_core.tls import TlsStream
 
         client = TlsStream(False, self.alice.path, [self.bob.fingerprint])
         client.start()
