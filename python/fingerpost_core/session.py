@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from xml.etree.ElementTree import Element
 
 from . import elements as xml
+from . import sas, tls
 from .elements import Candidate, File, Hint, IbbTransport, Offer, Print, Reason, S5bTransport, Transport
 from .errors import (
     HandshakeFailed,
@@ -158,7 +159,10 @@ class Socks5:
 
 
 class Session:
-    """One side of one session. `me` and `peer` are the full addresses that the stanzas have."""
+    """One side of one session. `me` and `peer` are the full addresses that the stanzas have.
+
+    `library` is what does TLS, one of `tls`; without it, the best one that is installed.
+    """
 
     def __init__(
         self,
@@ -170,6 +174,7 @@ class Session:
         *,
         initiator: bool,
         transports: Sequence[str] = ("s5b", "ibb"),
+        library: type[TlsStream] | None = None,
     ):
         self.me, self.peer, self.peer_jid, self.sid = me, peer, peer_jid, sid
         self.initiator = initiator
@@ -182,6 +187,7 @@ class Session:
         self.reason: Reason | None = None
         self._identity = identity
         self._transports = tuple(transports)
+        self._library = library or tls.best()
         self._content = "xtls"
         self._creator = "initiator"
         self._tls: TlsStream | None = None
@@ -217,7 +223,7 @@ class Session:
 
     @classmethod
     def answer(cls, me: str, peer: str, peer_jid: str, jingle: Element, identity: Identity, hints: bool = True,
-               transports: Sequence[str] = ("s5b", "ibb")) -> Session:  # fmt: skip
+               transports: Sequence[str] = ("s5b", "ibb"), library: type[TlsStream] | None = None) -> Session:  # fmt: skip
         """Makes the responder's side of a session-initiate.
 
         Raises `MalformedJingle` if a stanza error answers it, and `OfferError` if a session-terminate does.
@@ -229,7 +235,7 @@ class Session:
         content = found[0]
         if content.creator != "initiator":
             raise MalformedJingle("the content of a session-initiate has another creator")
-        session = cls(me, peer, peer_jid, sid, identity, initiator=False, transports=transports)
+        session = cls(me, peer, peer_jid, sid, identity, initiator=False, transports=transports, library=library)
         session._content, session._creator = content.name, content.creator
         if content.description is None or content.application not in (xml.APPS_TLS, xml.FILE_TRANSFER):
             raise OfferError(f"the application {content.application} is not known", "unsupported-applications")
@@ -433,6 +439,19 @@ class Session:
     @property
     def tls_version(self) -> str | None:
         return None if self._tls is None else self._tls.version
+
+    @property
+    def initiator_jid(self) -> str:
+        """The bare JID of the user who has started the session. Users compare it together with the digits."""
+        return self.me.partition("/")[0] if self.initiator else self.peer_jid
+
+    def sas_material(self) -> bytes | None:
+        """What `sas.digits` makes the digits of, from the action `Verify` on. None if the library has no exporters."""
+        if self._tls is None or not self._tls.established:
+            return None
+        mine = self.me.partition("/")[0]
+        users = (mine, self.peer_jid) if self.initiator else (self.peer_jid, mine)
+        return self._tls.export(sas.LABEL, sas.context(*users), sas.LENGTH)
 
     def _act(self, action: Action) -> None:
         self._actions.append(action)
@@ -645,7 +664,7 @@ class Session:
         method = self.offer.method("x509") if self.offer else None
         assert method is not None
         self.state = State.HANDSHAKE
-        self._tls = TlsStream(not self.initiator, self._identity.path, method.prints)
+        self._tls = self._library(not self.initiator, self._identity.path, method.prints)
         early = bytes(self._early)
         self._early.clear()
         if self.initiator:

@@ -60,6 +60,18 @@ def all_bad(hints: Sequence[Hint], method: str) -> Verdict | None:
     return max(mine) if mine and min(mine) >= Verdict.SUPERSEDED else None
 
 
+def weigh(by_hints: Verdict | None, by_registry: Verdict | None, asked: bool) -> Verdict | None:
+    """The worse of two verdicts; None if nothing answered.
+
+    `by_hints` is None in a session without a broker. `by_registry` is None if the registry was not asked, or has not answered.
+    """
+    if by_registry is not None:
+        return max(by_hints or Verdict.MATCH, by_registry)
+    if by_hints is not None and (not asked or by_hints >= Verdict.SUPERSEDED):
+        return by_hints
+    return None
+
+
 class TrustStore(Protocol):
     """Remembers SHA-256 fingerprints of certificates, or of public keys, for each bare JID."""
 
@@ -84,6 +96,18 @@ class MemoryTrust:
 
     pin = remember
 
+    def peers(self) -> Sequence[tuple[str, Print]]:
+        """Every remembered key with its owner, in the order of the owners."""
+        return [(jid, fingerprint) for jid in sorted(self._keys) for fingerprint in self._keys[jid]]
+
+    def forget(self, jid: str, fingerprint: Print) -> None:
+        """Forgets a key. If it was the only one, the next key of this peer is a first key."""
+        keys = [known for known in self._keys.get(jid, []) if known != fingerprint]
+        if keys:
+            self._keys[jid] = keys
+        else:
+            self._keys.pop(jid, None)
+
 
 class FileTrust(MemoryTrust):
     """Keeps the fingerprints in a JSON file. An unreadable file is an error, never an empty store."""
@@ -100,6 +124,13 @@ class FileTrust(MemoryTrust):
 
     def remember(self, jid: str, fingerprint: Print) -> None:
         super().remember(jid, fingerprint)
+        self._store()
+
+    def forget(self, jid: str, fingerprint: Print) -> None:
+        super().forget(jid, fingerprint)
+        self._store()
+
+    def _store(self) -> None:
         text = json.dumps({jid: [str(p) for p in keys] for jid, keys in self._keys.items()}, indent=1)
         new = self._path.with_name(self._path.name + ".new")
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -1,7 +1,6 @@
 """End-to-end TLS over Jingle for slixmpp, with a registry of fingerprints.
 
-Written from docs/xep/e2e-tls.xml and docs/xep/key-registry.xml. Methods: `x509`. CPython's `ssl` has no exporters, so `srp` and the short
-authentication string are not possible with it. The protocol is `fingerpost_core`, which needs no
+Written from docs/xep/e2e-tls.xml and docs/xep/key-registry.xml. Methods: `x509`. The protocol is `fingerpost_core`, which needs no
 slixmpp.
 """
 
@@ -26,10 +25,10 @@ from fingerpost_core.trust import FileTrust, MemoryTrust, TrustStore, Verdict
 from .files import Received
 from .plugin import Incoming, XtlsPlugin
 from .registry import Registry
-from .stream import SessionInfo, XtlsWriter
+from .stream import FirstKey, SessionInfo, XtlsWriter
 
 __all__ = [
-    "APPS_TLS", "FILE_TRANSFER", "File", "FileTrust", "HandshakeFailed", "Hint", "Identity", "Incoming", "Key", "KeyRefused",
+    "APPS_TLS", "FILE_TRANSFER", "File", "FileTrust", "FirstKey", "HandshakeFailed", "Hint", "Identity", "Incoming", "Key", "KeyRefused",
     "MalformedJingle", "MemoryTrust", "OfferError", "PeerRefused", "Print", "Received", "Registry", "SessionEnded",
     "SessionInfo", "TimedOut", "TransferFailed", "TransportFailed", "Truncated", "TrustStore", "Verdict", "XtlsError",
     "XtlsPlugin", "XtlsWriter",

@@ -18,6 +18,7 @@ from slixmpp.xmlstream.handler import Callback
 from slixmpp.xmlstream.matcher import MatchXPath
 
 from fingerpost_core import elements as xml
+from fingerpost_core import sas, tls
 from fingerpost_core.addresses import proxied
 from fingerpost_core.elements import File, Print
 from fingerpost_core.errors import (
@@ -50,11 +51,12 @@ from fingerpost_core.session import (
     UseSocket,
     Verify,
 )
-from fingerpost_core.trust import MemoryTrust, Trust, TrustStore, Verdict, decide, judge_hints
+from fingerpost_core.tls import TlsStream
+from fingerpost_core.trust import MemoryTrust, Trust, TrustStore, decide, judge_hints, weigh
 
 from . import files
 from .registry import Registry, request
-from .stream import SessionInfo, XtlsWriter
+from .stream import FirstKey, SessionInfo, XtlsWriter
 from .transports import Carrier, IbbCarrier, SocketCarrier, first_of
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ FEATURES = (
 )  # fmt: skip
 SETUP_TIMEOUT = 60
 ANSWER_TIMEOUT = 300
+CONFIRM_TIMEOUT = 300
 CLOSE_TIMEOUT = 5
 SILENCE = 10
 ANNOUNCE = 60
@@ -85,6 +88,7 @@ class Connection:
         self.established: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.accepted = asyncio.Event()
+        self.secured = asyncio.Event()
         for future in (self.established, self.ended):
             future.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._expect = expect
@@ -138,6 +142,7 @@ class Connection:
                 # Nobody reads yet: the peer waits until its key is accepted.
                 if self._carrier is not None:
                     self._carrier.pause()
+                self.secured.set()
                 self._spawn(self._verify(action))
             case Established():
                 self._established()
@@ -263,23 +268,22 @@ class Connection:
 
     async def _verify(self, action: Verify) -> None:
         session = self.session
-        verdict: Verdict | None = judge_hints(action.hints, "x509", action.prints) if self.brokered else Verdict.MATCH
-        registry = self.plugin.registry
+        registry, asked = self.plugin.registry, None
         if registry is not None:
             try:
                 asked = judge_keys(await registry.keys(session.peer_jid), "x509", action.prints)
-                verdict = max(verdict or Verdict.MATCH, asked)
             except (PeerRefused, MalformedJingle) as error:
                 log.warning("session %s: %s", session.sid, error)
-                verdict = verdict if verdict is not None and verdict >= Verdict.SUPERSEDED else None
-        else:
-            verdict = verdict if self.brokered else None
+        hints = judge_hints(action.hints, "x509", action.prints) if self.brokered else None
+        verdict = weigh(hints, asked, registry is not None)
         store = self.plugin.trust
         known = self._expect if self._expect is not None else store.known(session.peer_jid)
         try:
             self._trust = decide(
                 session.peer_jid, action.prints, verdict, known, self.plugin.first_use, self.brokered, not session.initiator
             )
+            if not self._trust.known:
+                await self._confirm(action, self._trust)
         except KeyRefused as error:
             session.refused(error)
         else:
@@ -287,6 +291,25 @@ class Connection:
                 store.remember(session.peer_jid, action.prints[1])
             session.verified()
         self.run()
+
+    async def _confirm(self, action: Verify, trust: Trust) -> None:
+        """Asks the application about a first key. Raises `KeyRefused`."""
+        confirm, session = self.plugin.confirm, self.session
+        if confirm is None:
+            return
+        digits = await self.short_authentication_string()
+        first = FirstKey(session.peer_jid, action.prints[1], trust.verdict, trust.warning, digits, session.initiator_jid)
+        try:
+            async with asyncio.timeout(CONFIRM_TIMEOUT):
+                accepted = await confirm(first)
+        except TimeoutError:
+            accepted = False
+        if not accepted:
+            raise KeyRefused(f"the first key of {session.peer_jid} was not confirmed: {action.prints[1]}")
+
+    async def short_authentication_string(self) -> str | None:
+        material = self.session.sas_material()
+        return None if material is None else await asyncio.to_thread(sas.digits, material)
 
     def _established(self) -> None:
         session, trust = self.session, self._trust
@@ -305,12 +328,14 @@ class Connection:
             not trust.known,
             session.tls_version,
             session.file,
+            session.initiator_jid,
         )
         if not self.established.done():
             self.established.set_result(None)
 
     def _ended(self, error: XtlsError | None) -> None:
         self.accepted.set()
+        self.secured.set()
         failure = error or SessionEnded("success")
         if not self.established.done():
             self.established.set_exception(failure)
@@ -389,8 +414,10 @@ class Connection:
     async def set_up(self, timeout: float) -> tuple[asyncio.StreamReader, XtlsWriter, SessionInfo]:
         """Waits for the open stream."""
         try:
+            # The decision about the key has limits of its own, because it may wait for a person.
             async with asyncio.timeout(timeout):
-                await asyncio.shield(self.established)
+                await self.secured.wait()
+            await asyncio.shield(self.established)
         except TimeoutError:
             self.terminate("timeout", error=TimedOut(f"the stream was not secured within {timeout:g} seconds"))
             raise TimedOut(f"the stream was not secured within {timeout:g} seconds") from None
@@ -455,7 +482,9 @@ class XtlsPlugin(BasePlugin):  # type: ignore[misc]
 
     Settings: `identity` (an `Identity`, REQUIRED), `broker` (the component; None for sessions without one), `trust` (a
     `TrustStore`), `first_use` (whether a first key is accepted and remembered), `accept_direct` (whether to take sessions
-    that do not come through the broker), `transports` (`s5b`, `ibb` in the order of preference).
+    that do not come through the broker), `transports` (`s5b`, `ibb` in the order of preference), `tls` (the library: `ssl`,
+    `pyopenssl`, or None for the better one that is installed), `confirm` (an async function that gets the `FirstKey` of a peer
+    before it is remembered, and says whether to accept it).
     """
 
     name = "fingerpost_xtls"
@@ -468,6 +497,8 @@ class XtlsPlugin(BasePlugin):  # type: ignore[misc]
         "first_use": True,
         "accept_direct": False,
         "transports": ("s5b", "ibb"),
+        "tls": None,
+        "confirm": None,
     }
 
     identity: Identity
@@ -476,10 +507,14 @@ class XtlsPlugin(BasePlugin):  # type: ignore[misc]
     first_use: bool
     accept_direct: bool
     transports: tuple[str, ...]
+    tls: str | None
+    confirm: Callable[[FirstKey], Awaitable[bool]] | None
 
     def plugin_init(self) -> None:
         if self.trust is None:
             self.trust = MemoryTrust()
+        libraries = {None: tls.best, "ssl": tls.stdlib, "pyopenssl": tls.openssl}
+        self._library: type[TlsStream] = libraries[self.tls]()
         self._sessions: dict[tuple[str, str], Connection] = {}
         self._listener: _Listener | None = None
         self._background: set[asyncio.Future[Any]] = set()
@@ -544,7 +579,7 @@ class XtlsPlugin(BasePlugin):  # type: ignore[misc]
         transports = (transport,) if transport else tuple(self.transports)
         session = Session(
             self.xmpp.boundjid.full, address, target.bare, secrets.token_hex(16), self.identity,
-            initiator=True, transports=transports,
+            initiator=True, transports=transports, library=self._library,
         )  # fmt: skip
         connection = Connection(self, session, brokered, expect)
         self._sessions[address, session.sid] = connection
@@ -642,7 +677,7 @@ class XtlsPlugin(BasePlugin):  # type: ignore[misc]
             raise MalformedJingle("too many sessions", "resource-constraint")
         try:
             session = Session.answer(
-                iq["to"].full, sender.full, peer_jid, jingle, self.identity, brokered, self.transports
+                iq["to"].full, sender.full, peer_jid, jingle, self.identity, brokered, self.transports, self._library
             )
         except MalformedJingle as error:
             if listener.refused:

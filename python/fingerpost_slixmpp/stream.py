@@ -36,6 +36,24 @@ class SessionInfo:
     """Whether no key of this peer was remembered before."""
     tls_version: str | None
     file: File | None
+    initiator: str
+    """The bare JID of the user who has started the session."""
+
+
+@dataclass(frozen=True)
+class FirstKey:
+    """The first key of a peer, before it is remembered."""
+
+    peer: str
+    """The peer's bare JID."""
+    fingerprint: Print
+    """SHA-256 of its certificate."""
+    verdict: Verdict
+    warning: str | None
+    digits: str | None
+    """The short authentication string; None if the TLS library has no exporters."""
+    initiator: str
+    """The bare JID of the user who has started the session: users compare it, too."""
 
 
 class XtlsWriter:
@@ -71,6 +89,10 @@ class XtlsWriter:
     async def wait_closed(self) -> None:
         """Waits until both directions and the session have ended. Raises the exception of a session that failed."""
         await self._connection.wait_closed()
+
+    async def short_authentication_string(self) -> str | None:
+        """The twelve digits that both users see if nobody is between them; None if the TLS library has no exporters."""
+        return await self._connection.short_authentication_string()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return getattr(self._connection.info, name, default) if self._connection.info else default

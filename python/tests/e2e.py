@@ -21,6 +21,7 @@ from fingerpost_slixmpp import (
     TransferFailed, TransportFailed, Verdict, XtlsError,
 )  # fmt: skip
 from fingerpost_core import elements as xml
+from fingerpost_core import tls
 from fingerpost_core.addresses import proxied
 from fingerpost_core.files import describe
 from fingerpost_slixmpp.registry import request
@@ -116,7 +117,7 @@ class Stories:
 
     async def test_python_sends_a_file(self):
         _, plugin = await self.client()
-        for transport in ("s5b", "ibb"):
+        for transport, plugin._library in (("s5b", tls.openssl()), ("ibb", tls.stdlib())):
             with self.subTest(transport=transport):
                 directory = self.directory / "in" / transport
                 listener = await self.start("listen", "--once", "--out", directory, "--transport", transport)
@@ -130,7 +131,7 @@ class Stories:
 
     async def test_python_receives_a_file(self):
         _, plugin = await self.client()
-        for transport in ("s5b", "ibb"):
+        for transport, plugin._library in (("s5b", tls.stdlib()), ("ibb", tls.openssl())):
             with self.subTest(transport=transport):
                 outcome = await self.receiver(plugin)
                 plugin.transports = (transport,)
@@ -139,6 +140,52 @@ class Stories:
                 status, output = await sender.end()
                 self.assertEqual(status, 0, output)
                 self.same(received.path)
+
+    async def test_both_users_see_the_same_digits(self):
+        seen = []
+
+        async def confirm(first):
+            seen.append(first)
+            return True
+
+        trust = MemoryTrust()
+        _, plugin = await self.client(confirm=confirm, trust=trust)
+        listener = await self.start("listen", "--once", "--out", self.directory / "in")
+        await listener.event("listening")
+        await plugin.send_file(XTLS, self.file)
+        secured = await listener.event("secured")
+        await listener.end()
+        [first] = seen
+        self.assertEqual((first.peer, first.verdict, first.initiator), (XTLS, Verdict.MATCH, PYTHON))
+        self.assertRegex(first.digits, r"^\d{4} \d{4} \d{4}$")
+        self.assertEqual((secured["sas"], secured["initiator"]), (first.digits, PYTHON))
+
+        # The key is remembered now, and nobody is asked again, until it is forgotten.
+        for asked in (0, 1):
+            if asked:
+                trust.forget(XTLS, first.fingerprint)
+            self.world.forget_peers()
+            seen.clear()
+            outcome = await self.receiver(plugin)
+            sender = await self.start("send", PYTHON, self.file)
+            secured = await sender.event("secured")
+            await asyncio.wait_for(outcome, LIMIT)
+            self.assertEqual((await sender.end())[0], 0)
+            self.assertEqual([(key.digits, key.initiator) for key in seen], [(secured["sas"], XTLS)] * asked)
+
+    async def test_a_first_key_that_is_not_confirmed_gets_nothing(self):
+        async def decline(_):
+            return False
+
+        trust = MemoryTrust()
+        _, plugin = await self.client(confirm=decline, trust=trust)
+        listener = await self.start("listen", "--once", "--out", self.directory / "in")
+        await listener.event("listening")
+        with self.assertRaisesRegex(KeyRefused, "was not confirmed"):
+            await plugin.send_file(XTLS, self.file)
+        self.assertNotEqual((await listener.end())[0], 0)
+        self.assertEqual(list((self.directory / "in").iterdir()), [])
+        self.assertEqual(trust.known(XTLS), ())
 
     async def test_a_transport_that_fails_is_replaced(self):
         """The peer of each side has in-band bytestreams only; the other leg stays SOCKS5."""

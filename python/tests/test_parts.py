@@ -15,7 +15,7 @@ from fingerpost_core.files import safe_name
 from fingerpost_core.identity import Identity, fingerprints
 from fingerpost_core.addresses import escape_node, proxied, unescape_node
 from fingerpost_core.registry import KEYS, Key, challenge_message, judge_keys, parse_keys
-from fingerpost_core.trust import FileTrust, Verdict, decide, judge_hints
+from fingerpost_core.trust import FileTrust, Verdict, decide, judge_hints, weigh
 
 SHA1, SHA256, SPKI = Print(b"a" * 20, "sha-1"), Print(b"b" * 32, "sha-256"), Print(b"c" * 32, "spki-sha-256")
 SHOWN = (SHA1, SHA256, SPKI)
@@ -122,6 +122,18 @@ class Decisions(unittest.TestCase):
         self.assertEqual(judged(None, [SHA256], brokered=False, started_by_peer=True), "refused")
 
 
+    def test_the_worse_verdict_counts(self):
+        match, unknown, mismatch = Verdict.MATCH, Verdict.UNKNOWN, Verdict.MISMATCH
+        self.assertIs(weigh(match, mismatch, True), mismatch)
+        self.assertIs(weigh(mismatch, match, True), mismatch)
+        self.assertIs(weigh(None, unknown, True), unknown)
+        # The registry was asked, and has not answered: a good hint says nothing then.
+        self.assertIsNone(weigh(match, None, True))
+        self.assertIs(weigh(mismatch, None, True), mismatch)
+        self.assertIs(weigh(match, None, False), match)
+        self.assertIsNone(weigh(None, None, False))
+
+
 class Registered(unittest.TestCase):
     def judge(self, *keys):
         return judge_keys(keys, "x509", SHOWN)
@@ -160,6 +172,18 @@ class Own(unittest.TestCase):
             with self.assertRaises(ValueError):
                 FileTrust(path)
 
+    def test_keys_are_forgotten_one_by_one(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "trust.json"
+            trust = FileTrust(path)
+            for jid, fingerprint in (("eve@example.org", SHA256), ("bob@example.org", SHA256), ("bob@example.org", OTHER)):
+                trust.remember(jid, fingerprint)
+            self.assertEqual(trust.peers(), [("bob@example.org", SHA256), ("bob@example.org", OTHER), ("eve@example.org", SHA256)])
+            trust.forget("bob@example.org", SHA256)
+            trust.forget("eve@example.org", SHA256)
+            trust.forget("nobody@example.org", SHA256)
+            self.assertEqual(FileTrust(path).peers(), [("bob@example.org", OTHER)])
+
     def test_the_challenge(self):
         want = b"fingerpost:prove:0\0xtls.shakespeare.lit\0romeo@montague.lit\0" + bytes(32)
         self.assertEqual(challenge_message("xtls.shakespeare.lit", "romeo@montague.lit", bytes(32)), want)
@@ -171,6 +195,11 @@ class Packages(unittest.TestCase):
         names = ", ".join(path.stem for path in (source / "fingerpost_core").glob("[a-z]*.py"))
         code = f"import sys; sys.modules['slixmpp'] = None; from fingerpost_core import {names}"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=source)
+
+    def test_pyopenssl_is_optional(self):
+        code = "import sys; sys.modules['OpenSSL'] = None; from fingerpost_core import tls; print(tls.best().name)"
+        found = subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        self.assertEqual(found.stdout, "ssl\n")
 
 
 class Names(unittest.TestCase):

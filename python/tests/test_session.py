@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from fingerpost_core import elements as xml
+from fingerpost_core import sas, tls
 from fingerpost_core.elements import File, IbbTransport
 from fingerpost_core.errors import (
     HandshakeFailed, KeyRefused, MalformedJingle, OfferError, PeerRefused, SessionEnded, TransportFailed, Truncated, XtlsError,
@@ -28,7 +29,8 @@ def copied(element):
 class Pair:
     """An initiator and a responder. `change(name, jingle)` may change requests on their way; None drops one."""
 
-    def __init__(self, alice, bob, *, transport="ibb", file=None, change=None, form=None, transports=("s5b", "ibb")):
+    def __init__(self, alice, bob, *, transport="ibb", file=None, change=None, form=None, transports=("s5b", "ibb"),
+                 libraries=(tls.best(), tls.best())):
         self.identities = {"alice": alice, "bob": bob}
         self.change = change or (lambda name, jingle: jingle)
         self.delivered = {"alice": b"", "bob": b""}
@@ -38,8 +40,10 @@ class Pair:
         self.trusts = {"alice": True, "bob": True}
         self.pipe_open = False
         ordered = tuple(sorted(transports, key=lambda t: t != transport))
-        self.alice = Session(ALICE, BOB, "bob@example.org", "sid1", alice, initiator=True, transports=ordered)
+        self.alice = Session(ALICE, BOB, "bob@example.org", "sid1", alice, initiator=True, transports=ordered,
+                             library=libraries[0])
         self.bob = None
+        self.library_of_bob = libraries[1]
         self.alice.initiate(file, "stream1", form)
 
     def run(self):
@@ -86,7 +90,8 @@ class Pair:
     def request(self, other, jingle, action, session):
         try:
             if other == "bob" and self.bob is None:
-                self.bob = Session.answer(BOB, ALICE, "alice@example.org", jingle, self.identities["bob"])
+                self.bob = Session.answer(BOB, ALICE, "alice@example.org", jingle, self.identities["bob"],
+                                          library=self.library_of_bob)
             else:
                 getattr(self, other).handle_jingle(jingle)
         except MalformedJingle as error:
@@ -105,6 +110,8 @@ class Pair:
 
 
 class SessionCase(unittest.TestCase):
+    libraries = (tls.best(), tls.best())
+
     @classmethod
     def setUpClass(cls):
         cls.directory = tempfile.TemporaryDirectory()
@@ -113,7 +120,7 @@ class SessionCase(unittest.TestCase):
         cls.alice, cls.bob, cls.eve = (Identity.generate(path / f"{name}.pem") for name in ("alice", "bob", "eve"))
 
     def pair(self, **options):
-        return Pair(self.alice, self.bob, **options)
+        return Pair(self.alice, self.bob, libraries=self.libraries, **options)
 
     def opened(self, **options):
         pair = self.pair(**options).run()
@@ -184,9 +191,7 @@ class Streams(SessionCase):
         pair = self.pair().run()
         self.assertTrue(pair.has("bob", ExpectIbb))
         pair.bob.ibb_opened()
-        from fingerpost_core.tls import TlsStream
-
-        client = TlsStream(False, self.alice.path, [self.bob.fingerprint])
+        client = self.libraries[0](False, self.alice.path, [self.bob.fingerprint])
         client.start()
         pair.bob.bytes_received(client.take())
         self.assertEqual(pair.bob.poll(), [])
@@ -322,6 +327,46 @@ class Keys(SessionCase):
         self.assertIsInstance(pair.ended("bob"), HandshakeFailed)
 
 
+class Digits(SessionCase):
+    def test_both_see_the_same_digits(self):
+        pair = self.opened()
+        exported = pair.alice.sas_material(), pair.bob.sas_material()
+        for library, material in zip(self.libraries, exported):
+            self.assertEqual(material is not None, library.exports)
+        if all(library.exports for library in self.libraries):
+            self.assertEqual(*exported)
+            self.assertEqual(len(exported[0]), 32)
+            self.assertNotEqual(exported[0], self.opened().alice.sas_material())
+        self.assertEqual(pair.alice.initiator_jid, "alice@example.org")
+        self.assertEqual(pair.bob.initiator_jid, "alice@example.org")
+
+    def test_there_are_no_digits_before_the_handshake(self):
+        pair = self.pair().run()
+        self.assertIsNone(pair.alice.sas_material())
+        self.assertIsNone(pair.bob.sas_material())
+
+    def test_the_digits_are_there_for_the_decision_about_the_key(self):
+        pair = self.pair()
+        seen = {}
+        carry_out = pair.carry_out
+
+        def look(name, session, action):
+            if isinstance(action, Verify):
+                seen[name] = session.sas_material()
+            carry_out(name, session, action)
+
+        pair.carry_out = look
+        pair.run()
+        pair.bob.accept()
+        pair.run()
+        self.assertEqual({name: material is not None for name, material in seen.items()},
+                         {"alice": self.libraries[0].exports, "bob": self.libraries[1].exports})  # fmt: skip
+
+    def test_the_example_of_the_specification(self):
+        self.assertEqual(sas.digits(bytes(range(32))), "2721 9246 3428")
+        self.assertEqual(sas.context("a@x.org", "b@x.org"), b"a@x.org\0b@x.org")
+
+
 class Socks5(SessionCase):
     def candidates(self, name, jingle):
         if jingle.get("action") in ("session-initiate", "session-accept"):
@@ -405,11 +450,12 @@ class Files(SessionCase):
 class BadInput(SessionCase):
     def initiate(self, change):
         """A session-initiate for Bob, changed by `change`."""
-        session = Session(ALICE, BOB, "bob@example.org", "sid1", self.alice, initiator=True, transports=("ibb",))
+        session = Session(ALICE, BOB, "bob@example.org", "sid1", self.alice, initiator=True, transports=("ibb",),
+                          library=self.libraries[0])
         session.initiate()
         jingle = copied(session.poll()[0].element)
         change(jingle)
-        return Session.answer(BOB, ALICE, "alice@example.org", jingle, self.bob)
+        return Session.answer(BOB, ALICE, "alice@example.org", jingle, self.bob, library=self.libraries[1])
 
     def test_malformed_requests_have_clear_errors(self):
         methods = f".//{{{xml.APPS_TLS}}}methods"
@@ -493,13 +539,11 @@ class BadInput(SessionCase):
     def test_a_mangled_handshake_never_raises_anything_else(self):
         pair = self.pair().run()
         pair.bob.accept()
-        from fingerpost_core.tls import TlsStream
-
-        client = TlsStream(False, self.alice.path, [self.bob.fingerprint])
+        client = self.libraries[0](False, self.alice.path, [self.bob.fingerprint])
         client.start()
         hello = client.take()
         for at in range(0, len(hello), 41):
-            server = TlsStream(True, self.bob.path, [self.alice.fingerprint])
+            server = self.libraries[1](True, self.bob.path, [self.alice.fingerprint])
             mangled = bytearray(hello)
             mangled[at] ^= 0xFF
             try:
@@ -507,6 +551,17 @@ class BadInput(SessionCase):
             except (HandshakeFailed, KeyRefused):
                 pass
             self.assertFalse(server.established)
+
+
+def load_tests(loader, _tests, _pattern):
+    """Each test with each library at either end."""
+    suite = unittest.TestSuite()
+    for mine, other in ((tls.stdlib(), tls.stdlib()), (tls.openssl(), tls.openssl()), (tls.stdlib(), tls.openssl()),
+                        (tls.openssl(), tls.stdlib())):  # fmt: skip
+        for case in (Streams, Keys, Digits, Socks5, Files, BadInput):
+            made = type(f"{case.__name__}_{mine.name}_{other.name}", (case,), {"libraries": (mine, other)})
+            suite.addTests(loader.loadTestsFromTestCase(made))
+    return suite
 
 
 if __name__ == "__main__":
