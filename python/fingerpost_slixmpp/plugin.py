@@ -277,13 +277,19 @@ class Connection:
         hints = judge_hints(action.hints, "x509", action.prints) if self.brokered else None
         verdict = weigh(hints, asked, registry is not None)
         store = self.plugin.trust
-        known = self._expect if self._expect is not None else store.known(session.peer_jid)
-        try:
-            self._trust = decide(
+
+        def decided() -> Trust:
+            known = self._expect if self._expect is not None else store.known(session.peer_jid)
+            return decide(
                 session.peer_jid, action.prints, verdict, known, self.plugin.first_use, self.brokered, not session.initiator
             )
+
+        try:
+            self._trust = decided()
             if not self._trust.known:
                 await self._confirm(action, self._trust)
+                # Meanwhile another session may have remembered another key.
+                decided()
         except KeyRefused as error:
             session.refused(error)
         else:
