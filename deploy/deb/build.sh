@@ -8,10 +8,6 @@ mkdir -p "$3"
 out=$(realpath "$3")
 cd "$(dirname "$0")/../.."
 
-version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-[ "$(dpkg-parsechangelog --file deploy/deb/changelog --show-field Version)" = "$version-1" ] ||
-    { echo "error: deploy/deb/changelog: expected an entry for $version-1" >&2; exit 1; }
-
 if [ "$profile" = debug ]; then
     cargo build --locked --workspace --bins --tests
 else
@@ -20,15 +16,7 @@ else
         cargo build --release --locked --bins --package fingerpost --package fingerpost-xtls --package xtask
 fi
 
-work=target/package
-rm -rf "$work"
-"target/$profile/xtask" package "$work/files"
-mkdir "$work/debian"
-cp deploy/deb/{control,rules,copyright,postinst,postrm} deploy/systemd/fingerpost.service "$work/debian/"
-cp deploy/deb/lintian-overrides "$work/debian/fingerpost.lintian-overrides"
-cp deploy/systemd/socket/fingerpost-socks5.socket "$work/debian/fingerpost.fingerpost-socks5.socket"
-sed "1s/($version-1)/($version-$revision)/" deploy/deb/changelog >"$work/debian/changelog"
-export PROGRAMS=$PWD/target/$profile FILES=$PWD/$work/files SOURCE=$PWD OUT=$out DEB_RULES_REQUIRES_ROOT=no
-cd "$work"
-rm -f "$out"/fingerpost_*.deb
-debian/rules binary
+files=target/package-files
+rm -rf "$files"
+"target/$profile/xtask" package "$files"
+deploy/deb/pack.sh "target/$profile" "$files" "$(dpkg --print-architecture)" "$revision" "$out"
