@@ -195,6 +195,33 @@ fn a_transfer_goes_on_over_a_new_leg_when_the_relay_is_reset() {
     world.arrived(sender, listener, "a broken relay");
 }
 
+/// While the sender is silent, its server restarts, and the receiver's machine joins another network. Nobody can negotiate a
+/// new leg, and the old one is not given up.
+#[test]
+fn a_transfer_outlives_its_server_when_the_network_changes_while_the_sender_is_silent() {
+    let mut world = World::start();
+    world.cut("drop");
+    world.slow_down();
+    let (mut sender, mut listener) = world.send_over(["always", "always"], &["-vv"]);
+    wait_for_bytes(&listener, 1 << 20, || world.logs(&sender, &listener));
+    let links = world.component.log().matches("link up").count();
+    sender.signal("STOP");
+    world.server.kill();
+    world.server.up();
+    world.component.wait_for_links(links + 1);
+    let joins = ["-n", world.network.name(), "addr", "add", "192.0.2.7/32", "dev", "lo"];
+    run("ip", &joins);
+    let doubts = || listener.log().contains("the stream lacks something else than before");
+    wait_for("the doubt", PATIENCE, || world.logs(&sender, &listener), doubts);
+    world.speed_up();
+    sender.signal("CONT");
+    assert_eq!(listener.wait(TRANSFER), 0, "{}", world.logs(&sender, &listener));
+    let files: Vec<_> = listener.files().iter().map(|file| sha256(file)).collect();
+    assert_eq!(files, [sha256(&world.alice.home().join("large.bin"))]);
+    // Without the server, the sender may not learn that everything has arrived.
+    sender.wait(PATIENCE);
+}
+
 /// Waits until a receiver has so many bytes more.
 fn wait_for_bytes(listener: &Listener, more: u64, logs: impl Fn() -> String) {
     let size = || listener.parts().iter().filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum();

@@ -281,7 +281,9 @@ impl Carriers {
             }
         }
         let need = state.machine.need();
-        shared.need.send_if_modified(|old| mem::replace(old, need) != need);
+        if shared.need.send_if_modified(|old| mem::replace(old, need) != need) {
+            tracing::debug!(?need, "the stream lacks something else than before");
+        }
         state.wake();
     }
 

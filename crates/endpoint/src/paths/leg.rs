@@ -462,6 +462,11 @@ impl Paths {
         self.shared.need.subscribe()
     }
 
+    /// Returns whether a path is left, even if it does not answer.
+    pub(crate) fn has_path(&self) -> bool {
+        self.shared.lock().machine.has_path()
+    }
+
     /// Returns the number of the relay's newest leg.
     pub(crate) fn leg(&self) -> u32 {
         self.shared.lock().machine.leg()

@@ -110,7 +110,7 @@ pub(crate) enum Need {
     Nothing,
     /// A leg of the relay, beside the direct connection that it is on.
     Relay,
-    /// Any path: it stands still.
+    /// Any path: it stands still, perhaps on a leg of the relay that may come to life again.
     Path,
 }
 
@@ -187,6 +187,8 @@ struct Path {
     heard: Option<Instant>,
     /// Until when something must have come, because this machine's addresses have changed.
     doubted: Option<Instant>,
+    /// Whether nothing had come by then. The relay may just be slow, and its leg stays until there is another one.
+    is_suspect: bool,
     /// When something was last sent here.
     quiet_since: Instant,
     round_trip: Option<Duration>,
@@ -223,6 +225,7 @@ impl Path {
             silent_since: None,
             heard: None,
             doubted: None,
+            is_suspect: false,
             quiet_since: now,
             round_trip: None,
         }
@@ -271,7 +274,7 @@ impl Path {
     /// Notes a sign of life; `owes` says whether bytes sent here are not acknowledged.
     fn lives(&mut self, owes: bool, now: Instant) {
         self.silent_since = owes.then_some(now);
-        self.doubted = None;
+        (self.doubted, self.is_suspect) = (None, false);
     }
 
     /// Returns when to ask for a sign of life.
@@ -346,9 +349,14 @@ impl Machine {
         self.leg
     }
 
-    /// Returns whether the relay has a leg.
+    /// Returns whether the relay has a leg that leads to the other end as far as we can see.
     pub(super) fn has_relay(&self) -> bool {
-        self.paths.iter().any(|path| !path.is_direct())
+        self.paths.iter().any(|path| !path.is_direct() && !path.is_suspect)
+    }
+
+    /// Returns whether a path is left, even if it does not answer.
+    pub(super) fn has_path(&self) -> bool {
+        !self.paths.is_empty()
     }
 
     /// Returns whether no path is left, and none is waited for.
@@ -360,7 +368,7 @@ impl Machine {
     pub(super) fn need(&self) -> Need {
         match self.has_relay() {
             true => Need::Nothing,
-            false if self.paths.is_empty() => Need::Path,
+            false if self.paths.iter().all(|path| path.is_suspect) => Need::Path,
             false => Need::Relay,
         }
     }
@@ -678,13 +686,17 @@ impl Machine {
         self.lose(number, true, now);
     }
 
-    /// Notes that this machine has left a network, or joined one. The paths with these numbers are lost. Each other one has
-    /// to show soon that it still leads to the other end, if the stream can go on without it.
+    /// Notes that this machine has left a network, or joined one. The paths with these numbers are lost, and each other one has
+    /// to show soon that it still leads to the other end, if the stream can go on without it. The relay's leg, if it is the
+    /// only path, stays in use while a new one is negotiated: perhaps that is impossible, and the other end just slow.
     pub(super) fn handle_network(&mut self, lost: &[u32], now: Instant) {
         for number in lost {
-            self.lose(*number, true, now);
+            if self.renews || self.paths.len() > 1 {
+                self.lose(*number, true, now);
+            }
         }
         if !self.renews && self.paths.len() < 2 {
+            // The address may come back with its cable.
             return;
         }
         let ping = self.fresh_ping();
@@ -815,8 +827,19 @@ impl Machine {
     pub(super) fn handle_deadline(&mut self, now: Instant) {
         self.incoming.handle_deadline(now);
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        while let Some(lost) = self.paths.iter().find(|path| is_due(path.lost_at())) {
-            self.lose(lost.number, true, now);
+        let overdue = |path: &&mut Path| is_due(path.lost_at());
+        let mut left = self.paths.len();
+        // A direct connection first: then the relay's leg may be the only path.
+        while let Some(path) =
+            self.paths.iter_mut().filter(overdue).max_by_key(|path| path.is_direct())
+        {
+            if path.is_direct() || left > 1 {
+                let number = path.number;
+                self.lose(number, true, now);
+                left -= 1;
+            } else {
+                (path.doubted, path.is_suspect) = (None, true);
+            }
         }
         if is_due(self.until) {
             self.give_up();

@@ -81,11 +81,12 @@ impl Renewer {
             if self.renew().await {
                 continue;
             }
-            if *need.borrow_and_update() == Need::Path {
+            let lacked = *need.borrow_and_update();
+            if !self.paths.has_path() {
                 return;
             }
-            // A direct connection carries the stream. When that is lost too, it is worth another try.
-            if need.wait_for(|need| *need != Need::Relay).await.is_err() {
+            // Another path carries the stream, or the old leg may come to life. When that is lost too, it is worth another try.
+            if need.wait_for(|need| *need != lacked || !self.paths.has_path()).await.is_err() {
                 return;
             }
         }

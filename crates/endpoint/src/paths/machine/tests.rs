@@ -198,7 +198,7 @@ impl World {
                 self.ends[end].give_up();
             }
         }
-        if self.ends[1].is_stranded() {
+        if self.ends[1].need() == Need::Path {
             let lost = self.ends[1].leg();
             self.ends[0].handle_told_loss(lost, self.now);
             self.check(0);
@@ -810,7 +810,7 @@ fn an_acknowledgement_waits_for_more_but_not_for_long() {
 }
 
 #[test]
-fn a_relay_that_is_silent_after_a_change_of_the_network_is_lost() {
+fn a_relay_that_is_silent_after_a_change_of_the_network_is_replaced_unless_it_answers() {
     let (mut machine, now) = sent();
     // Without another path, and without somebody who negotiates legs, it may as well stay.
     machine.handle_network(&[], now);
@@ -826,10 +826,40 @@ fn a_relay_that_is_silent_after_a_change_of_the_network_is_lost() {
     assert_ne!(machine.deadline(), Some(now + SILENCE));
     machine.handle_network(&[], now);
     machine.handle_deadline(now + SILENCE);
-    assert!(machine.is_stranded());
+    assert_eq!((machine.need(), machine.has_relay()), (Need::Path, false));
+    // Perhaps it is just slow, and nobody can negotiate another one.
+    machine.give_up();
+    assert!(!machine.is_over());
+    machine.receive(RELAY, &[23, 3, 3, 0, 0], now + RENEWAL).unwrap();
+    assert_eq!((machine.need(), machine.has_relay()), (Need::Nothing, true));
+    let events = std::iter::from_fn(|| machine.poll_event());
+    assert_eq!(events.collect::<Vec<_>>(), []);
+    // A new leg takes the place of one that still does not answer.
+    machine.renew();
+    machine.handle_network(&[], now);
+    machine.handle_deadline(now + SILENCE);
+    assert!(machine.install(LATER, now));
+    assert_eq!((machine.need(), machine.current()), (Need::Nothing, LATER));
+    assert_eq!(machine.poll_event(), Some(Event::Closed(RELAY)));
+    // A direct connection that does not answer either is lost before.
+    assert!(machine.install(1, now));
+    machine.handle_network(&[], now);
+    machine.handle_deadline(now + LONGEST_SILENCE);
+    assert_eq!((machine.need(), machine.current()), (Need::Path, LATER));
     // What had that address is lost at once.
     let (mut machine, now) = sent();
     machine.renew();
     machine.handle_network(&[RELAY], now);
     assert!(machine.is_stranded());
+}
+
+#[test]
+fn a_path_whose_address_is_gone_stays_if_the_stream_could_not_go_on_without_it() {
+    let (mut machine, now) = sent();
+    machine.handle_network(&[RELAY], now);
+    assert!(!machine.is_over() && machine.has_relay());
+    // Of two paths one is enough.
+    assert!(machine.install(1, now));
+    machine.handle_network(&[RELAY, 1], now);
+    assert!(!machine.is_over() && machine.has_path());
 }
