@@ -419,14 +419,17 @@ impl Machine {
         let same = |path: &&Path| path.is_direct() == is_direct(number);
         let older = self.paths.iter().find(same).map(|path| path.number);
         if is_direct(number) {
-            if let Some(older) = older {
-                self.lose(older, false, now);
-                if self.is_over() {
-                    return false;
-                }
-            }
             self.newest = number;
             path.ping = Some(self.fresh_ping());
+            if let Some(older) = older {
+                if self.paths.len() == 1 {
+                    // Without this one, the stream might be over.
+                    self.paths.push(path);
+                    self.lose(older, false, now);
+                    return true;
+                }
+                self.lose(older, false, now);
+            }
             // What the relay holds arrives there meanwhile. Bytes that are sent twice would hold up new ones here, where the
             // connection begins slowly.
             path.shared = self.paths.iter().map(|path| path.sent).max().unwrap_or_default();

@@ -863,3 +863,21 @@ fn a_path_whose_address_is_gone_stays_if_the_stream_could_not_go_on_without_it()
     machine.handle_network(&[RELAY, 1], now);
     assert!(!machine.is_over() && machine.has_path());
 }
+
+#[test]
+fn a_direct_connection_can_replace_one_that_is_the_only_path() {
+    let (mut machine, now) = sent();
+    assert!(machine.install(1, now));
+    machine.handle_loss(RELAY, now);
+    let mut out = Vec::new();
+    machine.transmit(1, now, &mut out);
+    assert!(machine.install(2, now));
+    assert_eq!((machine.current(), machine.is_over()), (2, false));
+    // Everything that was not acknowledged, from its first record on.
+    let mut wanted = Vec::new();
+    out.clear();
+    machine.transmit(2, now, &mut out);
+    Control::From(0).put(&mut wanted);
+    wanted.extend([23, 3, 3, 0, 2, 7, 7]);
+    assert!(out.ends_with(&wanted), "{out:?}");
+}
