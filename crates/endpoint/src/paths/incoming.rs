@@ -57,6 +57,11 @@ impl Run {
 }
 
 impl Incoming {
+    /// Returns whether the peer is verified.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
     /// Takes bytes that came on a path and begin at `offset`.
     pub(super) fn insert(&mut self, path: u32, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
         let stop = offset.checked_add(bytes.len() as u64).ok_or(Fault::Window { offset })?;

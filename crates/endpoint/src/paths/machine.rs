@@ -765,7 +765,8 @@ impl Machine {
         if let Some(lost) = path.lost.take() {
             Control::Lost(lost).put(out);
         }
-        if let Some(pong) = path.pong.take() {
+        // Before the peer is verified, nothing of the path layer comes between the records of TLS.
+        if let Some(pong) = path.pong.take_if(|_| incoming.is_open()) {
             Control::Pong(pong).put(out);
         }
         if let Some(ping) = path.ping.take() {

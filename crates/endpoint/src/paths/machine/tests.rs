@@ -881,3 +881,18 @@ fn a_direct_connection_can_replace_one_that_is_the_only_path() {
     wanted.extend([23, 3, 3, 0, 2, 7, 7]);
     assert!(out.ends_with(&wanted), "{out:?}");
 }
+
+#[test]
+fn a_ping_is_answered_once_the_peer_is_verified() {
+    let mut machine = Machine::new(Role::Chooses, Instant::now());
+    let now = Instant::now();
+    assert_eq!(told(&mut machine, &[Control::Ping(7)], now), None);
+    let mut out = Vec::new();
+    machine.transmit(RELAY, now, &mut out);
+    assert!(out.is_empty());
+    machine.open(now);
+    machine.transmit(RELAY, now, &mut out);
+    let mut wanted = Vec::new();
+    Control::Pong(7).put(&mut wanted);
+    assert!(out.starts_with(&wanted), "{out:?}");
+}
