@@ -208,9 +208,12 @@ impl Hub {
         is_between || self.lock().lost
     }
 
-    /// Returns this machine's network, as the connection to the server follows it.
+    /// Returns this machine's network from now on, as the connection to the server follows it.
     pub(crate) fn network(&self) -> Network {
-        self.keeper.as_ref().map_or_else(Network::fixed, |keeper| keeper.network.clone())
+        let mut network =
+            self.keeper.as_ref().map_or_else(Network::fixed, |keeper| keeper.network.clone());
+        network.forget_changes();
+        network
     }
 
     /// Returns the number of lost sessions with the server.
