@@ -366,7 +366,7 @@ impl Session {
                 // A stream with the path layer finds out by itself, and may outlive the component.
                 self.paths = stream.paths();
                 self.asks_for_session = is_in_band && self.paths.is_none();
-                if !is_in_band {
+                if !self.asks_for_session {
                     self.inbox.secured();
                 }
                 Ok((self, stream))
