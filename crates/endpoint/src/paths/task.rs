@@ -167,10 +167,9 @@ impl Finder {
             if !consent.await {
                 return;
             }
-            let consented = Message { attempt: 0, candidates: Vec::new() };
             if self.chooses {
                 self.choose(sealed).await;
-            } else if self.tell(&consented) {
+            } else {
                 self.follow(sealed).await;
             }
         };
@@ -256,14 +255,10 @@ impl Finder {
     /// just a pause.
     async fn another_chance(&mut self, pause: Option<Duration>) -> bool {
         let mut need = self.paths.need();
-        let renewed = async {
-            // A leg that was lost and replaced is the sign that one side is elsewhere now.
-            let lost = need.wait_for(|need| *need != Need::Nothing).await.is_ok();
-            lost && need.wait_for(|need| *need == Need::Nothing).await.is_ok()
-        };
         tokio::select! {
             () = sleep(pause.unwrap_or_default()), if pause.is_some() => false,
-            true = renewed => true,
+            // One side is elsewhere now.
+            true = renewed(&mut need) => true,
             () = self.network.changed() => {
                 let _ = self.paths.need().wait_for(|need| *need == Need::Nothing).await;
                 true
@@ -315,10 +310,25 @@ impl Finder {
         }
     }
 
+    /// Says that this side has consented, until the client has heard it: a leg of the relay that is lost may have taken it along.
+    /// Returns the client's first message.
+    async fn consent(&mut self, sealed: &mut mpsc::Receiver<Vec<u8>>) -> Option<Message> {
+        let mut need = self.paths.need();
+        loop {
+            if !self.tell(&Message { attempt: 0, candidates: Vec::new() }) {
+                return None;
+            }
+            tokio::select! {
+                first = self.told(sealed) => return first,
+                true = renewed(&mut need) => {}
+            }
+        }
+    }
+
     /// The TLS server's part: answers each attempt, and follows the client to the connection that it uses.
     async fn follow(&mut self, mut sealed: mpsc::Receiver<Vec<u8>>) {
         let mut last = 0;
-        let mut next = self.told(&mut sealed).await;
+        let mut next = self.consent(&mut sealed).await;
         while let Some(message) = next.take() {
             if message.attempt <= last {
                 next = self.told(&mut sealed).await;
@@ -372,6 +382,12 @@ impl Finder {
             }
         }
     }
+}
+
+/// Waits until a leg of the relay was lost and replaced. Returns `false` when the stream is over.
+async fn renewed(need: &mut watch::Receiver<Need>) -> bool {
+    let lost = need.wait_for(|need| *need != Need::Nothing).await.is_ok();
+    lost && need.wait_for(|need| *need == Need::Nothing).await.is_ok()
 }
 
 /// Returns a connection that the TLS client uses, and its number.
