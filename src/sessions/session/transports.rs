@@ -175,6 +175,11 @@ impl BrokeredSession {
         };
         let replacing = self.legs[side].replacing.is_some();
         match action {
+            jingle::Action::TransportInfo | jingle::Action::TransportReject
+                if self.is_of_older_leg(side, content) =>
+            {
+                self.send(stanza.result(None));
+            }
             jingle::Action::TransportInfo => {
                 self.send(stanza.result(None));
                 let news = content
@@ -218,6 +223,17 @@ impl BrokeredSession {
     }
 
     /// Handles a user's message about the SOCKS5 candidates.
+    /// Returns whether a transport is that of a leg which has been replaced since.
+    fn is_of_older_leg(&self, side: Side, content: &Element) -> bool {
+        let transport = content.children().find(|child| child.name() == "transport");
+        let given = transport.and_then(|transport| transport.attr("sid"));
+        let own = match &self.legs[side].plan {
+            Plan::S5b { sid, .. } => Some(&**sid),
+            Plan::Ibb { sid, .. } => sid.as_deref(),
+        };
+        self.renewals > 0 && given.is_some() && own.is_some() && given != own
+    }
+
     fn handle_news(&mut self, side: Side, news: &str, now: Instant) {
         if !self.legs[side].awaits_socks5() {
             return;

@@ -22,9 +22,15 @@ fn joined(agreed: &str) -> World {
 }
 
 fn connect(world: &mut World) {
-    for side in Side::BOTH {
+    connect_over(world, ["s"; 2]);
+}
+
+/// Connects both users over the bytestreams with these ids.
+fn connect_over(world: &mut World, sids: [&str; 2]) {
+    for (side, sid) in Side::BOTH.into_iter().zip(sids) {
         world.tell(SessionInput::Arrived(side));
-        world.jingle(side, "transport-info", &news("<candidate-used cid='x'/>"));
+        let news = news("<candidate-used cid='x'/>").replace("sid='s'", &format!("sid='{sid}'"));
+        world.jingle(side, "transport-info", &news);
     }
 }
 
@@ -62,9 +68,30 @@ fn both_legs_of_a_broken_stream_are_replaced_by_new_ones() {
         let answer = S5B_OFFER.replace("a-stream", &sid(&offered));
         world.jingle(Side::Responder, "transport-accept", &content(&answer));
         assert!(!world.joined());
-        connect(&mut world);
+        // What is late, and about the legs before, means nothing.
+        for what in ["<candidate-used cid='x'/>", "<candidate-error/>", "<proxy-error/>"] {
+            for side in Side::BOTH {
+                world.jingle(side, "transport-info", &news(what));
+            }
+        }
+        assert!(!world.joined());
+        connect_over(&mut world, ["another", &sid(&offered)]);
         assert!(world.joined() && world.terminated().is_empty());
     }
+}
+
+#[test]
+fn the_rejection_of_an_older_offer_does_not_end_the_session() {
+    let mut world = joined(PATHS);
+    replace(&mut world);
+    let (_, _, older) = world.asked.pop().unwrap();
+    replace(&mut world);
+    let (_, _, newer) = world.asked.pop().unwrap();
+    let reject = |of: &Element| content(&S5B_OFFER.replace("a-stream", &sid(of)));
+    world.jingle(Side::Responder, "transport-reject", &reject(&older));
+    assert!(!world.session.is_over());
+    world.jingle(Side::Responder, "transport-reject", &reject(&newer));
+    assert_eq!(reasons(&world), ["failed-transport"; 2]);
 }
 
 #[test]
@@ -179,7 +206,9 @@ fn only_the_initiator_replaces_legs_and_a_responder_that_refuses_ends_the_sessio
     assert_eq!(world.told(Side::Responder, "transport-reject").len(), 1);
     assert!(!world.other.iter().any(|action| matches!(action, SessionAction::Part)));
     replace(&mut world);
-    world.jingle(Side::Responder, "transport-reject", &content(S5B_OFFER));
+    let (_, _, offered) = world.asked.pop().unwrap();
+    let rejected = S5B_OFFER.replace("a-stream", &sid(&offered));
+    world.jingle(Side::Responder, "transport-reject", &content(&rejected));
     assert_eq!(world.terminated().len(), 2);
     assert!(world.session.is_over());
 }
@@ -263,7 +292,7 @@ fn another_run_goes_on_with_a_session_over_new_legs() {
     let (_, _, offered) = world.asked.pop().unwrap();
     let answer = S5B_OFFER.replace("a-stream", &sid(&offered));
     world.jingle(Side::Responder, "transport-accept", &content(&answer));
-    connect(&mut world);
+    connect_over(&mut world, ["another", &sid(&offered)]);
     assert!(world.joined() && world.terminated().is_empty());
     assert!(world.session.renewable().is_some(), "and the next run too");
 }
