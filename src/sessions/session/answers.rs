@@ -128,7 +128,9 @@ impl BrokeredSession {
                 self.is_here(side, now);
             }
             // The user has said that it goes, and sends nothing more.
-            Answer::Timeout if self.absent[side] && !self.runs_beside_xmpp(side) => self.lost(side),
+            Answer::Timeout if self.absent[side] && !self.runs_beside_xmpp(side) => {
+                self.lost_for_now(side, now);
+            }
             Answer::Timeout => {}
         }
     }

@@ -59,9 +59,15 @@ impl BrokeredSession {
         }
         self.absent[side] = true;
         self.timers.set(Timer::Ping(side), now + AGAIN);
-        if matches!(self.phase, SessionPhase::Relaying { .. }) {
-            self.actions.push_back(SessionAction::Part);
-            self.await_renewal(Reason::Gone, WENT_AWAY.to_owned(), now);
+        match self.phase {
+            SessionPhase::Relaying { .. } => {
+                self.actions.push_back(SessionAction::Part);
+                self.await_renewal(Reason::Gone, WENT_AWAY.to_owned(), now);
+            }
+            SessionPhase::Relayed { reason: Reason::Success, .. } => {
+                self.await_renewal(Reason::Gone, WENT_AWAY.to_owned(), now);
+            }
+            _ => {}
         }
     }
 
@@ -211,7 +217,9 @@ impl BrokeredSession {
                     self.check_users_at(now);
                 }
                 self.phase = SessionPhase::Relayed { reason: Reason::Success, text: String::new() };
-                let wait = if self.content.is_raw { RAW_GOODBYE } else { GOODBYE };
+                // Programs that can go on with the stream end the session themselves once they have all of it.
+                let is_whole = self.content.is_raw && !self.can_renew();
+                let wait = if is_whole { RAW_GOODBYE } else { GOODBYE };
                 self.timers.set(Timer::Phase, now + wait);
             }
         }

@@ -40,13 +40,15 @@ impl BrokeredSession {
         self.direct.is_some()
     }
 
-    /// Returns whether another run can go on with the session: its stream has begun, and has not ended in order.
+    /// Returns whether another run can go on with the session: its stream has begun, and no user has ended it. That both legs
+    /// have ended means nothing: a program ends a leg that it takes for lost.
     pub(super) fn goes_on(&self) -> bool {
         self.can_renew()
             && match &self.phase {
                 SessionPhase::Negotiating => self.renewals > 0,
-                SessionPhase::Relayed { reason, .. } => *reason != Reason::Success,
-                SessionPhase::Relaying { .. } | SessionPhase::Restored => true,
+                SessionPhase::Relayed { .. }
+                | SessionPhase::Relaying { .. }
+                | SessionPhase::Restored => true,
                 _ => false,
             }
     }

@@ -94,6 +94,48 @@ fn the_rejection_of_an_older_offer_does_not_end_the_session() {
     assert_eq!(reasons(&world), ["failed-transport"; 2]);
 }
 
+/// A program ends a leg that it takes for lost, and the other one then ends its own.
+#[test]
+fn a_stream_whose_legs_have_both_ended_can_be_gone_on_with() {
+    for agreed in [PATHS, ""] {
+        let mut world = joined(agreed);
+        let end = Ended::Eof;
+        world.tell(SessionInput::Relayed(StreamOutcome { a_to_b: 7, b_to_a: 7, end }));
+        assert_eq!(world.session.renewable().is_some(), agreed == PATHS);
+        // A user that seems to have gone has time to come back, also if no server says anything.
+        world.tell(SessionInput::Gone(Side::Initiator));
+        assert_eq!(world.session.is_over(), agreed != PATHS);
+        if agreed != PATHS {
+            continue;
+        }
+        world.now += AGAIN;
+        world.answer_ping(Side::Initiator, Answer::Timeout);
+        world.now += RENEWAL - AGAIN - Duration::from_secs(1);
+        world.tell(SessionInput::Timeout);
+        assert!(!world.session.is_over());
+        let mut other = joined(agreed);
+        other.tell(SessionInput::Relayed(StreamOutcome { a_to_b: 7, b_to_a: 7, end }));
+        replace(&mut other);
+        assert!(matches!(other.other.first(), Some(SessionAction::Part)), "{:?}", other.other);
+        world.now += Duration::from_secs(1);
+        world.tell(SessionInput::Timeout);
+        assert_eq!(reasons(&world), ["gone"; 2]);
+    }
+}
+
+#[test]
+fn a_ping_without_an_answer_does_not_shorten_the_time_to_go_on() {
+    let mut world = joined(PATHS);
+    world.tell(SessionInput::Gone(Side::Initiator));
+    world.tell(SessionInput::Timeout);
+    broken(&mut world);
+    world.answer_ping(Side::Initiator, Answer::Timeout);
+    assert!(!world.session.is_over());
+    world.now += RENEWAL;
+    world.tell(SessionInput::Timeout);
+    assert!(world.session.is_over());
+}
+
 #[test]
 fn legs_are_not_replaced_without_end() {
     let mut world = joined(PATHS);
@@ -246,8 +288,8 @@ fn a_stop_keeps_a_session_that_another_run_can_go_on_with_and_says_nothing() {
             assert_eq!((left, world.terminated().len()), (goes_on, if goes_on { 0 } else { 2 }));
         }
     }
-    // A stream that has ended in order has nothing to go on with.
-    let mut world = joined(PATHS);
+    // A stream that nobody can go on with has ended in order.
+    let mut world = joined("");
     let end = Ended::Eof;
     world.tell(SessionInput::Relayed(StreamOutcome { a_to_b: 7, b_to_a: 7, end }));
     assert_eq!(world.session.renewable(), None);
