@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, fmt, sync::Arc};
 
 use fingerpost_secure::stream::TlsError;
-use fingerpost_wire::{jingle::Reason, ns};
+use fingerpost_wire::{jingle::Reason, ns, print::Print};
 use minidom::Element;
 
 /// Why there is no session, or why it ended.
@@ -53,8 +53,14 @@ pub enum Error {
     #[error(transparent)]
     Login(Detail),
     /// The XMPP server's certificate is not trusted; the sentence has its SHA-256 fingerprint.
-    #[error(transparent)]
-    Certificate(Detail),
+    #[error("{why}")]
+    Certificate {
+        /// The sentence.
+        #[source]
+        why: Detail,
+        /// The certificate's SHA-256 fingerprint. With [`Trust::certificate`](crate::ServerTrust::certificate) a login trusts it.
+        shown: Print,
+    },
     /// The connection to the XMPP server is lost.
     #[error("the connection to the XMPP server is lost")]
     Disconnected,

@@ -485,7 +485,7 @@ async fn secure(
     };
     let only = targets.len() == 1;
     let mut failed: Vec<String> = Vec::new();
-    let mut distrusted = false;
+    let mut distrusted = None;
     for target in targets {
         let attempt = secure_at(login, &target, domain, ascii);
         if only {
@@ -495,14 +495,20 @@ async fn secure(
         match timeout(TARGET, attempt).await {
             Ok(Ok(tls)) => return Ok(tls),
             Ok(Err(failure)) => {
-                distrusted |= matches!(failure.error, Error::Certificate(_));
                 failed.push(failure.error.to_string());
+                if let Error::Certificate { shown, .. } = failure.error {
+                    distrusted.get_or_insert(shown);
+                }
             }
             Err(_) => failed.push(format!("{} did not answer in time", target.address)),
         }
     }
     let text = failed.join("; ");
-    Err(if distrusted { Error::Certificate(text.into()) } else { Error::login(text) }.into())
+    let error = match distrusted {
+        Some(shown) => Error::Certificate { why: text.into(), shown },
+        None => Error::login(text),
+    };
+    Err(error.into())
 }
 
 async fn secure_at(
@@ -545,7 +551,7 @@ fn distrusted(domain: &str, shown: &Print, pinned: Option<&Print>, error: std::i
     let text = format!(
         "the certificate of the XMPP server of {domain}, with the SHA-256 fingerprint {shown}, is not trusted: {why}"
     );
-    Error::Certificate(Detail::new(text, error))
+    Error::Certificate { why: Detail::new(text, error), shown: shown.clone() }
 }
 
 /// Prepares a connection for TLS with STARTTLS (RFC 6120, section 5).

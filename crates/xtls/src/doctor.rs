@@ -167,7 +167,7 @@ async fn server(
         }
         Err(error) => {
             let check =
-                if matches!(error, Error::Certificate(_)) { "certificate" } else { "server" };
+                if matches!(error, Error::Certificate { .. }) { "certificate" } else { "server" };
             report.failed(check, &error.into());
             Ok(None)
         }

@@ -97,7 +97,7 @@ impl From<Error> for XtlsError {
             Error::Refused(_) | Error::Unsupported(_) => Self::refused(text),
             Error::Login(_) => Self::failed(text)
                 .hint("`xtls login JID` stores another password, server or authority"),
-            Error::Certificate(_) => Self::failed(text).hint(
+            Error::Certificate { .. } => Self::failed(text).hint(
                 "ask the server's operator for its fingerprint; if it is this one, give it to `xtls login JID \
                  --trust-certificate SHA256`. If the server has its own authority, name that with --ca-file",
             ),
