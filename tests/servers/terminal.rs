@@ -8,7 +8,7 @@ use std::time::Duration;
 use support::process::run;
 use support::programs::{Component, Options, Xtls, clean};
 use support::servers::{Kind, Server};
-use support::{DOMAIN, USERS, own_program, random_file, sha256, wait_for};
+use support::{DOMAIN, USERS, make_certificate, own_program, random_file, sha256, wait_for};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -247,6 +247,46 @@ fn the_password_is_not_shown(server: &Server) {
             assert!(shown.replace('\n', " ").contains(flag), "{flag}: {shown}");
         }
     }
+}
+
+/// The user may trust a certificate that no authority vouches for, once, and is not asked about another one in its place.
+#[test]
+fn an_unknown_certificate_is_asked_about_and_pinned() {
+    let mut server = Server::start(Kind::Prosody);
+    let _component = Component::start(&server, &Options::default());
+    let (user, password) = USERS[2];
+    let home = tempfile::tempdir().unwrap();
+    let xtls = |args: &[&str]| {
+        let mut command = clean(&own_program("xtls"));
+        command.args(args).env("XTLS_HOME", home.path().join("xtls"));
+        command.env("HOME", home.path()).env("XTLS_PASSWORD", password);
+        command
+    };
+    let (jid, address) = (format!("{user}@{DOMAIN}"), server.client_address());
+    let set_up = xtls(&["setup", &jid, "--server", &address]);
+    for (answer, status) in [("n", "exit status: 1"), ("y", "exit status: 0")] {
+        let terminal = Terminal::start(home.path(), &set_up, "true");
+        let shown = terminal.wait_for("[y/N]");
+        assert!(shown.contains("SHA-256 fingerprint"), "{shown}");
+        let keys = run(xtls(&["keys"]), LONG);
+        assert_eq!(keys.code, 2, "nothing is stored yet: {keys:?}");
+        terminal.press(&[answer, "Enter"]);
+        let shown = terminal.wait_for(status);
+        assert_eq!(shown.contains("--trust-certificate"), answer == "n", "{shown}");
+    }
+    let keys = run(xtls(&["keys"]), LONG);
+    assert_eq!(keys.code, 0, "{keys:?}");
+    let directory = server.directory().to_owned();
+    server.reconfigure(true, |text| {
+        make_certificate(&directory);
+        text
+    });
+    let terminal = Terminal::start(home.path(), &set_up, "true");
+    let shown = terminal.wait_for("exit status: 1");
+    assert!(
+        shown.contains("is not trusted: only that with") && !shown.contains("[y/N]"),
+        "{shown}"
+    );
 }
 
 /// The earlier question, whose session has ended without an answer, does not take the next one's answer.

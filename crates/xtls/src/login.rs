@@ -1,8 +1,11 @@
 //! The commands that create an account: `login` and `keygen`.
 
-use std::path::Path;
+use std::{
+    io::{IsTerminal, stdin},
+    path::Path,
+};
 
-use fingerpost_endpoint::Endpoint;
+use fingerpost_endpoint::{Endpoint, Error};
 use fingerpost_secure::{
     identity::{Algorithm, Identity},
     openpgp::OpenPgpKey,
@@ -18,6 +21,7 @@ use super::{
     discover,
     output::{Output, XtlsError},
     rights,
+    secured::{TerminalTurn, UserAnswer},
 };
 
 /// An account that has logged in and is stored.
@@ -98,7 +102,22 @@ pub(super) async fn log_in(
     // This tests the password, not a stored token.
     let mut login = account.login(common)?;
     login.fast = None;
-    let connection = fingerpost_endpoint::login(&login).await?;
+    let connection = match fingerpost_endpoint::login(&login).await {
+        Err(Error::Certificate { why, shown })
+            if login.trust.certificate.is_none() && stdin().is_terminal() =>
+        {
+            let question = format!(
+                "{why}\nAsk the server's operator for its fingerprint. Is it this one, and is it trusted for {jid}? [y/N] "
+            );
+            if TerminalTurn::new().await.ask(question).await? != UserAnswer::Yes {
+                return Err(Error::Certificate { why, shown }.into());
+            }
+            account.trust_certificate = Some(shown.to_string());
+            login.trust.certificate = Some(shown);
+            fingerpost_endpoint::login(&login).await?
+        }
+        tried => tried?,
+    };
     let mut found = Vec::new();
     if account.via.is_none() {
         // No session is set up here, so any identity will do.
