@@ -44,7 +44,7 @@ pub(super) fn expected(
 ) -> Result<Expected, Error> {
     let offer = Offer::read(content);
     let named = offer.methods.iter().any(|name| *name == method);
-    let marked = profile(method).is_none_or(|profile| has_profile(content, method, profile));
+    let marked = is_marked(content, method);
     // Prints of the third dialect may come without a method.
     if !marked || !(named || offer.methods.is_empty()) {
         let offered: Vec<_> = offer.methods.iter().map(Word::as_str).collect();
@@ -65,7 +65,8 @@ pub(super) fn expected(
     }
 }
 
-fn has_profile(content: &Element, method: Method, profile: &str) -> bool {
+/// Returns whether a content names the method as it is defined here: with the profile that it has, or without any.
+fn is_marked(content: &Element, method: Method) -> bool {
     let methods = content.children().flat_map(|child| {
         let direct = child.children().filter(|c| c.is("method", ns::XTLS));
         let listed = child
@@ -74,9 +75,18 @@ fn has_profile(content: &Element, method: Method, profile: &str) -> bool {
             .flat_map(|methods| methods.children().filter(|c| c.is("method", ns::APPS_TLS)));
         direct.chain(listed)
     });
-    methods.filter(|element| element.attr("name") == Some(method.as_str())).any(|element| {
-        element.children().any(|c| c.is("profile", ns::HINTS) && c.attr("name") == Some(profile))
-    })
+    let named = methods.filter(|element| element.attr("name") == Some(method.as_str()));
+    let mut profiles = named.map(|element| {
+        let profile = element.children().find(|child| child.is("profile", ns::HINTS));
+        profile.map(|profile| profile.attr("name").unwrap_or_default())
+    });
+    match profile(method) {
+        Some(own) => profiles.any(|profile| profile == Some(own)),
+        // Not every form of an offer has elements for its methods.
+        None => {
+            profiles.next().is_none_or(|first| first.is_none() || profiles.any(|p| p.is_none()))
+        }
+    }
 }
 
 impl Session {
@@ -235,6 +245,17 @@ mod tests {
         for method in [Method::OpenPgp, Method::Srp] {
             let refused = expected(&peer, method, &content(bare.clone()));
             assert!(matches!(refused, Err(Error::Unsupported(_))), "{refused:?}");
+        }
+        for (also, is_taken) in [("", false), ("<method name='x509'/>", true)] {
+            let marked = format!(
+                "<description xmlns='{}'><methods><method name='x509'><print>{}</print>\
+                 <profile xmlns='{}' name='another'/></method>{also}</methods></description>",
+                ns::APPS_TLS,
+                print(3),
+                ns::HINTS
+            );
+            let answer = expected(&peer, Method::X509, &content(marked.parse().unwrap()));
+            assert_eq!(answer.is_ok(), is_taken, "{answer:?}");
         }
     }
 }
