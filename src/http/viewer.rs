@@ -43,7 +43,7 @@ const OF_PROXIES: [&str; 24] = [
     "x-remote-ip",
 ];
 
-/// The one to whom the sessions are shown.
+/// The sender of a request, as far as names may be shown to it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Viewer {
     is_local: bool,
