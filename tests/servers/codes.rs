@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use support::process::{Output, Process, run};
 use support::programs::{Component, Options, Xtls, event};
-use support::servers::{Kind, Server};
+use support::servers::{FAR_DOMAIN, Federation, Kind, Server};
 use support::{MARKER, random_file, sha256, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -155,6 +155,27 @@ fn whoever_knows_the_code_gets_the_file_once(kind: Kind) {
     }
     let codes: Vec<_> = codes.iter().map(String::as_str).collect();
     scene.nothing_was_told(&codes);
+}
+
+/// Each stanza crosses from server to server. The component is at one of them.
+#[test]
+fn a_code_is_good_for_a_user_of_another_server() {
+    let servers = Federation::start();
+    let more = format!("[access]\nusers = [\"example.test\", \"{FAR_DOMAIN}\"]\n");
+    let component = Component::start(&servers.near, &Options { more, ..Options::default() });
+    let alice = Xtls::login(&servers.near, "alice");
+    let bob = Xtls::login_as(&servers.far, &format!("bob@{FAR_DOMAIN}"));
+    for (from, to) in [(&alice, &bob), (&bob, &alice)] {
+        let file = from.home().join(NAME);
+        random_file(&file, SIZE);
+        let mut sender = send(from, &[&file], &[]);
+        let wrong = receive(to, &sender.wrong(), &[]);
+        assert_eq!(wrong.code, 4, "{wrong:?}\n{}", component.log());
+        let got = receive(to, &sender.code, &[]);
+        assert_eq!(got.code, 0, "{got:?}\n{}\n{}", sender.log(), component.log());
+        assert_eq!(sender.wait(), 0, "{}", sender.log());
+        assert_eq!(sha256(&inbox(to).join(NAME)), sha256(&file));
+    }
 }
 
 fn three_wrong_codes_end_the_sender(kind: Kind) {
