@@ -57,10 +57,15 @@ direct-bench: nextest ## Measure a direct path against openssl in the same netwo
 	FINGERPOST_TEST_PROGRAMS=target/release FINGERPOST_TEST_SPEED=$(ROUNDS) cargo nextest run --locked --test servers \
 		--run-ignored only --success-output final -E 'test(=paths::a_direct_path_is_as_fast_as_openssl)'
 
-clients-test: peers nextest ## Look for every page of every command in real clients; writes the screenshots of docs/
+# Whether the screenshots of docs/ are written anew.
+SCREENSHOTS ?=
+
+clients-test: peers nextest ## Look for every page of every command in real clients; SCREENSHOTS=1 also writes those of docs/
 	@deploy/ci/install-peers.sh clients
-	cargo build --locked --workspace --bins
-	FINGERPOST_WRITE_SCREENSHOTS=1 cargo nextest run --locked --test servers --run-ignored only -E 'test(/^clients::/)'
+	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
+	cargo build --locked --workspace --bins --tests
+	$(if $(SCREENSHOTS),FINGERPOST_WRITE_SCREENSHOTS=1 )cargo nextest run --locked --workspace --lib --bins --tests \
+		--run-ignored only --success-output final -E 'binary(servers) & test(/^clients::/)'
 
 test-trixie: peers trixie nextest ## Run the tests with XMPP servers on those of Debian 13 (as root)
 	FINGERPOST_TEST_DEBIAN=trixie cargo nextest run --locked --profile trixie --tests

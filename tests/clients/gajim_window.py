@@ -1,7 +1,8 @@
 """Shows pages in Gajim's own command window (GTK 3, under Xvfb), and looks for every text in it.
 
 Runs under Debian's Python. Only the network is replaced: Gajim's library parses the pages.
-Settings: `pages` (a file), `home`, and `screenshots`: for the name of a page, the file to write.
+Settings: `pages` (a file), `home`, and `screenshots`: for the name of a page, the file to write. The report has the number of
+pages, and their faults.
 """
 
 import json
@@ -122,22 +123,23 @@ def faults_of(page, shown):
 def main():
     answers = Answers()
     app.get_client = lambda _account: answers
-    report = {}
+    report = {"pages": 0, "lost": {}}
     for given in json.loads(Path(settings["pages"]).read_text()):
         page = Page(given)
         window = AdHocCommands("account", "xtls.example.test")
         window.show_all()
         answers.show(window, given["xml"])
         name = "completed" if answers.given.is_completed else "stage"
-        # GTK lays out some widgets later than others.
-        for _ in range(100):
+        # GTK lays out some widgets later than others, and after minutes at the latest.
+        for _ in range(4000):
             settle()
             faults = faults_of(page, list(texts(window.get_page(name))))
             if not faults:
                 break
             time.sleep(0.05)
+        report["pages"] += 1
         if faults:
-            report[page.name] = sorted(faults)
+            report["lost"][page.name] = sorted(faults)
         if page.name in settings["screenshots"]:
             screenshot(window, settings["screenshots"][page.name])
         window.destroy()

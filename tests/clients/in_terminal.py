@@ -1,7 +1,7 @@
 """Shows pages in poezio or Profanity, in a pseudo-terminal, and looks for every text on the screen.
 
 Settings: `client`, `pages` (a file), `secret` and `component_address` of the replaying component, `home`, and `screenshots`: for the
-name of a page, the text file to write.
+name of a page, the text file to write. The report has the number of pages, and the texts that were not shown, by page.
 """
 
 import asyncio
@@ -21,7 +21,8 @@ from common import REPLAY, Page, missing, squeeze
 from peer import TIMEOUT, main
 from replay import Replay
 
-WIDTH, HEIGHT = 120, 60
+# So high that no page must be scrolled.
+WIDTH, HEIGHT = 120, 200
 
 
 class Terminal:
@@ -62,21 +63,14 @@ class Terminal:
             await asyncio.sleep(0.05)
         raise RuntimeError(f"not shown: {what}\n{self.text()}")
 
-    async def still(self):
-        """Waits until the screen no longer changes."""
-        last = None
-        while last != (last := self.text()):
-            await asyncio.sleep(0.1)
-        return last
-
-    async def type_until(self, text, condition):
-        """Types until it has an effect: a client may not yet know what the server supports."""
-        for _ in range(TIMEOUT):
-            self.type(text)
-            await asyncio.sleep(1)
-            if condition(await self.still()):
-                return
-        raise RuntimeError(f"no effect: {text}\n{self.text()}")
+    async def find(self, page):
+        """Waits until all texts of a page are on the screen; returns the missing ones, if that does not happen."""
+        try:
+            await self.wait(lambda text: not missing(page, text), page.name)
+        except RuntimeError:
+            if self.process.returncode is not None:
+                raise
+        return missing(page, self.text())
 
     def type(self, text):
         os.write(self.leader, text.encode())
@@ -117,7 +111,7 @@ use_log = false
 
 
 async def profanity(terminal, settings, pages):
-    """Shows each page, and gives it with the texts on the screen, and a screenshot."""
+    """Shows each page, and gives it with the texts that are missing, and the screen."""
     user = settings["users"]["alice"]
     host, port = settings["server"]["host"], settings["server"]["port"]
     await terminal.wait(lambda text: "Type '/help'" in text, "the welcome")
@@ -125,30 +119,37 @@ async def profanity(terminal, settings, pages):
     await terminal.wait(lambda text: "Enter password" in text, "the question for the password")
     terminal.type(user["password"] + "\n")
     await terminal.wait(lambda text: "logged in successfully" in text, "the login")
+    refusal = "Server does not support ad hoc commands"
     for number, page in enumerate(pages):
         jid = f"p{number}@{REPLAY}"
-        await terminal.type_until(f"/cmd exec page-{number} {jid}\n", lambda text: f"{jid} config" in text)
-        screen = await terminal.still()
-        # Longer pages are read by going back.
-        for _ in range(3):
-            terminal.type("\x1b[5~")
-            screen = await terminal.still() + "\n" + screen
-        lines = [line for line in screen.splitlines()]
-        # Without the time before each line.
-        shown = "\n".join(line[11:] if line[2:3] == ":" else line for line in lines)
-        yield page, shown, terminal.text()
+        is_open = lambda text: f"{jid} config" in text
+        while True:
+            terminal.type(f"/cmd exec page-{number} {jid}\n")
+            await terminal.wait(lambda text: is_open(text) or refusal in text, "a form or a refusal")
+            if is_open(terminal.text()):
+                break
+            # It does not know yet what its server supports.
+            terminal.type("/clear\n")
+            await terminal.wait(lambda text: refusal not in text, "an empty window")
+        lost = await terminal.find(page)
+        yield page, lost, terminal.text()
         terminal.type("/close\n")
-        await terminal.wait(lambda text: f"{jid} config" not in text, "the end of the page")
+        await terminal.wait(lambda text: not is_open(text), "the end of the page")
 
 
 async def poezio(terminal, settings, pages):
-    """Shows each page, and gives it with the texts on the screen, and a screenshot."""
+    """Shows each page, and gives it with the texts that are missing, and the screen."""
+
+    def last_line():
+        return terminal.text().rstrip().splitlines()[-1]
 
     async def command(text):
         # In a list, the first key opens the line for input.
-        for part in ("/", text, "\r"):
-            terminal.type(part)
-            await terminal.still()
+        terminal.type("/")
+        await terminal.wait(lambda _: last_line().endswith("/"), "the line for input")
+        terminal.type(text)
+        await terminal.wait(lambda _: last_line().endswith("/" + text), text)
+        terminal.type("\r")
 
     await terminal.wait(lambda text: "Your JID is" in text.replace("\n", " "), "the login")
     for number, page in enumerate(pages):
@@ -157,14 +158,20 @@ async def poezio(terminal, settings, pages):
         await terminal.wait(lambda text: f"page-{number} " in text, "the list")
         terminal.type("\r")
         await terminal.wait(lambda text: "Ctrl+Y: send form" in text, page.name)
-        screens = [await terminal.still()]
+        # Of a field with several texts it shows one at a time.
+        several = {field: field.texts for field in page.fields if field.kind != "list-single" and len(field.texts) > 1}
+        for field in several:
+            field.texts = field.texts[:1]
+        lost, shot = await terminal.find(page), terminal.text()
         for field in page.fields:
-            for _ in field.texts[1:] if field.kind != "list-single" else ():
+            for text in several.get(field, [])[1:]:
                 terminal.type("\x1b[C")
-                screens.append(await terminal.still())
+                try:
+                    await terminal.wait(lambda shown: squeeze(text) in squeeze(shown), text)
+                except RuntimeError:
+                    lost.append(text)
             terminal.type("\x1b[B")
-            await terminal.still()
-        yield page, "\n".join(screens), screens[0]
+        yield page, lost, shot
         terminal.type("\x07")
         in_list = lambda text: f"page-{number} " in text and "Ctrl+Y: send form" not in text
         await terminal.wait(in_list, "the end of the page")
@@ -182,16 +189,16 @@ async def story(settings):
     await asyncio.wait_for(ready.wait(), TIMEOUT)
     terminal = Terminal(*prepare(settings))
     await terminal.start()
-    report = {}
+    report = {"pages": 0, "lost": {}}
     # The XML of the export has lines that poezio does not show; it is for programs.
     without = ["export"] if settings["client"] == "poezio" else []
     try:
         show = {"poezio": poezio, "profanity": profanity}[settings["client"]]
-        async for page, screen, shot in show(terminal, settings, [Page(page, without) for page in given]):
-            lost = missing(page, screen)
+        async for page, lost, shot in show(terminal, settings, [Page(page, without) for page in given]):
+            report["pages"] += 1
             if lost:
-                report[page.name] = lost
-                print(screen, file=sys.stderr)
+                report["lost"][page.name] = lost
+                print(shot, file=sys.stderr)
             if page.name in settings["screenshots"]:
                 lines = [line for line in shot.splitlines() if line.strip(" │")]
                 Path(settings["screenshots"][page.name]).write_text("\n".join(lines) + "\n")

@@ -35,15 +35,32 @@ fn collected(language: &str) -> (Server, TempDir) {
     (server, directory)
 }
 
-/// Returns the files for a client's screenshots, by the name of the page.
-fn screenshots(client: &str, directory: &Path) -> Value {
-    let chosen = SCREENSHOTS.iter().filter(|(of, ..)| *of == client);
+/// Returns the files for a client's screenshots, by the name of the page. Those of the documentation are English.
+fn screenshots(client: &str, language: &str, directory: &Path) -> Value {
+    let chosen = SCREENSHOTS.iter().filter(|(of, ..)| *of == client && language == "en");
     let written = std::env::var_os("FINGERPOST_WRITE_SCREENSHOTS").is_some();
     let place = |path: &str| match written {
         true => root().join(path),
         false => directory.join(Path::new(path).file_name().unwrap()),
     };
     chosen.map(|(_, page, path)| ((*page).to_owned(), json!(place(path)))).collect()
+}
+
+/// Returns the version of a client's package.
+fn version(package: &str) -> String {
+    let query = ["--show", "--showformat", "${Version}", package];
+    let output = Command::new("dpkg-query").args(query).output().expect("dpkg is there");
+    assert!(output.status.success(), "{package} is not installed: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Checks what a client has shown, and says so.
+fn check(client: &str, language: &str, directory: &Path, report: &Value) {
+    assert_eq!(report["lost"], json!({}), "{client}, {language}: {report}");
+    let pages = fs::read_to_string(directory.join("pages.json")).unwrap();
+    let pages: Value = serde_json::from_str(&pages).unwrap();
+    assert_eq!(report["pages"], pages.as_array().unwrap().len(), "{client}, {language}");
+    println!("{client} {}: {} pages in {language}", version(client), report["pages"]);
 }
 
 fn in_a_terminal(client: &str, language: &str) {
@@ -58,9 +75,10 @@ fn in_a_terminal(client: &str, language: &str) {
         "secret": SECRET,
         "component_address": server.component_address(),
         "home": home,
-        "screenshots": screenshots(client, directory.path()),
+        "screenshots": screenshots(client, language, directory.path()),
     });
-    assert_eq!(script("../clients/in_terminal.py", &server, settings), json!({}));
+    let report = script("../clients/in_terminal.py", &server, settings);
+    check(client, language, directory.path(), &report);
 }
 
 /// The layout is checked while the pages are collected.
@@ -81,13 +99,17 @@ fn every_page_of_every_command_is_laid_out_for_every_client_in_every_language() 
 #[test]
 #[ignore = "needs clients: `make clients-test`"]
 fn profanity_shows_every_page() {
-    in_a_terminal("profanity", "en");
+    for language in ["en", "de"] {
+        in_a_terminal("profanity", language);
+    }
 }
 
 #[test]
 #[ignore = "needs clients: `make clients-test`"]
 fn poezio_shows_every_page() {
-    in_a_terminal("poezio", "de");
+    for language in ["en", "de"] {
+        in_a_terminal("poezio", language);
+    }
 }
 
 #[test]
@@ -105,10 +127,7 @@ fn in_gajim(language: &str) {
     let settings = json!({
         "pages": directory.path().join("pages.json"),
         "home": home,
-        "screenshots": match language {
-            "en" => screenshots("gajim", directory.path()),
-            _ => json!({}),
-        },
+        "screenshots": screenshots("gajim", language, directory.path()),
     });
     let output = Command::new("xvfb-run")
         .args(["-a", "dbus-run-session", "--", "/usr/bin/python3"])
@@ -118,5 +137,6 @@ fn in_gajim(language: &str) {
         .expect("xvfb-run is there");
     let text = String::from_utf8_lossy(&output.stdout);
     let report = text.lines().find_map(|line| line.strip_prefix("report: "));
-    assert_eq!(report, Some("{}"), "{language}: {output:?}");
+    let report = report.unwrap_or_else(|| panic!("{language}: {output:?}"));
+    check("gajim", language, directory.path(), &serde_json::from_str(report).unwrap());
 }
