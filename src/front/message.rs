@@ -22,7 +22,8 @@ use crate::{
 
 impl Router {
     pub(super) fn handle_message(&mut self, stanza: &Stanza) {
-        if self.broker.handle_ibb(stanza) || stanza.type_ == StanzaType::Error {
+        let is_taken = self.broker.handle_ibb(stanza) || self.broker.handle_receipt(stanza);
+        if is_taken || stanza.type_ == StanzaType::Error {
             return;
         }
         if stanza.element.children().any(|child| child.has_ns(ns::JINGLE_MESSAGE)) {

@@ -493,6 +493,13 @@ impl Broker {
         found.is_some_and(|(_, entry)| entry.tell(SessionInput::Open(entry.side, stanza.clone())))
     }
 
+    /// Takes a delivery receipt that a session waits for.
+    pub fn handle_receipt(&self, stanza: &Stanza) -> bool {
+        let receipt = stanza.element.get_child("received", ns::RECEIPTS);
+        let id = receipt.and_then(|receipt| receipt.attr("id"));
+        id.is_some_and(|id| self.shared.lock().receipts.take(id, &stanza.from))
+    }
+
     /// Takes an answer to one of our in-band blocks.
     pub fn handle_ibb_answer(&self, stanza: &Stanza) -> bool {
         self.streams(stanza).iter().any(|handle| handle.handle_answer(stanza))

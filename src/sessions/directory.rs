@@ -13,7 +13,7 @@ use fingerpost_carry::{ibb_handle::IbbHandle, iq::random_id, shares::Shares};
 use fingerpost_wire::transport_kind::TransportKind;
 use hashlink::LruCache;
 use jid::{BareJid, Jid};
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     features,
@@ -243,6 +243,30 @@ impl Greeted {
     }
 }
 
+/// Messages whose delivery receipts (XEP-0184) sessions wait for, by their ids.
+#[derive(Debug, Default)]
+pub(super) struct Receipts(HashMap<String, (Jid, oneshot::Sender<()>)>);
+
+impl Receipts {
+    /// Returns what waits for the receipt that this client sends for a message.
+    pub(super) fn expect(&mut self, id: String, client: Jid) -> oneshot::Receiver<()> {
+        // Those that nobody waits for any longer need no place.
+        self.0.retain(|_, (_, told)| !told.is_closed());
+        let (told, receipt) = oneshot::channel();
+        self.0.insert(id, (client, told));
+        receipt
+    }
+
+    /// Takes a client's receipt for a message; returns whether it was expected.
+    pub(super) fn take(&mut self, id: &str, client: &Jid) -> bool {
+        let is_expected = self.0.get(id).is_some_and(|(expected, _)| expected == client);
+        if is_expected && let Some((_, told)) = self.0.remove(id) {
+            let _ = told.send(());
+        }
+        is_expected
+    }
+}
+
 /// The clients that have asked for the component's SOCKS5 addresses, so that they offer it as their proxy. Addresses are kept as
 /// keyed hashes; a forgotten client is only slower.
 #[derive(Debug)]
@@ -403,6 +427,7 @@ pub(super) struct Directory {
     pub(super) features: features::Cache,
     pub(super) ended: EndedSessions,
     pub(super) greeted: Greeted,
+    pub(super) receipts: Receipts,
     pub(super) proxy_users: ProxyUsers,
     pub(super) draining: bool,
 }
@@ -449,5 +474,19 @@ mod tests {
             greeted.is_first(&alice, &Jid::new(&format!("u{number}@x/1")).unwrap(), now);
         }
         assert!(greeted.0.until.len() <= GREETED.0);
+    }
+
+    #[tokio::test]
+    async fn a_receipt_is_taken_once_and_from_the_client_that_has_the_message() {
+        let mut receipts = Receipts::default();
+        let (phone, laptop) = (Jid::new("bob@x/phone").unwrap(), Jid::new("bob@x/laptop").unwrap());
+        let mut receipt = receipts.expect("1".to_owned(), phone.clone());
+        assert!(!receipts.take("1", &laptop) && !receipts.take("2", &phone));
+        assert!(receipt.try_recv().is_err());
+        assert!(receipts.take("1", &phone) && !receipts.take("1", &phone));
+        assert_eq!(receipt.await, Ok(()));
+        drop(receipts.expect("2".to_owned(), phone.clone()));
+        let _waits = receipts.expect("3".to_owned(), phone);
+        assert_eq!(receipts.0.len(), 1);
     }
 }

@@ -51,6 +51,9 @@ use crate::{
 /// over.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// How long a client may take to confirm the message that goes before a file.
+const RECEIPT: Duration = Duration::from_secs(5);
+
 /// An event that the session has waited for. It is small, because a task has room for its result while it runs.
 enum SessionEvent {
     Told(Box<SessionInput>),
@@ -339,8 +342,11 @@ impl SessionDriver {
             }
             SessionAction::Greet(text) => {
                 let PerSide { initiator, responder } = self.session.peers();
-                if let Some(message) = self.shared.greeting(initiator, responder, &text) {
+                let greeting = self.shared.greeting(initiator, responder, &text);
+                if let Some((message, receipt)) = greeting {
                     self.send(message).await;
+                    // Dino has the chat only after it has asked what the address is, and takes no file before.
+                    let _in_time = timeout(RECEIPT, receipt).await;
                 }
             }
             SessionAction::LookUpFeatures => {

@@ -17,7 +17,7 @@ use fingerpost_carry::{
 use fingerpost_wire::{dst_addr::DstAddr, ibb_xml::IbbStanza, ns, xml};
 use jid::BareJid;
 use minidom::Element;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     directory::{Directory, Facts, SeenConnection, SessionEntry},
@@ -92,25 +92,29 @@ impl BrokerState {
         Ok(SessionGuard { shared: Arc::clone(self), facts, place })
     }
 
-    /// Returns a chat message with this text for the responder's client, from the address of the initiator here. `None`
-    /// if this client has had one of that user within a day.
+    /// Returns a chat message with this text for the responder's client, from the address of the initiator here, and its
+    /// delivery receipt. `None` if this client has had one of that user within a day.
     pub(super) fn greeting(
         &self,
         initiator: &SessionPeer,
         responder: &SessionPeer,
         text: &str,
-    ) -> Option<Element> {
+    ) -> Option<(Element, oneshot::Receiver<()>)> {
         let (caller, client) = (initiator.user().to_bare(), responder.user());
-        if !self.lock().greeted.is_first(&caller, client, Instant::now()) {
+        let (from, id) = (responder.mask().as_str(), random_id());
+        let mut state = self.lock();
+        if !state.greeted.is_first(&caller, client, Instant::now()) {
             return None;
         }
-        let (from, id) = (responder.mask().as_str(), random_id());
+        let receipt = state.receipts.expect(id.clone(), client.clone());
+        drop(state);
         let attributes = [("type", "chat"), ("from", from), ("to", client.as_str()), ("id", &id)];
         let mut message = xml::element("message", ns::CLIENT, &attributes);
         let mut body = Element::bare("body", ns::CLIENT);
         body.append_text(text);
         message.append_child(body);
-        Some(message)
+        message.append_child(xml::element("request", ns::RECEIPTS, &[]));
+        Some((message, receipt))
     }
 
     pub(super) fn expect_open(&self, peer: &SessionPeer, sid: Option<String>) {

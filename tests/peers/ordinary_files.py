@@ -5,6 +5,7 @@ report has, for each pair, the protocol and both methods, or the text with which
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 
@@ -31,7 +32,8 @@ CLIENTS = {
     # Connects to its proxy before it offers the file, offers that candidate alone, ignores every other one and says nothing
     # of them; sends a checksum after the data.
     "conversations": {"type": "phone", "name": "Conversations", "features": JINGLE_FILES, "own_proxy": True},
-    # Shows nothing without an earlier message, checks every candidate, and fails in-band.
+    # Shows nothing without an earlier message, for which it asks what the sender's address is and which it then confirms;
+    # checks every candidate, and fails in-band.
     "dino": {"type": "pc", "name": "Dino", "features": JINGLE_FILES, "strict": True, "needs_message": True, "no_in_band": True},
     # Announces Jingle, and takes no files.
     "gajim": {"type": "pc", "name": "Gajim", "features": [JINGLE, S5B, IBB], "takes": []},
@@ -143,7 +145,7 @@ class Client:
         disco.add_identity("client", self.habits["type"], self.habits["name"])
         for feature in self.habits["features"]:
             disco.add_feature(feature)
-        peer.add_event_handler("message", lambda message: self.writers.add(message["from"].bare))
+        peer.add_event_handler("message", self._note_writer)
         peer.add_event_handler("socks5_data", self.socket_data.put_nowait)
         match = MatchXPath("{jabber:client}iq/{%s}si" % SI)
         peer.register_handler(Callback("si", match, self.offers.put_nowait))
@@ -151,6 +153,17 @@ class Client:
         if self.habits.get("knows_proxy"):
             await self.proxy()
         return self
+
+    async def _note_writer(self, message):
+        receipts = "urn:xmpp:receipts"
+        if self.habits.get("needs_message"):
+            with contextlib.suppress(IqError):
+                await self.peer.request(message["from"].bare, f"<query xmlns='{DISCO}'/>", "get")
+        self.writers.add(message["from"].bare)
+        if self.habits.get("needs_message") and message.xml.find("{%s}request" % receipts) is not None:
+            received = self.peer.make_message(mto=message["from"], mtype="chat")
+            received.append(ET.fromstring(f"<received xmlns='{receipts}' id='{message['id']}'/>"))
+            received.send()
 
     def opened(self):
         """The next in-band bytestream."""

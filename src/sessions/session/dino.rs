@@ -1,8 +1,9 @@
 //! What the client Dino needs to receive a file.
 //!
-//! Dino 0.4 and 0.5 answer an offer and show nothing unless a chat message has come from that address before. Their
-//! in-band receiving always fails, although they announce it. So a short message goes before the session-initiate, and the
-//! leg is SOCKS5 or nothing.
+//! Dino 0.4 and 0.5 answer an offer and show nothing unless a chat message has come from that address before. To make
+//! the chat they ask what the address is, and an offer that comes meanwhile is lost. Their in-band receiving always fails,
+//! although they announce it. So a short message goes before the session-initiate and is confirmed first, and the leg is
+//! SOCKS5 or nothing.
 
 use jid::BareJid;
 

@@ -165,7 +165,8 @@ pub(crate) enum SessionAction {
     Part,
     /// Count bytes that the users have moved beside the component, and whether it is the session's first report of such.
     CountDirect { bytes: u64, first: bool },
-    /// Send the responder a chat message with this text from the initiator's address here, unless one went today.
+    /// Send the responder a chat message with this text from the initiator's address here, unless one went today, and
+    /// let its client confirm it.
     Greet(String),
     /// The responder's client knows of the session: it can no longer cross one of its own.
     Acknowledged,
