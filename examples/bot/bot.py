@@ -113,7 +113,7 @@ async def main(path):
     except KeyError as error:
         log.error("%s: %s: missing", path, error.args[0])
         return BAD_CONFIGURATION
-    except (ValueError, XtlsError) as error:
+    except (OSError, ValueError, XtlsError) as error:
         log.error("%s: %s", path, error)
         return BAD_CONFIGURATION
     ended = asyncio.get_running_loop().create_future()
