@@ -46,6 +46,8 @@ for _ in $(seq 60); do
     sleep 1
 done
 case $state in running | degraded) ;; *) echo "error: systemd does not run: $state"; exit 1 ;; esac
+# As on a machine: without it, the credentials that systemd mounts for a unit do not reach the unit, and it uses the file in /etc.
+on $name mount --make-rshared /
 on $name sh -c 'echo 127.0.0.1 machine example.org xtls.example.org >>/etc/hosts'
 on $name prosodyctl register alice example.org alices-password
 on $name prosodyctl register bob example.org bobs-password
