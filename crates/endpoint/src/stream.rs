@@ -232,13 +232,17 @@ impl SecureStream {
     }
 
     /// Returns twelve digits that both users see only if nobody is between them. They read them to each other, together
-    /// with the name of the initiator. Takes about a third of a second, on purpose.
+    /// with the name of the initiator. Takes about a third of a second, on purpose. The future does not borrow the stream,
+    /// which can be read and written meanwhile.
     ///
     /// # Errors
     /// [`Error::Failed`] if TLS exports no key material.
-    pub async fn short_authentication_string(&self) -> Result<String, Error> {
+    pub fn short_authentication_string(
+        &self,
+    ) -> impl Future<Output = Result<String, Error>> + use<> {
         let [initiator, responder] = &self.sides;
-        Ok(sas::of(&self.tls, initiator, responder).await?)
+        let digits = sas::of(&self.tls, initiator, responder);
+        async move { Ok(digits.await?) }
     }
 
     /// Notes that the stream's user waits for the network; returns an error if the other end has vanished.

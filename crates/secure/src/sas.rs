@@ -21,19 +21,23 @@ const ITERATIONS: NonZeroU32 = NonZeroU32::new(1 << 20).expect("it is not zero")
 const MODULUS: u64 = 1_000_000_000_000;
 
 /// Returns the string of a channel between these two users. It runs outside the other tasks, because it takes a while
-/// on purpose.
+/// on purpose. The future does not borrow the stream, which carries bytes meanwhile.
 ///
 /// # Errors
 /// [`TlsError::Failed`] if TLS exports no key material.
-pub async fn of<S>(
+pub fn of<S>(
     stream: &TlsStream<S>,
     initiator: &BareJid,
     responder: &BareJid,
-) -> Result<String, TlsError> {
-    let exported: [u8; 32] = export(stream, LABEL, &context(initiator, responder))?;
-    tokio::task::spawn_blocking(move || digits(&exported))
-        .await
-        .map_err(|error| TlsError::Failed(std::io::Error::other(error)))
+) -> impl Future<Output = Result<String, TlsError>> + use<S> {
+    let exported: Result<[u8; 32], TlsError> =
+        export(stream, LABEL, &context(initiator, responder));
+    async move {
+        let exported = exported?;
+        tokio::task::spawn_blocking(move || digits(&exported))
+            .await
+            .map_err(|error| TlsError::Failed(std::io::Error::other(error)))
+    }
 }
 
 /// Returns the exporter's context: the initiator and the responder of the session.
