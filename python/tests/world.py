@@ -12,11 +12,12 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import slixmpp
+if TYPE_CHECKING:
+    import slixmpp
 
-import fingerpost_slixmpp
-from fingerpost_slixmpp import Identity
+    from fingerpost_slixmpp import Identity
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(os.environ.get("FINGERPOST_PROGRAMS", ROOT / "target/debug")).resolve()
@@ -244,6 +245,8 @@ class World:
         return Xtls(process)
 
     def xtls_identity(self) -> Identity:
+        from fingerpost_slixmpp import Identity
+
         return Identity.load(self.directory / f"xtls/xtls@{DOMAIN}/cert.pem")
 
     def forget_peers(self) -> None:
@@ -254,6 +257,11 @@ class World:
 
     async def client(self, user: str, identity: Identity, **settings: object) -> slixmpp.ClientXMPP:
         """A client that is logged in and has the plugin."""
+        # The tests of the other bindings use this module in an environment without slixmpp.
+        import slixmpp
+
+        import fingerpost_slixmpp
+
         assert fingerpost_slixmpp.XtlsPlugin
         client = slixmpp.ClientXMPP(f"{user}@{DOMAIN}/python", PASSWORD)
         client.ca_certs = self.directory / "cert.pem"
