@@ -12,7 +12,7 @@ KEYS ?= 1000000
 # How often `make direct-test` cuts a direct path.
 CUTS ?= 50
 
-.PHONY: python-test xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: bindings-venv bindings-test bindings-lint bindings-header wheel c-library python-test xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -117,6 +117,44 @@ python-test: ## Test the slixmpp plugin in python/ and the bot in examples/bot, 
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --test programs
 	deploy/ci/python-test.sh $(VENV)/bin/python target/debug
+
+# The workspace in bindings/ shares this directory: dependencies with the same features are not built twice.
+BINDINGS_VENV := target/bindings-venv
+BINDINGS = CARGO_TARGET_DIR=$(CURDIR)/target
+
+# The versions of the main lock file, and those of the few packages that are not in it.
+bindings/Cargo.lock: Cargo.lock bindings/Cargo.toml $(wildcard bindings/*/Cargo.toml)
+	cp Cargo.lock $@
+	cd bindings && cargo metadata --quiet --format-version 1 >/dev/null
+	@touch $@
+
+bindings-venv: bindings/Cargo.lock
+	@deploy/ci/install-peers.sh cc python
+	@deploy/ci/install-python.sh $(BINDINGS_VENV) bindings/python/requirements.txt
+
+bindings-test: bindings-venv ## Test the libraries for Python and C, with xtls on the other side (not in CI: minutes of compiling)
+	@deploy/ci/install-peers.sh cc openssl prosody pkg-config valgrind
+	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
+	cargo build --locked --workspace --bins --test programs
+	$(BINDINGS) deploy/ci/bindings-test.sh $(BINDINGS_VENV) target/debug
+
+bindings-lint: bindings/Cargo.lock ## Check format and lints of the libraries for Python and C
+	cd bindings && cargo fmt --all --check
+	cd bindings && $(BINDINGS) cargo clippy --locked --workspace --all-targets -- -D warnings
+
+bindings-header: bindings/Cargo.lock ## Write the C header from the code
+	cd bindings && $(BINDINGS) FINGERPOST_WRITE_HEADER=1 cargo test --locked -p fingerpost-c --test header
+
+wheel: bindings-venv ## Build the Python wheel in target/wheels
+	$(BINDINGS) $(BINDINGS_VENV)/bin/maturin build --release --locked -m bindings/python/Cargo.toml --out target/wheels
+
+# Where `make c-library` installs; DESTDIR is put before it.
+PREFIX ?= /usr/local
+
+c-library: bindings/Cargo.lock ## Build the C library and install it: make c-library PREFIX=/usr/local
+	@deploy/ci/install-peers.sh cc
+	cd bindings && $(BINDINGS) cargo build --release --locked -p fingerpost-c
+	bindings/c/install.sh target/release $(PREFIX)
 
 deb: ## Build the Debian package in target/debian
 	@deploy/ci/install-peers.sh cc debhelper

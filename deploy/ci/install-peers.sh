@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian the missing dependencies of the demo and the tests:
 #   install-peers.sh [cc] [chromium] [debhelper] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
-#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan] [clients] [xep] [systemd]
+#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan] [clients] [xep] [systemd] [pkg-config] [valgrind]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -49,6 +49,8 @@ for what in "$@"; do
         xep) command -v xmllint >/dev/null || missing+=(libxml2-utils)
             command -v xsltproc >/dev/null || missing+=(xsltproc) ;;
         systemd) command -v systemd-analyze >/dev/null || missing+=(systemd) ;;
+        pkg-config) command -v pkg-config >/dev/null || missing+=(pkg-config) ;;
+        valgrind) command -v valgrind >/dev/null || missing+=(valgrind) ;;
         *) echo "install-peers.sh: unknown: $what" >&2; exit 2 ;;
     esac
 done

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Creates the Python environment of the independent clients in DIRECTORY, with the pinned packages: install-python.sh DIRECTORY
+# Creates a Python environment in DIRECTORY with pinned packages: install-python.sh DIRECTORY [REQUIREMENTS]
+# By default they are those of the independent clients.
 set -euo pipefail
 
 directory=$1
-requirements="$(dirname "$0")/../../tests/peers/requirements.txt"
+requirements=${2:-$(dirname "$0")/../../tests/peers/requirements.txt}
 stamp="$directory/.installed"
 cmp -s "$requirements" "$stamp" && exit 0
 
