@@ -38,7 +38,7 @@ def describe(path: Path) -> File:
             size += len(chunk)
         changed = os.fstat(file.fileno()).st_mtime
     date = datetime.datetime.fromtimestamp(changed, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return File(path.name, size, digest.digest(), date, range_offered=True)
+    return File(safe_name(path.name), size, digest.digest(), date, range_offered=True)
 
 
 def why_not(offered: File, directory: Path, max_size: int | None = None) -> str | None:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from fingerpost_core import elements as xml
 from fingerpost_core.elements import Hint, Print
 from fingerpost_core.errors import KeyRefused, OfferError
-from fingerpost_core.files import safe_name
+from fingerpost_core.files import describe, safe_name
 from fingerpost_core.identity import Identity, fingerprints
 from fingerpost_core.addresses import escape_node, proxied, unescape_node
 from fingerpost_core.registry import KEYS, Key, challenge_message, judge_keys, parse_keys
@@ -219,6 +219,11 @@ class Names(unittest.TestCase):
             (".bashrc", "bashrc"), ("a\u202egpj.exe", "agpj.exe"), ("C:\\x\\y.txt", "y.txt"), ("a\nb", "ab"), ("/", "file"),
         ):  # fmt: skip
             self.assertEqual(safe_name(given), safe)
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "a\x01b\udc80.txt"
+            path.write_bytes(b"x")
+            # XML has no place for such characters: the server would end the stream.
+            self.assertEqual(describe(path).name, "ab.txt")
         self.assertTrue(safe_name("ä" * 500 + ".pdf").endswith(".pdf"))
         self.assertLessEqual(len(safe_name("ä" * 500 + ".pdf").encode()), 200)
 
