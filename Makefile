@@ -12,7 +12,7 @@ KEYS ?= 1000000
 # How often `make direct-test` cuts a direct path.
 CUTS ?= 50
 
-.PHONY: bindings-venv bindings-test bindings-lint bindings-header wheel c-library python-test xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: gajim-plugin gajim-test bindings-venv bindings-test bindings-lint bindings-header wheel c-library python-test xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,16 @@ xep-test: nextest ## Replay the examples of docs/xep; XEPS=DIRECTORY, a checkout
 	@deploy/ci/install-peers.sh cc
 	cargo nextest run --locked --workspace --lib --bins --tests -E 'binary(programs) & test(/^xep::/)'
 	@[ -z "$(XEPS)" ] || { deploy/ci/install-peers.sh xep && deploy/ci/xep.sh "$(XEPS)" target/xep; }
+
+gajim-plugin: ## Write the plugin for Gajim, target/gajim/fingerpost.zip
+	deploy/ci/gajim-plugin.sh target/gajim/fingerpost.zip
+
+gajim-test: ## Two Gajims with the plugin of gajim/, and xtls, each in a network of its own (as root); writes the screenshots of docs/
+	@deploy/ci/install-peers.sh cc openssl prosody python relays gajim
+	@deploy/ci/install-python.sh $(VENV)
+	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
+	cargo build --locked --workspace --bins --test programs
+	FINGERPOST_WRITE_SCREENSHOTS=1 deploy/ci/gajim-test.sh $(VENV)/bin/python target/debug
 
 direct-test: nextest ## Direct paths through every pair of NATs, and 50 cuts of a gigabyte (as root); writes the table of docs/INTEROP.md
 	@deploy/ci/install-peers.sh cc openssl prosody ejabberd postgresql relays
@@ -111,8 +121,8 @@ guide-test: ## Run the commands of docs/MIGRATION.md on Debian's stock Prosody a
 	cargo build --locked --workspace --bins --test programs
 	deploy/ci/guide-test.sh target/debug $(VENV)
 
-python-test: ## Test the slixmpp plugin in python/ and the bot in examples/bot, with xtls on the other side and real servers between
-	@deploy/ci/install-peers.sh cc openssl prosody ejabberd python systemd
+python-test: ## Test the slixmpp plugin in python/, the bot in examples/bot and parts of gajim/, with xtls on the other side and real servers between
+	@deploy/ci/install-peers.sh cc openssl prosody ejabberd python systemd nbxmpp pyopenssl
 	@deploy/ci/install-python.sh $(VENV)
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --test programs

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian the missing dependencies of the demo and the tests:
 #   install-peers.sh [cc] [chromium] [debhelper] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
-#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan] [clients] [xep] [systemd] [pkg-config] [valgrind]
+#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan] [pyopenssl] [gajim] [clients] [xep] [systemd] [pkg-config] [valgrind]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -41,6 +41,10 @@ for what in "$@"; do
             command -v dbus-daemon >/dev/null || missing+=(dbus-daemon)
             { command -v pkg-config && pkg-config --exists purple; } >/dev/null \
                 || missing+=(pkg-config libpurple-dev libpurple0) ;;
+        pyopenssl) /usr/bin/python3 -c 'import OpenSSL, cryptography, gi' 2>/dev/null || missing+=(python3-openssl python3-gi) ;;
+        gajim) command -v gajim >/dev/null || missing+=(gajim)
+            command -v xvfb-run >/dev/null || missing+=(xvfb xauth fonts-dejavu-core)
+            command -v dbus-run-session >/dev/null || missing+=(dbus) ;;
         clients) for client in gajim poezio profanity; do
                 command -v $client >/dev/null || missing+=($client)
             done

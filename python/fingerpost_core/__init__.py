@@ -1,5 +1,5 @@
 """End-to-end TLS over Jingle, without an XMPP library.
 
-`session.Session` is the protocol, without input, output or a clock. `fingerpost_slixmpp` carries out what it wants
-with slixmpp.
+`session.Session` is the protocol, without input, output or a clock. `fingerpost_slixmpp` and the plugin for Gajim
+carry out what it wants, each with its own XMPP library.
 """

@@ -30,7 +30,7 @@ run_as_root = true
 data_path = "{directory}/data"
 pidfile = "{directory}/prosody.pid"
 log = {{ {{ levels = {{ min = "info" }}, to = "console" }} }}
-interfaces = {{ "127.0.0.1" }}
+interfaces = {{ {addresses} }}
 component_interfaces = {{ "127.0.0.1" }}
 c2s_ports = {{ {c2s} }}
 component_ports = {{ {link} }}
@@ -79,8 +79,8 @@ secret = "{secret}"
 [database]
 url = "sqlite:{directory}/fingerpost.db"
 [socks5]
-listen = ["127.0.0.1:{socks5}"]
-advertise = ["127.0.0.1:{socks5}"]
+listen = [{socks5_addresses}]
+advertise = [{socks5_addresses}]
 [http]
 listen = ""
 """
@@ -98,10 +98,12 @@ def free_ports(count: int) -> list[int]:
 class Program:
     """A program that runs beside the tests. Its output goes to a file, and `wait_for` reads it as it comes."""
 
-    def __init__(self, *command: str | Path, environment: dict[str, str] | None = None):
+    def __init__(self, *command: str | Path, environment: dict[str, str] | None = None, clean: bool = False,
+                 cwd: str | None = None):  # fmt: skip
+        """`clean` starts it with this environment alone."""
         self._process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})}, start_new_session=True,
+            env={**({} if clean else os.environ), **(environment or {})}, start_new_session=True, cwd=cwd,
         )  # fmt: skip
         self.output = ""
         self._reader: threading.Thread | None = None
@@ -123,7 +125,10 @@ class Program:
         alarm.cancel()
         if not found:
             raise RuntimeError(f"{self._process.args[0]} ended: {self.output}")
+        self.drain()
 
+    def drain(self) -> None:
+        """Reads the rest of the output in the background."""
         def drain() -> None:
             for line in iter(self._process.stdout.readline, b""):
                 self.output += line.decode(errors="replace")
@@ -144,15 +149,19 @@ class World:
     """A server of a kind, `prosody` or `ejabberd`, the component and two accounts."""
 
     USERS = ("xtls", "python", "eve", "owner", "liar")
+    ADDRESSES = ("127.0.0.1",)
+    """Where clients reach the server and the component."""
 
     def __init__(self, kind: str):
         self._temporary = tempfile.TemporaryDirectory(prefix="xtls-python-")
         self.directory = Path(self._temporary.name)
         self._programs: list[Program] = []
-        self.c2s, link, socks5 = free_ports(3)
+        self.c2s, link, self.socks5 = free_ports(3)
         self._values = {
-            "directory": self.directory, "c2s": self.c2s, "link": link, "socks5": socks5, "domain": DOMAIN,
+            "directory": self.directory, "c2s": self.c2s, "link": link, "socks5": self.socks5, "domain": DOMAIN,
             "component": COMPONENT, "secret": secrets.token_hex(16),
+            "addresses": ", ".join(f'"{address}"' for address in self.ADDRESSES),
+            "socks5_addresses": ", ".join(f'"{address}:{self.socks5}"' for address in self.ADDRESSES),
         }  # fmt: skip
         try:
             self._certificate()
@@ -217,12 +226,19 @@ class World:
 
     def _xtls_account(self) -> None:
         password = self.write("password", PASSWORD + "\n")
-        server = ["--server", f"127.0.0.1:{self.c2s}", "--ca-file", self.directory / "cert.pem"]
+        server = ["--server", self.xtls_server(), "--ca-file", self.directory / "cert.pem"]
         self.xtls("login", f"xtls@{DOMAIN}", "--password-file", password, "--via", COMPONENT, *server)
         self.xtls("keygen")
         self.xtls("register")
 
     # --- xtls
+
+    def xtls_prefix(self) -> list[str]:
+        """What starts xtls; it may run in another network."""
+        return []
+
+    def xtls_server(self) -> str:
+        return f"127.0.0.1:{self.c2s}"
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "XTLS_HOME": str(self.directory / "xtls")}
@@ -230,7 +246,7 @@ class World:
     def xtls(self, *arguments: str | Path) -> str:
         """Runs a command of xtls that must work, and returns its output."""
         done = subprocess.run(
-            [PROGRAMS / "xtls", *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            [*self.xtls_prefix(), PROGRAMS / "xtls", *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True, text=True,
             timeout=LIMIT, env=self._environment(),
         )  # fmt: skip
         if done.returncode:
@@ -239,7 +255,7 @@ class World:
 
     async def start_xtls(self, *arguments: str | Path) -> Xtls:
         process = await asyncio.create_subprocess_exec(
-            PROGRAMS / "xtls", *map(str, arguments), "--json", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            *self.xtls_prefix(), PROGRAMS / "xtls", *map(str, arguments), "--json", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env=self._environment(),
         )  # fmt: skip
         return Xtls(process)

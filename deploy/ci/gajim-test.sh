@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Tests the plugin for Gajim with `fingerpost` and `xtls`, in network namespaces of their own: gajim-test.sh PYTHON PROGRAMS
+# FINGERPOST_WRITE_SCREENSHOTS=1 writes the screenshots of docs/.
+set -euo pipefail
+python=$(realpath -s "$1")
+FINGERPOST_PROGRAMS=$(realpath "$2")
+export FINGERPOST_PROGRAMS PYTHONDONTWRITEBYTECODE=1
+cd "$(dirname "$0")/../.."
+[ "$(id -u)" -eq 0 ] || { echo "error: network namespaces need root" >&2; exit 1; }
+
+# a ── hub ── b: the hub has an address in both networks, and forwards nothing.
+hub=gajim-$$-hub
+export FINGERPOST_NETNS_A=gajim-$$-a FINGERPOST_NETNS_B=gajim-$$-b
+trap 'for name in $hub $FINGERPOST_NETNS_A $FINGERPOST_NETNS_B; do ip netns delete "$name" 2>/dev/null || true; done' EXIT
+for name in $hub $FINGERPOST_NETNS_A $FINGERPOST_NETNS_B; do
+    ip netns add "$name"
+    ip -n "$name" link set lo up
+done
+# A new namespace takes this setting from the machine.
+ip netns exec $hub sh -c 'echo 0 >/proc/sys/net/ipv4/ip_forward'
+number=0
+for name in $FINGERPOST_NETNS_A $FINGERPOST_NETNS_B; do
+    number=$((number + 1))
+    ip -n $hub link add to-$number type veth peer name eth0 netns "$name"
+    ip -n $hub address add 10.77.$number.1/24 dev to-$number
+    ip -n $hub link set to-$number up
+    ip -n "$name" address add 10.77.$number.2/24 dev eth0
+    ip -n "$name" link set eth0 up
+    # Gajim logs in only where there seems to be a way to everywhere.
+    ip -n "$name" route add default via 10.77.$number.1
+done
+
+timeout 900 ip netns exec $hub "$python" gajim/tests/e2e.py "${@:3}"

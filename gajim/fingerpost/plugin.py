@@ -1,0 +1,206 @@
+"""The plugin: entries in the menu of a chat, windows, and a module for each account."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from gajim.common import app
+from gajim.common.const import COMMON_FEATURES
+from gajim.common.events import Notification
+from gajim.common.modules.contacts import BareContact
+from gajim.gtk.dialogs import ErrorDialog
+from gajim.gtk.filechoosers import FileChooserDialog
+from gajim.plugins import GajimPlugin
+from gi.repository import Gio, GLib, Gtk
+from nbxmpp.protocol import JID
+
+from . import account as module
+from .account import FEATURES, Fingerpost
+from .fingerpost_core.errors import XtlsError
+from .transfer import Phase, Transfer
+from .windows import KeysWindow, TransfersWindow
+
+log = logging.getLogger("gajim.p.fingerpost")
+
+SEND, TRANSFERS, KEYS = "fingerpost-send", "fingerpost-transfers", "fingerpost-keys"
+
+
+class FingerpostPlugin(GajimPlugin):  # type: ignore[misc]
+    def init(self) -> None:
+        self.description = "Files with end-to-end TLS"
+        self.config_default_values = {"components": ({}, "the component that each account uses, if the user has chosen one")}
+        self.config_dialog = self.show_keys
+        self.modules = [module]
+        self.gui_extension_points = {
+            "message_actions_box": (self._connect_box, self._disconnect_box),
+            "switch_contact": (self._switch_contact, None),
+            "update_caps": (self._update_caps, None),
+        }
+        Fingerpost.observer = self
+        self._button: Any = None
+        self._transfers: TransfersWindow | None = None
+        self.keys: KeysWindow | None = None
+
+    @property
+    def transfers(self) -> TransfersWindow:
+        # Gajim loads plugins before it has windows.
+        if self._transfers is None:
+            self._transfers = TransfersWindow(self)
+        return self._transfers
+
+    def activate(self) -> None:
+        for name, kind, act in (
+            (SEND, "as", self._send), (TRANSFERS, None, self._show_transfers), (KEYS, None, lambda *_: self.show_keys(app.window)),
+        ):  # fmt: skip
+            action = Gio.SimpleAction.new(name, None if kind is None else GLib.VariantType(kind))
+            action.connect("activate", act)
+            app.app.add_action(action)
+        for account in self.accounts():
+            account.start()
+        self._tell_features()
+
+    def deactivate(self) -> None:
+        for name in (SEND, TRANSFERS, KEYS):
+            app.app.remove_action(name)
+        for account in self.accounts():
+            account.cleanup()
+        if self._transfers is not None:
+            self._transfers.destroy()
+            self._transfers = None
+        if self.keys is not None:
+            self.keys.destroy()
+
+    def accounts(self) -> list[Fingerpost]:
+        found = []
+        for client in app.get_clients():
+            try:
+                found.append(client.get_module(module.name))
+            except KeyError:
+                # The account is being removed.
+                continue
+        return found
+
+    def directory(self) -> Path:
+        """Where received files go."""
+        chosen = GLib.get_user_special_dir(GLib.UserDirectory.DIRECTORY_DOWNLOAD)
+        directory = Path(chosen or Path.home())
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    # --- what the accounts tell
+
+    def chosen_component(self, bare: str) -> str:
+        return str(self.config["components"].get(bare, ""))
+
+    def choose(self, account: Fingerpost, component: str) -> None:
+        """Keeps the user's choice of a component; an empty one is that of the server."""
+        self.config["components"] = {**self.config["components"], account.bare: component}
+        account.choose(component)
+
+    def transfer_changed(self, account: Fingerpost, transfer: Transfer) -> None:
+        new = self.transfers.show_transfer(transfer, stranger=not self._is_contact(account, transfer.peer))
+        if transfer.incoming and new:
+            self._notify(account, transfer.peer, f"{transfer.peer} wants to send you a file", transfer.name)
+        elif transfer.phase is Phase.COMPARING:
+            self.transfers.present()
+        if transfer.phase is Phase.DONE and self.keys is not None:
+            self.keys.refresh()
+
+    def offer_refused(self, account: Fingerpost, peer: str, error: XtlsError) -> None:
+        self.transfers.show_refusal(peer, error)
+        self._notify(account, peer, f"An offer of {peer} was refused", str(error))
+
+    def account_changed(self, account: Fingerpost) -> None:
+        if self.keys is not None:
+            self.keys.refresh()
+
+    @staticmethod
+    def _is_contact(account: Fingerpost, peer: str) -> bool:
+        item = app.get_client(account._account).get_module("Roster").get_item(JID.from_string(peer))
+        return item is not None
+
+    def _notify(self, account: Fingerpost, peer: str, title: str, text: str) -> None:
+        app.ged.raise_event(Notification(account=account._account, type="file-request-received", title=title, text=text, jid=peer))
+        # Shown, but not in front of what the user types into.
+        self.transfers.set_focus_on_map(False)
+        self.transfers.show()
+        self.transfers.set_urgency_hint(True)
+
+    # --- the menu
+
+    def _connect_box(self, actions: Any, box: Gtk.Box) -> None:
+        self._button = _named(box, "settings_menu")
+        try:
+            shown = actions.get_current_contact()
+        except AssertionError:
+            # No chat was shown yet.
+            return
+        self._switch_contact(shown)
+
+    def _disconnect_box(self, _actions: Any, _box: Gtk.Box) -> None:
+        self._button = None
+
+    def _switch_contact(self, contact: Any) -> None:
+        """Gajim makes a new menu for each contact that is shown."""
+        menu = None if self._button is None else self._button.get_menu_model()
+        if not isinstance(menu, Gio.Menu) or not isinstance(contact, BareContact) or contact.is_self:
+            return
+        section = Gio.Menu()
+        send = Gio.MenuItem.new("Send File End-to-End Encrypted…", None)
+        send.set_action_and_target_value(f"app.{SEND}", GLib.Variant("as", [contact.account, str(contact.jid)]))
+        section.append_item(send)
+        section.append("Encrypted Files", f"app.{TRANSFERS}")
+        section.append("Keys for Encrypted Files", f"app.{KEYS}")
+        menu.append_section(None, section)
+
+    def _update_caps(self, _account: str, features: list[str]) -> None:
+        features += [feature for feature in FEATURES if feature not in features and feature not in COMMON_FEATURES]
+
+    def _tell_features(self) -> None:
+        for client in app.get_clients():
+            client.get_module("Caps").update_caps()
+
+    # --- actions
+
+    def _send(self, _action: Gio.SimpleAction, target: GLib.Variant) -> None:
+        name, peer = target.unpack()
+        account = app.get_client(name).get_module(module.name)
+        if not account.broker:
+            ErrorDialog("No Fingerpost component",
+                        "Your server has no Fingerpost component. Name one in “Keys for Encrypted Files”.")  # fmt: skip
+            return
+        FileChooserDialog(
+            lambda paths: self.send_files(account, peer, [Path(path) for path in paths]),
+            select_multiple=True, transient_for=app.window,
+        )  # fmt: skip
+
+    def send_files(self, account: Fingerpost, peer: str, paths: list[Path]) -> None:
+        for path in paths:
+            self.transfer_changed(account, account.send_file(peer, path))
+        self.transfers.present()
+
+    def _show_transfers(self, *_: Any) -> None:
+        self.transfers.present()
+
+    def show_keys(self, parent: Gtk.Window | None) -> None:
+        if self.keys is None:
+            self.keys = KeysWindow(self, parent)
+            self.keys.connect("destroy", self._keys_closed)
+        self.keys.present()
+
+    def _keys_closed(self, _window: Gtk.Window) -> None:
+        self.keys = None
+
+
+def _named(widget: Gtk.Widget, name: str) -> Gtk.Widget | None:
+    """The widget with this name in Gajim's description of the window."""
+    if Gtk.Buildable.get_name(widget) == name:
+        return widget
+    if isinstance(widget, Gtk.Container):
+        for child in widget.get_children():
+            found = _named(child, name)
+            if found is not None:
+                return found
+    return None

@@ -1,0 +1,275 @@
+"""The two windows: transfers, and keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gi.repository import Gio, GLib, Gtk, Pango
+
+from .fingerpost_core.elements import Print
+from .fingerpost_core.errors import XtlsError
+from .standing import Standing, text
+from .transfer import Phase, Transfer
+
+if TYPE_CHECKING:
+    from .account import Fingerpost
+    from .plugin import FingerpostPlugin
+
+MAX_ENDED = 50
+"""Transfers and refusals that stay in the window after their end."""
+
+
+def _label(text: str = "", *styles: str, selectable: bool = False) -> Gtk.Label:
+    label = Gtk.Label(label=text, xalign=0, wrap=True, wrap_mode=Pango.WrapMode.WORD_CHAR, selectable=selectable)
+    # Otherwise a selectable label takes the focus, and shows its whole text as selected.
+    label.set_can_focus(False)
+    for style in styles:
+        label.get_style_context().add_class(style)
+    return label
+
+
+def _monospace(label: Gtk.Label, scale: float) -> None:
+    attributes = Pango.AttrList()
+    attributes.insert(Pango.attr_family_new("monospace"))
+    attributes.insert(Pango.attr_scale_new(scale))
+    label.set_attributes(attributes)
+
+
+def lines(fingerprint: Print) -> str:
+    """A fingerprint in two lines."""
+    digits = str(fingerprint)
+    return f"{digits[:48]}\n{digits[48:]}"
+
+
+class TransferRow(Gtk.ListBoxRow):
+    """A transfer: what it is, whose key it is, the digits, how far it is, and what the user can do."""
+
+    def __init__(self, window: TransfersWindow, transfer: Transfer, stranger: bool):
+        Gtk.ListBoxRow.__init__(self, activatable=False, selectable=False)
+        self._window, self.transfer, self._stranger = window, transfer, transfer.incoming and stranger
+        box = Gtk.Box(orientation=Gtk.Orientation.VERTICAL, spacing=6, margin=12)
+        self.add(box)
+        self.title = _label("", "bold")
+        self.peer_note = _label(f"{transfer.peer} is not one of your contacts.", "warning-color")
+        self.key = _label()
+        self.fingerprint = _label(selectable=True)
+        _monospace(self.fingerprint, 0.85)
+        self.question = _label()
+        self.digits = _label(selectable=True)
+        _monospace(self.digits, 2)
+        self.progress = Gtk.ProgressBar(show_text=True)
+        self.status = _label("", "dim-label")
+        self.accept = Gtk.Button(label="Accept")
+        self.decline = Gtk.Button(label="Decline")
+        self.same = Gtk.Button(label="The Digits Are the Same")
+        self.different = Gtk.Button(label="They Differ")
+        self.cancel = Gtk.Button(label="Cancel")
+        self.open = Gtk.Button(label="Open Directory")
+        self.accept.connect("clicked", lambda _: transfer.accept(window.directory()))
+        self.decline.connect("clicked", lambda _: transfer.cancel())
+        self.same.connect("clicked", lambda _: transfer.confirm(True))
+        self.different.connect("clicked", lambda _: transfer.confirm(False))
+        self.cancel.connect("clicked", lambda _: transfer.cancel())
+        self.open.connect("clicked", self._open_directory)
+        for button in (self.accept, self.same):
+            button.get_style_context().add_class("suggested-action")
+        buttons = Gtk.Box(spacing=6, halign=Gtk.Align.END)
+        for button in (self.open, self.cancel, self.decline, self.accept, self.different, self.same):
+            buttons.pack_start(button, False, False, 0)
+        for part in (self.title, self.peer_note, self.key, self.fingerprint, self.question, self.digits, self.progress,
+                     self.status, buttons):  # fmt: skip
+            box.pack_start(part, False, False, 0)
+        self.show_all()
+        self.update()
+
+    def update(self) -> None:
+        transfer, phase = self.transfer, self.transfer.phase
+        size = f" ({GLib.format_size(transfer.size)})" if transfer.size else ""
+        self.title.set_text(f"{transfer.name}{size} {'from' if transfer.incoming else 'to'} {transfer.peer}")
+        standing = transfer.standing
+        style = self.key.get_style_context()
+        for kind in ("success-color", "warning-color", "error-color"):
+            style.remove_class(kind)
+        if standing is not None:
+            self.key.set_text(text(standing, transfer.peer, transfer.assurance))
+            # The registry's word is no proof: only a key that the user has accepted is green.
+            colors = {Standing.REMEMBERED: "success-color", Standing.UNKNOWN: "warning-color", Standing.EXPIRED: "warning-color"}
+            if standing.refused or standing in colors:
+                style.add_class(colors.get(standing, "error-color"))
+        if transfer.fingerprint is not None:
+            self.fingerprint.set_text(lines(transfer.fingerprint))
+        comparing = phase is Phase.COMPARING
+        if comparing:
+            who = "you have" if transfer.initiator == transfer.account.jid.partition("/")[0] else f"{transfer.initiator} has"
+            what = "these digits" if transfer.digits else "this fingerprint"
+            self.question.set_text(
+                f"Ask {transfer.peer}, by telephone for example: do they see {what}, in a session that {who} started? "
+                "If so, nobody is between you."
+            )
+        self.digits.set_text(transfer.digits or "")
+        self.progress.set_fraction(transfer.moved / transfer.size if transfer.size else 0)
+        self.progress.set_text(f"{GLib.format_size(transfer.moved)} of {GLib.format_size(transfer.size)}")
+        self.status.set_text(self._status())
+        refused = standing is not None and standing.refused
+        for part, shown in (
+            (self.key, standing is not None), (self.fingerprint, transfer.fingerprint is not None and phase is not Phase.DONE),
+            (self.question, comparing), (self.digits, comparing and bool(transfer.digits)),
+            (self.progress, phase is Phase.MOVING), (self.accept, phase is Phase.OFFERED and not refused),
+            (self.decline, phase is Phase.OFFERED), (self.same, comparing), (self.different, comparing),
+            (self.cancel, not transfer.over and phase not in (Phase.OFFERED, Phase.COMPARING)),
+            (self.open, phase is Phase.DONE and transfer.incoming),
+            (self.peer_note, self._stranger and not transfer.over),
+        ):  # fmt: skip
+            part.set_visible(shown)
+
+    def _status(self) -> str:
+        transfer = self.transfer
+        if transfer.phase is Phase.DONE:
+            if transfer.incoming:
+                return f"Received whole: {transfer.path}"
+            return f"Sent. {transfer.peer} has confirmed the whole file."
+        if transfer.phase is Phase.ENDED:
+            return f"Ended: {transfer.error}"
+        if transfer.phase is Phase.MOVING:
+            return transfer.warning or ""
+        if transfer.phase is Phase.OFFERED:
+            return "They want to send you this file, end-to-end encrypted."
+        return transfer.phase.value.capitalize() + "…"
+
+    def _open_directory(self, _button: Gtk.Button) -> None:
+        if self.transfer.path is not None:
+            Gio.AppInfo.launch_default_for_uri(self.transfer.path.parent.as_uri())
+
+
+class TransfersWindow(Gtk.Window):
+    """All transfers, the newest first."""
+
+    def __init__(self, plugin: FingerpostPlugin):
+        Gtk.Window.__init__(self, title="End-to-End Encrypted Files", default_width=560, default_height=420)
+        self._plugin = plugin
+        self.list = Gtk.ListBox(selection_mode=Gtk.SelectionMode.NONE)
+        nothing = _label("No transfers. Send a file from the menu of a chat.", "dim-label")
+        nothing.show()
+        self.list.set_placeholder(nothing)
+        scrolled = Gtk.ScrolledWindow(hscrollbar_policy=Gtk.PolicyType.NEVER)
+        scrolled.add(self.list)
+        self.add(scrolled)
+        scrolled.show_all()
+        # It is hidden, and keeps what is in it.
+        self.connect("delete-event", lambda window, _event: window.hide() or True)
+
+    def directory(self) -> Path:
+        return self._plugin.directory()
+
+    def rows(self) -> list[Any]:
+        return self.list.get_children()
+
+    def show_transfer(self, transfer: Transfer, stranger: bool) -> bool:
+        """Shows a transfer as it is now; whether it is a new one."""
+        for row in self.rows():
+            if isinstance(row, TransferRow) and row.transfer is transfer:
+                row.update()
+                return False
+        self.list.prepend(TransferRow(self, transfer, stranger))
+        self._tidy()
+        return True
+
+    def show_refusal(self, peer: str, error: XtlsError) -> None:
+        """Shows an offer that was refused before anybody was asked."""
+        row = Gtk.ListBoxRow(activatable=False, selectable=False)
+        box = Gtk.Box(orientation=Gtk.Orientation.VERTICAL, spacing=6, margin=12)
+        box.pack_start(_label(f"An offer of {peer} was refused", "bold"), False, False, 0)
+        box.pack_start(_label(str(error), "error-color"), False, False, 0)
+        row.add(box)
+        row.show_all()
+        self.list.prepend(row)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        ended = [row for row in self.rows() if not isinstance(row, TransferRow) or row.transfer.over]
+        for row in ended[MAX_ENDED:]:
+            self.list.remove(row)
+
+
+class KeysWindow(Gtk.Window):
+    """The own key of each account, its component, and the keys of peers that the user has accepted."""
+
+    def __init__(self, plugin: FingerpostPlugin, parent: Gtk.Window | None = None):
+        Gtk.Window.__init__(self, title="Keys for End-to-End Encrypted Files", default_width=600, default_height=480)
+        if parent is not None:
+            self.set_transient_for(parent)
+        self._plugin = plugin
+        self._box = Gtk.Box(orientation=Gtk.Orientation.VERTICAL, spacing=18, margin=18)
+        scrolled = Gtk.ScrolledWindow(hscrollbar_policy=Gtk.PolicyType.NEVER)
+        scrolled.add(self._box)
+        self.add(scrolled)
+        self.refresh()
+
+    def refresh(self) -> None:
+        for child in self._box.get_children():
+            child.destroy()
+        for account in self._plugin.accounts():
+            self._box.pack_start(AccountKeys(self, self._plugin, account), False, False, 0)
+        self.show_all()
+
+
+class AccountKeys(Gtk.Box):
+    def __init__(self, window: KeysWindow, plugin: FingerpostPlugin, account: Fingerpost):
+        Gtk.Box.__init__(self, orientation=Gtk.Orientation.VERTICAL, spacing=6)
+        self._window, self.account = window, account
+        self.pack_start(_label(account.bare, "bold"), False, False, 0)
+        line = Gtk.Box(spacing=6)
+        self.component = Gtk.Entry(text=account.chosen, placeholder_text=account.broker or "none was found", hexpand=True)
+        use = Gtk.Button(label="Use")
+        use.connect("clicked", lambda _: plugin.choose(account, self.component.get_text().strip()))
+        line.pack_start(_label("Component"), False, False, 0)
+        line.pack_start(self.component, True, True, 0)
+        line.pack_start(use, False, False, 0)
+        self.pack_start(line, False, False, 0)
+
+        self.pack_start(_label("Your key in this Gajim"), False, False, 0)
+        own = _label(lines(account.identity.fingerprint), selectable=True)
+        _monospace(own, 0.85)
+        self.pack_start(own, False, False, 0)
+        states = {None: "The registry was not reached yet.", "": "The registry does not have it: peers are warned.",
+                  "asserted": "It is registered, but not proven.", "proven": "It is registered and proven.",
+                  "attested": "It is registered, and an administrator vouches for it."}  # fmt: skip
+        self.state = _label(states.get(account.registered, f"In the registry it is {account.registered}."))
+        self.register = Gtk.Button(label="Register", halign=Gtk.Align.START)
+        self.register.connect("clicked", self._register)
+        self.register.set_sensitive(bool(account.broker) and account.registered in ("", "asserted"))
+        self.pack_start(self.state, False, False, 0)
+        self.pack_start(self.register, False, False, 0)
+
+        known = account.trust.peers()
+        self.pack_start(_label("Keys that you have accepted" if known else "You have accepted no keys."), False, False, 0)
+        self.removals: dict[tuple[str, str], Gtk.Button] = {}
+        for jid, fingerprint in known:
+            row = Gtk.Box(spacing=12)
+            text_of_key = Gtk.Box(orientation=Gtk.Orientation.VERTICAL)
+            printed = _label(lines(fingerprint), selectable=True)
+            _monospace(printed, 0.85)
+            text_of_key.pack_start(_label(jid), False, False, 0)
+            text_of_key.pack_start(printed, False, False, 0)
+            remove = Gtk.Button(label="Remove", valign=Gtk.Align.CENTER)
+            remove.set_tooltip_text("The next key of this peer is a new one: you compare the digits again.")
+            remove.connect("clicked", self._remove, jid, fingerprint)
+            self.removals[jid, str(fingerprint)] = remove
+            row.pack_start(text_of_key, True, True, 0)
+            row.pack_start(remove, False, False, 0)
+            self.pack_start(row, False, False, 0)
+
+    def _register(self, _button: Gtk.Button) -> None:
+        self.register.set_sensitive(False)
+
+        def done(error: XtlsError | None) -> None:
+            # After success the window shows the new state.
+            if error is not None and self.get_parent() is not None:
+                self.state.set_text(f"It was not registered: {error}")
+
+        self.account.register_key(done)
+
+    def _remove(self, _button: Gtk.Button, jid: str, fingerprint: Print) -> None:
+        self.account.trust.forget(jid, fingerprint)
+        self._window.refresh()

@@ -1,0 +1,35 @@
+"""Writes the settings of a Gajim with one account: prepare.py JSON. Runs under Debian's Python, as the user of that Gajim."""
+
+import json
+import sys
+from pathlib import Path
+
+import gi
+
+gi.require_version("Gdk", "3.0")
+gi.require_version("Gtk", "3.0")
+gi.require_version("GtkSource", "4")
+
+from gajim.common import app, configpaths
+from gajim.common.settings import Settings
+
+given = json.loads(sys.argv[1])
+configpaths.set_config_root(given["config"])
+configpaths.init()
+configpaths.create_paths()
+settings = app.settings = Settings()
+settings.init()
+for name in ("use_keyring", "show_notifications", "autoaway", "autoxa", "sounds_on", "check_for_update", "plugins_update_check",
+             "plugins_auto_update"):  # fmt: skip
+    settings.set(name, False)
+settings.add_account(given["user"])
+for name, value in {
+    "name": given["user"], "hostname": given["domain"], "password": given["password"], "savepass": True, "active": True,
+    "use_custom_host": True, "custom_host": given["host"], "custom_port": given["port"], "custom_type": "START TLS",
+    "resource": "gajim", "autoconnect": True,
+}.items():  # fmt: skip
+    settings.set_account_setting(given["user"], name, value)
+for plugin in given["plugins"]:
+    settings.set_plugin_setting(plugin, "active", True)
+settings.shutdown()
+(Path(configpaths.get("CERT_STORE")) / "server.pem").write_text(Path(given["certificate"]).read_text())
