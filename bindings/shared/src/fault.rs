@@ -147,7 +147,7 @@ impl From<Error> for Fault {
             Error::Unverified(_) => Kind::Unverified,
             Error::Expired(_) => Kind::Expired,
             Error::Login(_) => Kind::Login,
-            Error::Certificate(_) => Kind::Certificate,
+            Error::Certificate { .. } => Kind::Certificate,
             Error::Disconnected => Kind::Disconnected,
             error if is_cut(error) => Kind::Cut,
             _ => Kind::Failed,
