@@ -48,12 +48,12 @@ xep-test: nextest ## Replay the examples of docs/xep; XEPS=DIRECTORY, a checkout
 gajim-plugin: ## Write the plugin for Gajim, target/gajim/fingerpost.zip
 	deploy/ci/gajim-plugin.sh target/gajim/fingerpost.zip
 
-gajim-test: ## Two Gajims with the plugin of gajim/, and xtls, each in a network of its own (as root); writes the screenshots of docs/
+gajim-test: ## Run two Gajims with the plugin of gajim/, and xtls, each in a network of its own (as root)
 	@deploy/ci/install-peers.sh cc openssl prosody python relays gajim
 	@deploy/ci/install-python.sh $(VENV)
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --test programs
-	FINGERPOST_WRITE_SCREENSHOTS=1 deploy/ci/gajim-test.sh $(VENV)/bin/python target/debug
+	deploy/ci/gajim-test.sh $(VENV)/bin/python target/debug
 
 direct-test: nextest ## Direct paths through every pair of NATs, and 50 cuts of a gigabyte (as root); writes the table of docs/INTEROP.md
 	@deploy/ci/install-peers.sh cc openssl prosody ejabberd postgresql relays

@@ -35,7 +35,8 @@ log = logging.getLogger("gajim.p.fingerpost")
 
 DISCO_INFO = "http://jabber.org/protocol/disco#info"
 DISCO_ITEMS = "http://jabber.org/protocol/disco#items"
-FEATURES = (xml.JINGLE, xml.FILE_TRANSFER, xml.APPS_TLS, xml.SECURITY, xml.OFFER, xml.C2CTLS, xml.XTLS, xml.S5B, xml.IBB)
+FEATURES = (xml.JINGLE, xml.FILE_TRANSFER, xml.SECURITY, xml.OFFER, xml.C2CTLS, xml.XTLS, xml.S5B, xml.IBB)
+"""Without the raw TLS stream: it would take streams away from the user's other programs, and refuse them. The component translates."""
 FIRST = 5
 """The priority of the handlers: before those of nbxmpp and Gajim."""
 ANNOUNCE = 60
@@ -107,11 +108,15 @@ class Fingerpost(BaseModule):
 
     def choose(self, broker: str) -> None:
         """Uses another component; with an empty address, the one that the server has."""
-        self.chosen = broker
+        self._withdraw()
+        self.chosen, self.broker, self.registered = broker, "", None
+        self.observer.account_changed(self)
         if self.online:
             self._connected()
 
     def cleanup(self) -> None:
+        """The plugin is switched off, or the account goes."""
+        self._withdraw()
         self._disconnected()
         BaseModule.cleanup(self)
 
@@ -179,6 +184,11 @@ class Fingerpost(BaseModule):
             client = self._client
             client.get_module("Presence").send_presence(self.broker, priority=client.priority, show=client.status)
         return True
+
+    def _withdraw(self) -> None:
+        """Tells the component that this client takes nothing any longer."""
+        if self.online and self.broker:
+            self._client.get_module("Presence").send_presence(self.broker, typ="unavailable")
 
     # --- what transfers use
 
@@ -298,8 +308,11 @@ class Fingerpost(BaseModule):
     def _jingle(self, _client: Any, stanza: Any, _properties: Any) -> None:
         """Takes the requests of own sessions, and offers of files with TLS through the component. The rest is Gajim's."""
         sender = str(stanza.getFrom())
+        found = stanza.getTag("jingle", namespace=Namespace.JINGLE)
+        if found is None:
+            return
         try:
-            jingle = element_of(stanza.getTag("jingle", namespace=Namespace.JINGLE))
+            jingle = element_of(found)
             sid = jingle.get("sid", "")
             transfer = self._sessions.get((sender, sid))
             if transfer is None:

@@ -104,7 +104,7 @@ class FingerpostPlugin(GajimPlugin):  # type: ignore[misc]
         if transfer.incoming and new:
             self._notify(account, transfer.peer, f"{transfer.peer} wants to send you a file", transfer.name)
         elif transfer.phase is Phase.COMPARING:
-            self.transfers.present()
+            self._show()
         if transfer.phase is Phase.DONE and self.keys is not None:
             self.keys.refresh()
 
@@ -123,10 +123,13 @@ class FingerpostPlugin(GajimPlugin):  # type: ignore[misc]
 
     def _notify(self, account: Fingerpost, peer: str, title: str, text: str) -> None:
         app.ged.raise_event(Notification(account=account._account, type="file-request-received", title=title, text=text, jid=peer))
-        # Shown, but not in front of what the user types into.
+        self._show()
+
+    def _show(self) -> None:
+        """Shows the window, but does not take the keyboard away from what the user types into."""
         self.transfers.set_focus_on_map(False)
         self.transfers.show()
-        self.transfers.set_urgency_hint(True)
+        self.transfers.set_urgency_hint(not self.transfers.is_active())
 
     # --- the menu
 

@@ -150,7 +150,7 @@ class Transfer:
             )
             account.enter(self)
             self._become(Phase.OFFERING)
-            self._limit(ANSWER_TIMEOUT, "no answer")
+            self._limit(ANSWER_TIMEOUT, f"no answer within {ANSWER_TIMEOUT // 60} minutes")
             self.session.initiate(file, secrets.token_hex(16))
             self.run()
 

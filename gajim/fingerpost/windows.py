@@ -81,10 +81,17 @@ class TransferRow(Gtk.ListBoxRow):
                      self.status, buttons):  # fmt: skip
             box.pack_start(part, False, False, 0)
         self.show_all()
+        self._shown: Phase | None = None
         self.update()
 
     def update(self) -> None:
         transfer, phase = self.transfer, self.transfer.phase
+        self.progress.set_fraction(transfer.moved / transfer.size if transfer.size else 0)
+        self.progress.set_text(f"{GLib.format_size(transfer.moved)} of {GLib.format_size(transfer.size)}")
+        if phase is self._shown is Phase.MOVING:
+            # Thousands of times in a large file.
+            return
+        self._shown = phase
         size = f" ({GLib.format_size(transfer.size)})" if transfer.size else ""
         self.title.set_text(f"{transfer.name}{size} {'from' if transfer.incoming else 'to'} {transfer.peer}")
         standing = transfer.standing
@@ -108,8 +115,6 @@ class TransferRow(Gtk.ListBoxRow):
                 "If so, nobody is between you."
             )
         self.digits.set_text(transfer.digits or "")
-        self.progress.set_fraction(transfer.moved / transfer.size if transfer.size else 0)
-        self.progress.set_text(f"{GLib.format_size(transfer.moved)} of {GLib.format_size(transfer.size)}")
         self.status.set_text(self._status())
         refused = standing is not None and standing.refused
         for part, shown in (
@@ -158,6 +163,7 @@ class TransfersWindow(Gtk.Window):
         scrolled.show_all()
         # It is hidden, and keeps what is in it.
         self.connect("delete-event", lambda window, _event: window.hide() or True)
+        self.connect("focus-in-event", lambda window, _event: window.set_urgency_hint(False))
 
     def directory(self) -> Path:
         return self._plugin.directory()

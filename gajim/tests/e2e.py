@@ -33,6 +33,8 @@ class Stories(unittest.IsolatedAsyncioTestCase):
             gajim.wait_online()
         cls.bob.do("chat", jid=ALICE)
         cls.bob.do("install", archive=str(cls.bob.archive))
+        cls.alice.wait_for_component(BOB)
+        cls.bob.wait_for_component(ALICE)
 
     async def asyncSetUp(self):
         # The steps of a user block the loop on purpose; only output of xtls waits for it.
@@ -91,18 +93,23 @@ class Stories(unittest.IsolatedAsyncioTestCase):
             shutil.copy(drawn, ROOT / "docs" / name)
 
     @contextlib.contextmanager
-    def without_socks5(self, which, gajim):
-        """Meanwhile nothing in the network of this Gajim reaches the component's SOCKS5 port, and it notices."""
-        rule = f"tcp dport {self.world.socks5} reject with tcp reset"
+    def rejected(self, which, port):
+        """Meanwhile nothing in this network reaches a port of the hub."""
         nft = [*self.world.namespace(which), "nft"]
         for command in ("add table inet test", "add chain inet test out { type filter hook output priority 0; }",
-                        f"add rule inet test out {rule}"):  # fmt: skip
+                        f"add rule inet test out tcp dport {port} reject with tcp reset"):  # fmt: skip
             subprocess.run([*nft, command], check=True)
-        before = len(gajim.log)
         try:
             yield
         finally:
             subprocess.run([*nft, "delete table inet test"], check=True)
+
+    @contextlib.contextmanager
+    def without_socks5(self, which, gajim):
+        """Meanwhile nothing in the network of this Gajim reaches the component's SOCKS5 port, and it notices."""
+        before = len(gajim.log)
+        with self.rejected(which, self.world.socks5):
+            yield
         self.assertRegex(gajim.log[before:], rf":{self.world.socks5}: .*Connection refused")
 
     # --- the stories
@@ -285,7 +292,28 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.alice.row("Received whole")
         self.taken(self.alice, sent)
 
-    def test_15_the_plugin_goes_and_comes_back(self):
+    def test_15_a_resumed_connection_keeps_a_transfer(self):
+        # A first key again: the transfer waits for its users while the connection is cut.
+        for gajim, other in ((self.alice, BOB), (self.bob, ALICE)):
+            gajim.choose("Keys for Encrypted Files", other)
+            gajim.until("the known keys", lambda: other in (gajim.do("texts", window=KEYS) or []))
+            gajim.do("click", window=KEYS, button="Remove")
+            gajim.do("close", window=KEYS)
+        sent = self.file(self.alice)
+        self.alice.send(BOB, sent)
+        self.bob.click("Accept")
+        for gajim in (self.alice, self.bob):
+            gajim.row(SAME)
+        with self.rejected("a", self.world.c2s):
+            self.alice.until("the cut", lambda: self.alice.do("poke") or not all(self.alice.do("online").values()))
+        self.alice.wait_online()
+        for gajim in (self.bob, self.alice):
+            gajim.click(SAME)
+        self.bob.row("Received whole")
+        self.alice.row("has confirmed the whole file")
+        self.taken(self.bob, sent)
+
+    def test_16_the_plugin_goes_and_comes_back(self):
         self.bob.do("deactivate", name="fingerpost")
         self.bob.do("chat", jid=XTLS)
         self.bob.do("chat", jid=ALICE)
@@ -296,6 +324,7 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.bob.do("activate", name="fingerpost")
         self.bob.do("open_menu")
         self.bob.until("the entry", lambda: SEND in self.bob.do("menu"))
+        self.bob.wait_for_component(ALICE)
         sent = self.file(self.bob)
         self.bob.send(ALICE, sent)
         self.alice.click("Accept")

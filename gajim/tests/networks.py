@@ -191,6 +191,12 @@ class Gajim:
         self.row(button)
         self.do("click", window=FILES, button=button, row=0)
 
+    def wait_for_component(self, jid: str) -> None:
+        """Waits until the window of keys, which the menu of a chat opens, names the component."""
+        self.choose("Keys for Encrypted Files", jid)
+        self.until("the component", lambda: COMPONENT in (self.do("texts", window=KEYS) or []))
+        self.do("close", window=KEYS)
+
     def register(self, jid: str) -> None:
         """Registers the key of this Gajim, in the window of keys, which the menu of a chat opens."""
         self.choose("Keys for Encrypted Files", jid)

@@ -8,7 +8,7 @@ import logging
 import os
 
 from gi.repository import Gdk, Gio, GLib, Gtk
-from nbxmpp.protocol import JID
+from nbxmpp.protocol import JID, Presence
 
 from gajim.common import app
 from gajim.plugins import GajimPlugin
@@ -191,6 +191,12 @@ class Driver(GajimPlugin):
         _, x, y = window.get_origin()
         picture = Gdk.pixbuf_get_from_window(Gdk.get_default_root_window(), x, y, window.get_width(), window.get_height())
         picture.savev(path, "png", ["compression"], ["9"])
+
+    def do_poke(self):
+        """Sends something, so that a cut connection is noticed."""
+        for client in app.get_clients():
+            if client.state.is_available:
+                client.connection.send_stanza(Presence())
 
     def do_disconnect(self):
         for client in app.get_clients():
