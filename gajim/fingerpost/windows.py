@@ -238,7 +238,7 @@ class AccountKeys(Gtk.Box):
         own = _label(lines(account.identity.fingerprint), selectable=True)
         _monospace(own, 0.85)
         self.pack_start(own, False, False, 0)
-        states = {None: "The registry was not reached yet.", "": "The registry does not have it: peers are warned.",
+        states = {None: "The registry was not reached yet.", "": "The registry does not have it: peers are warned, or refuse it if you have registered other keys.",
                   "asserted": "It is registered, but not proven.", "proven": "It is registered and proven.",
                   "attested": "It is registered, and an administrator vouches for it."}  # fmt: skip
         self.state = _label(states.get(account.registered, f"In the registry it is {account.registered}."))

@@ -15,6 +15,8 @@ from networks import CHAT, DOMAIN, FILES, KEYS, NOBODY, ROOT, Networks, digits_o
 
 ALICE, BOB, XTLS = f"alice@{DOMAIN}", f"bob@{DOMAIN}", f"xtls@{DOMAIN}"
 SIZE = 3_000_001
+LARGE = 60_000_001
+"""More bytes than all buffers between two users hold."""
 SAME, DIFFERENT = "The Digits Are the Same", "They Differ"
 SEND = "Send File End-to-End Encrypted…"
 
@@ -47,9 +49,9 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         for xtls in self.running:
             await xtls.stop()
 
-    def file(self, gajim=None):
+    def file(self, gajim=None, size=SIZE):
         path = (self.world.directory if gajim is None else gajim.home) / f"letter-{next(self.numbers)}.pdf"
-        path.write_bytes(os.urandom(SIZE))
+        path.write_bytes(os.urandom(size))
         os.chown(path, NOBODY, NOBODY)
         return path
 
@@ -112,6 +114,19 @@ class Stories(unittest.IsolatedAsyncioTestCase):
             yield
         self.assertRegex(gajim.log[before:], rf":{self.world.socks5}: .*Connection refused")
 
+    def forget(self, gajim, jid):
+        """Removes the accepted key of a user, in the window of keys."""
+        gajim.choose("Keys for Encrypted Files", BOB if gajim is self.alice else ALICE)
+        gajim.until("the known keys", lambda: jid in (gajim.do("texts", window=KEYS) or []))
+        known = [text for text in gajim.do("texts", window=KEYS) if text in (ALICE, BOB, XTLS)][1:]
+        gajim.do("click", window=KEYS, button="Remove", number=known.index(jid))
+        gajim.until("the removal", lambda: jid not in gajim.do("texts", window=KEYS))
+        gajim.do("close", window=KEYS)
+
+    def forget_each_other(self):
+        self.forget(self.alice, BOB)
+        self.forget(self.bob, ALICE)
+
     # --- the stories
 
     def test_01_the_networks_are_apart(self):
@@ -158,7 +173,7 @@ class Stories(unittest.IsolatedAsyncioTestCase):
             self.nothing(self.bob.downloads)
 
     def test_06_a_first_file(self):
-        sent = self.file(self.alice)
+        sent = self.file(self.alice, LARGE)
         self.alice.send(BOB, sent)
         offered = self.bob.row("Accept")
         self.assertIn(f"This key is new to you. The registry has it as a key of {ALICE} (proven).", offered["texts"])
@@ -168,16 +183,45 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.assertTrue(any("in a session that you have started" in text for text in mine["texts"]))
         self.assertTrue(any(f"in a session that {ALICE} has started" in text for text in theirs["texts"]))
         self.screenshot(self.bob, FILES, "gajim-plugin-offer.png")
+        # The sender accepts. What fits into the buffers goes, and the rest waits for the receiver.
+        self.alice.click(SAME)
+        moving = self.alice.row("of 60.0")
+        self.assertEqual(moving["buttons"], ["Cancel"])
+        self.bob.row(SAME)
         self.nothing(self.bob.downloads)
         self.bob.click(SAME)
-        # The receiver accepts, and still nothing comes before the sender has accepted, too.
-        self.alice.row(SAME)
-        self.alice.click(SAME)
         self.bob.row("Received whole")
         self.alice.row("has confirmed the whole file")
         self.taken(self.bob, sent)
 
-    def test_07_nobody_is_asked_about_a_known_key(self):
+    def test_07_a_transfer_is_cancelled_on_its_way(self):
+        self.forget_each_other()
+        for gajim, other in ((self.alice, self.bob), (self.bob, self.alice)):
+            self.alice.send(BOB, self.file(self.alice, LARGE))
+            self.bob.click("Accept")
+            self.alice.click(SAME)
+            self.alice.row("of 60.0")
+            self.bob.row(SAME)
+            if gajim is self.alice:
+                self.alice.click("Cancel")
+                self.alice.row("Ended: you have cancelled it")
+                self.bob.row("Ended: the peer ended the session: cancel")
+            else:
+                self.bob.click(DIFFERENT)
+                self.alice.row("Ended: the peer ended the session: security-error")
+            self.nothing(self.bob.downloads)
+            # The sender had accepted the receiver's key.
+            self.forget(self.alice, BOB)
+
+    def test_08_nobody_is_asked_about_a_known_key(self):
+        sent = self.file(self.alice)
+        self.alice.send(BOB, sent)
+        self.bob.click("Accept")
+        self.alice.click(SAME)
+        self.bob.click(SAME)
+        self.bob.row("Received whole")
+        self.taken(self.bob, sent)
+
         sent = self.file(self.bob)
         self.bob.send(ALICE, sent)
         self.assertIn(f"You have accepted this key of {BOB}.", self.alice.row("Accept")["texts"])
@@ -186,7 +230,7 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.bob.row("has confirmed the whole file")
         self.taken(self.alice, sent)
 
-    def test_08_in_band_where_socks5_fails(self):
+    def test_09_in_band_where_socks5_fails(self):
         for which, gajim, other in (("a", self.alice, self.bob), ("b", self.bob, self.alice)):
             with self.subTest(in_band=gajim.jid):
                 for sender, receiver in ((gajim, other), (other, gajim)):
@@ -198,7 +242,7 @@ class Stories(unittest.IsolatedAsyncioTestCase):
                         sender.row("has confirmed the whole file")
                         self.taken(receiver, sent)
 
-    async def test_09_gajim_sends_to_xtls(self):
+    async def test_10_gajim_sends_to_xtls(self):
         for first in (True, False):
             listener = await self.listener()
             sent = self.file(self.alice)
@@ -215,7 +259,7 @@ class Stories(unittest.IsolatedAsyncioTestCase):
             self.assertEqual(status, 0, output)
             self.same(sent, self.directory / sent.name)
 
-    async def test_10_xtls_sends_to_gajim(self):
+    async def test_11_xtls_sends_to_gajim(self):
         self.world.forget_peers()
         for first, transport in ((True, "s5b"), (False, "ibb")):
             sent = self.file()
@@ -233,7 +277,7 @@ class Stories(unittest.IsolatedAsyncioTestCase):
             self.assertEqual(status, 0, output)
             self.taken(self.bob, sent)
 
-    async def test_11_a_key_that_is_not_the_remembered_one_is_refused(self):
+    async def test_12_a_key_that_is_not_the_remembered_one_is_refused(self):
         # The new key is registered, so that only the remembered one speaks against it.
         self.new_key_of_xtls(register=True)
         sent = self.file()
@@ -250,16 +294,13 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.assertNotEqual((await listener.end())[0], 0)
         self.nothing(self.directory)
 
-    async def test_12_a_removed_key_is_asked_about_again(self):
+    async def test_13_a_removed_key_is_asked_about_again(self):
         self.alice.choose("Keys for Encrypted Files", BOB)
         look = lambda: self.alice.do("texts", window=KEYS) or []
         self.alice.until("the known keys", lambda: BOB in look() and XTLS in look())
         self.screenshot(self.alice, KEYS, "gajim-plugin-keys.png")
-        # Bob's is the first, that of xtls the second.
-        self.alice.do("click", window=KEYS, button="Remove", number=1)
-        self.alice.until("the removal", lambda: XTLS not in look())
-        self.assertIn(BOB, look())
         self.alice.do("close", window=KEYS)
+        self.forget(self.alice, XTLS)
         listener = await self.listener()
         sent = self.file(self.alice)
         self.alice.send(XTLS, sent)
@@ -268,7 +309,7 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.assertEqual((await listener.end())[0], 0)
         self.same(sent, self.directory / sent.name)
 
-    async def test_13_a_key_against_the_registry_is_refused_before_anybody_is_asked(self):
+    async def test_14_a_key_against_the_registry_is_refused_before_anybody_is_asked(self):
         self.new_key_of_xtls(register=False)
         sender = await self.xtls("send", BOB, self.file())
         refused = self.bob.row(f"An offer of {XTLS} was refused")
@@ -277,7 +318,7 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.assertNotEqual((await sender.end())[0], 0)
         self.nothing(self.bob.downloads)
 
-    def test_14_a_lost_connection_ends_a_transfer(self):
+    def test_15_a_lost_connection_ends_a_transfer(self):
         self.alice.send(BOB, self.file(self.alice))
         self.bob.row("Accept")
         self.alice.do("disconnect")
@@ -292,13 +333,9 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.alice.row("Received whole")
         self.taken(self.alice, sent)
 
-    def test_15_a_resumed_connection_keeps_a_transfer(self):
+    def test_16_a_resumed_connection_keeps_a_transfer(self):
         # A first key again: the transfer waits for its users while the connection is cut.
-        for gajim, other in ((self.alice, BOB), (self.bob, ALICE)):
-            gajim.choose("Keys for Encrypted Files", other)
-            gajim.until("the known keys", lambda: other in (gajim.do("texts", window=KEYS) or []))
-            gajim.do("click", window=KEYS, button="Remove")
-            gajim.do("close", window=KEYS)
+        self.forget_each_other()
         sent = self.file(self.alice)
         self.alice.send(BOB, sent)
         self.bob.click("Accept")
@@ -313,7 +350,7 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.alice.row("has confirmed the whole file")
         self.taken(self.bob, sent)
 
-    def test_16_the_plugin_goes_and_comes_back(self):
+    def test_17_the_plugin_goes_and_comes_back(self):
         self.bob.do("deactivate", name="fingerpost")
         self.bob.do("chat", jid=XTLS)
         self.bob.do("chat", jid=ALICE)

@@ -184,9 +184,16 @@ class Driver(GajimPlugin):
         return [within.get_allocated_width(), within.get_allocated_height()]
 
     def do_screenshot(self, window, path):
-        window = self._window(window).get_window()
+        widget = self._window(window)
+        window = widget.get_window()
         window.raise_()
-        window.process_all_updates()
+        # What was opened just now is drawn in the next frames.
+        frames = []
+        widget.queue_draw()
+        widget.add_tick_callback(lambda *_: frames.append(True) or len(frames) < 5)
+        while len(frames) < 5:
+            Gtk.main_iteration()
+        Gdk.Display.get_default().sync()
         # From the screen: what is open above the window belongs to the picture.
         _, x, y = window.get_origin()
         picture = Gdk.pixbuf_get_from_window(Gdk.get_default_root_window(), x, y, window.get_width(), window.get_height())
