@@ -48,12 +48,12 @@ xep-test: nextest ## Replay the examples of docs/xep; XEPS=DIRECTORY, a checkout
 gajim-plugin: ## Write the plugin for Gajim, target/gajim/fingerpost.zip
 	deploy/ci/gajim-plugin.sh target/gajim/fingerpost.zip
 
-gajim-test: ## Run two Gajims with the plugin of gajim/, and xtls, each in a network of its own (as root)
+gajim-test: ## Run two Gajims with the plugin of gajim/, and xtls, each in a network of its own (as root); SCREENSHOTS=1 also writes those of docs/
 	@deploy/ci/install-peers.sh cc openssl prosody python relays gajim
 	@deploy/ci/install-python.sh $(VENV)
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --test programs
-	deploy/ci/gajim-test.sh $(VENV)/bin/python target/debug
+	$(if $(SCREENSHOTS),FINGERPOST_WRITE_SCREENSHOTS=1 )deploy/ci/gajim-test.sh $(VENV)/bin/python target/debug
 
 direct-test: nextest ## Direct paths through every pair of NATs, and 50 cuts of a gigabyte (as root); writes the table of docs/INTEROP.md
 	@deploy/ci/install-peers.sh cc openssl prosody ejabberd postgresql relays
@@ -67,7 +67,7 @@ direct-bench: nextest ## Measure a direct path against openssl in the same netwo
 	FINGERPOST_TEST_PROGRAMS=target/release FINGERPOST_TEST_SPEED=$(ROUNDS) cargo nextest run --locked --test servers \
 		--run-ignored only --success-output final -E 'test(=paths::a_direct_path_is_as_fast_as_openssl)'
 
-# Whether the screenshots of docs/ are written anew.
+# Set, it lets the tests of clients write the screenshots of docs/.
 SCREENSHOTS ?=
 
 clients-test: peers nextest ## Look for every page of every command in real clients; SCREENSHOTS=1 also writes those of docs/

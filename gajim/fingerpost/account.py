@@ -13,7 +13,7 @@ from gajim.common.const import SimpleClientState
 from gajim.common.modules.base import BaseModule
 from gi.repository import GLib
 from nbxmpp.namespaces import Namespace
-from nbxmpp.protocol import JID, Iq, NodeProcessed
+from nbxmpp.protocol import Iq, NodeProcessed
 from nbxmpp.structs import StanzaHandler
 
 from .carriers import IBB, opening
@@ -24,7 +24,7 @@ from .fingerpost_core.errors import MalformedJingle, OfferError, PeerRefused, Xt
 from .fingerpost_core.identity import Identity
 from .fingerpost_core.session import Session
 from .fingerpost_core.trust import FileTrust
-from .stanzas import element_of, error_node, node_of, refusal_of
+from .stanzas import element_of, error_node, node_of, prepared, refusal_of
 from .transfer import Answer, Transfer
 
 # Gajim's plugin manager reads these two names.
@@ -74,7 +74,7 @@ class Fingerpost(BaseModule):
             StanzaHandler(name="iq", typ="set", ns=Namespace.JINGLE, callback=self._jingle, priority=FIRST),
             StanzaHandler(name="iq", typ="set", ns=Namespace.IBB, callback=self._ibb, priority=FIRST),
         ]
-        self.bare = str(JID.from_string(app.get_jid_from_account(self._account)).bare)
+        self.bare = prepared(app.get_jid_from_account(self._account))
         self.directory = Path(configpaths.get("PLUGINS_DATA")) / "fingerpost" / self.bare.replace("/", "_")
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.identity = Identity.load_or_generate(self.directory / "identity.pem")
@@ -270,6 +270,7 @@ class Fingerpost(BaseModule):
 
     def send_file(self, peer: str, path: Path) -> Transfer:
         """Offers a file to a bare JID."""
+        peer = prepared(peer)
         return Transfer.send(self, peer, path, proxied(peer, self.broker), self._transports())
 
     def _transports(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from nbxmpp.protocol import JID
 from nbxmpp.simplexml import Node
 
 from .fingerpost_core.errors import MalformedJingle, PeerRefused
@@ -13,6 +14,16 @@ MAX_DEPTH = 32
 """Levels of a stanza that are read: no element of the protocol has half as many."""
 STANZAS = "urn:ietf:params:xml:ns:xmpp-stanzas"
 XML = "{http://www.w3.org/XML/1998/namespace}"
+
+
+def prepared(jid: str) -> str:
+    """The bare JID in its prepared form (RFC 7622), which the digits and the remembered keys belong to.
+
+    nbxmpp keeps the case of domains.
+    """
+    bare = JID.from_string(jid).bare
+    local, at, domain = bare.rpartition("@")
+    return f"{local}{at}{domain.lower()}"
 
 
 def element_of(node: Any, depth: int = 0) -> Element:

@@ -37,7 +37,7 @@ from fingerpost.fingerpost_core.registry import KEYS
 from fingerpost.fingerpost_core.session import Session
 from fingerpost.fingerpost_core.trust import FileTrust, Trust, Verdict
 from fingerpost.standing import Standing
-from fingerpost.stanzas import element_of, error_node, node_of, refusal_of
+from fingerpost.stanzas import element_of, error_node, node_of, prepared, refusal_of
 from fingerpost.transfer import Phase, Transfer
 
 LIMIT = 60
@@ -77,6 +77,10 @@ class Stanzas(unittest.TestCase):
         read = element_of(Node(node="<a:x xmlns:a='urn:a' xmlns='urn:b'><y/><a:z/></a:x>"))
         self.assertEqual([part.tag for part in read.iter()], ["{urn:a}x", "{urn:b}y", "{urn:a}z"])
         self.assertEqual(read.attrib, {})
+
+    def test_addresses_have_one_spelling(self):
+        for jid in ("Bob@Example.ORG", "bob@example.org/Desk", "BOB@example.org"):
+            self.assertEqual(prepared(jid), "bob@example.org")
 
     def test_depth_has_a_limit(self):
         with self.assertRaisesRegex(MalformedJingle, "levels"):
