@@ -27,9 +27,8 @@ from .fingerpost_core.trust import FileTrust
 from .stanzas import element_of, error_node, node_of, prepared, refusal_of
 from .transfer import Answer, Transfer
 
-# Gajim's plugin manager reads these two names.
+# Gajim's plugin manager reads this.
 name = "Fingerpost"
-zeroconf = False
 
 log = logging.getLogger("gajim.p.fingerpost")
 

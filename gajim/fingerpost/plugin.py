@@ -110,7 +110,7 @@ class FingerpostPlugin(GajimPlugin):  # type: ignore[misc]
 
     def offer_refused(self, account: Fingerpost, peer: str, error: XtlsError) -> None:
         self.transfers.show_refusal(peer, error)
-        self._notify(account, peer, f"An offer of {peer} was refused", str(error))
+        self._notify(account, peer, f"An offer of {peer} was refused", "The window “Encrypted Files” says why.")
 
     def account_changed(self, account: Fingerpost) -> None:
         if self.keys is not None:

@@ -24,7 +24,7 @@ from .fingerpost_core import elements as xml
 from .fingerpost_core import registry, sas
 from .fingerpost_core.elements import File, IbbTransport, Print
 from .fingerpost_core.errors import KeyRefused, PeerRefused, SessionEnded, TimedOut, TransferFailed, Truncated, XtlsError
-from .fingerpost_core.files import CHUNK, Sink, describe, why_not
+from .fingerpost_core.files import CHUNK, Sink, describe, safe_name, why_not
 from .fingerpost_core.identity import Identity
 from .fingerpost_core.session import (
     AwaitReason,
@@ -136,7 +136,7 @@ class Transfer:
     def send(cls, account: Account, peer: str, path: Path, address: str, transports: Sequence[str]) -> Transfer:
         """Offers a file to a user. `address` is the broker's for the peer."""
         self = cls(account, peer, incoming=False)
-        self.name, self.path = path.name, path
+        self.name, self.path = safe_name(path.name), path
 
         def described(file: File | Exception) -> None:
             if self.phase is Phase.ENDED:
@@ -163,7 +163,7 @@ class Transfer:
         self = cls(account, session.peer_jid, incoming=True)
         self.session = session
         assert session.file is not None and session.offer is not None
-        self.name, self.size = session.file.name, session.file.size
+        self.name, self.size = safe_name(session.file.name), session.file.size
         method = session.offer.method("x509")
         assert method is not None
         self.fingerprint = method.prints[0]

@@ -9,6 +9,7 @@ from gi.repository import Gio, GLib, Gtk, Pango
 
 from .fingerpost_core.elements import Print
 from .fingerpost_core.errors import XtlsError
+from .fingerpost_core.files import visible
 from .standing import Standing, text
 from .transfer import Phase, Transfer
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from .account import Fingerpost
     from .plugin import FingerpostPlugin
 
+MAX_TEXT = 300
+"""Characters of an error that are shown."""
 MAX_ENDED = 50
 """Transfers and refusals that stay in the window after their end."""
 
@@ -34,6 +37,12 @@ def _monospace(label: Gtk.Label, scale: float) -> None:
     attributes.insert(Pango.attr_family_new("monospace"))
     attributes.insert(Pango.attr_scale_new(scale))
     label.set_attributes(attributes)
+
+
+def _of_stranger(error: XtlsError | None) -> str:
+    """What an error says. Peers write parts of it."""
+    said = visible(str(error))
+    return said if len(said) <= MAX_TEXT else said[:MAX_TEXT] + "…"
 
 
 def lines(fingerprint: Print) -> str:
@@ -135,7 +144,7 @@ class TransferRow(Gtk.ListBoxRow):
                 return f"Received whole: {transfer.path}"
             return f"Sent. {transfer.peer} has confirmed the whole file."
         if transfer.phase is Phase.ENDED:
-            return f"Ended: {transfer.error}"
+            return f"Ended: {_of_stranger(transfer.error)}"
         if transfer.phase is Phase.MOVING:
             return transfer.warning or ""
         if transfer.phase is Phase.OFFERED:
@@ -186,7 +195,7 @@ class TransfersWindow(Gtk.Window):
         row = Gtk.ListBoxRow(activatable=False, selectable=False)
         box = Gtk.Box(orientation=Gtk.Orientation.VERTICAL, spacing=6, margin=12)
         box.pack_start(_label(f"An offer of {peer} was refused", "bold"), False, False, 0)
-        box.pack_start(_label(str(error), "error-color"), False, False, 0)
+        box.pack_start(_label(_of_stranger(error), "error-color"), False, False, 0)
         row.add(box)
         row.show_all()
         self.list.prepend(row)

@@ -411,6 +411,16 @@ class Transfers(unittest.TestCase):
         self.assertIsNone(received.digits)
         self.assertEqual(received.path.name, "letter (1).bin")
 
+    def test_names_and_texts_of_strangers(self):
+        def rename(payload):
+            for name in payload.iter(f"{{{xml.FILE_TRANSFER}}}name"):
+                name.text = "../a\u202egpj.exe"
+            return payload
+
+        self.alice.change = rename
+        _, received = self.offered()
+        self.assertEqual(received.name, "agpj.exe")
+
     def test_an_empty_file(self):
         self.path.write_bytes(b"")
         sent, received = self.compared()

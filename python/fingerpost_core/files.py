@@ -16,11 +16,15 @@ from .errors import TransferFailed
 CHUNK = 65536
 
 
+def visible(text: str) -> str:
+    """A text of a stranger for people, without characters that are invisible, or that change lines or the direction."""
+    return "".join(c for c in text if unicodedata.category(c)[0] != "C" and unicodedata.category(c) not in ("Zl", "Zp"))
+
+
 def safe_name(name: str) -> str:
     """The last part of a path without anything that misleads people or programs."""
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    kept = "".join(c for c in last if unicodedata.category(c)[0] != "C" and unicodedata.category(c) not in ("Zl", "Zp"))
-    kept = kept.strip().lstrip(".-").strip()
+    kept = visible(last).strip().lstrip(".-").strip()
     stem, dot, end = kept.rpartition(".")
     while len(kept.encode()) > 200:
         stem = stem[:-1] if dot else stem
