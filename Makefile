@@ -70,7 +70,7 @@ direct-bench: nextest ## Measure a direct path against openssl in the same netwo
 # Set, it lets the tests of clients write the screenshots of docs/.
 SCREENSHOTS ?=
 
-clients-test: peers nextest ## Look for every page of every command in real clients; SCREENSHOTS=1 also writes those of docs/
+clients-test: peers nextest ## Every page of every command, and files, in real clients (as root); SCREENSHOTS=1 also writes those of docs/
 	@deploy/ci/install-peers.sh clients
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --tests

@@ -1,5 +1,7 @@
 //! Every page of every command in the clients that people have: `make clients-test`.
 
+mod files;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
