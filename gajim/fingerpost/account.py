@@ -197,14 +197,13 @@ class Fingerpost(BaseModule):
         iq.addChild(node=node_of(payload))
         done = False
 
-        def finish(result: Element | PeerRefused | None) -> bool:
+        def finish(result: Element | PeerRefused | None) -> None:
             nonlocal done
             if not done:
                 done = True
                 self._requests.pop(iq.getID(), None)
                 GLib.source_remove(timer)
                 answer(result)
-            return False
 
         def answered(_client: Any, stanza: Any) -> None:
             if stanza.getType() == "error":
@@ -226,7 +225,7 @@ class Fingerpost(BaseModule):
 
         if not self.online:
             failure = PeerRefused("there is no connection to the server", "remote-server-timeout")
-            GLib.idle_add(lambda: answer(failure) and False)
+            GLib.idle_add(answer, failure)
             return
         # A timeout of our own: nbxmpp 4.2 takes that of a second request as if it had passed.
         timer = GLib.timeout_add(int(timeout * 1000), late)

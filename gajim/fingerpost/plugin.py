@@ -27,10 +27,10 @@ log = logging.getLogger("gajim.p.fingerpost")
 SEND, TRANSFERS, KEYS = "fingerpost-send", "fingerpost-transfers", "fingerpost-keys"
 
 
-class FingerpostPlugin(GajimPlugin):  # type: ignore[misc]
+class FingerpostPlugin(GajimPlugin):
     def init(self) -> None:
         self.description = "Files with end-to-end TLS"
-        self.config_default_values = {"components": ({}, "the component that each account uses, if the user has chosen one")}
+        self.config_default_values: dict[str, Any] = {"components": ({}, "the component that each account uses, if the user has chosen one")}
         self.config_dialog = self.show_keys
         self.modules = [module]
         self.gui_extension_points = {

@@ -613,6 +613,6 @@ def _in_thread(work: Callable[[], Any], then: Callable[[Any], None]) -> None:
             done = work()
         except Exception as error:
             done = error
-        GLib.idle_add(lambda: then(done) and False)
+        GLib.idle_add(then, done)
 
     threading.Thread(target=both, daemon=True).start()

@@ -112,6 +112,10 @@ class Driver(GajimPlugin):
     def do_activate(self, name):
         app.plugin_manager.activate_plugin(app.plugin_manager.get_plugin(name))
 
+    def do_configure(self, name):
+        """What the button in Gajim's window of plugins does."""
+        app.plugin_manager.get_plugin(name).config_dialog(app.window)
+
     def do_windows(self):
         return [window.get_title() for window in self._windows()]
 
