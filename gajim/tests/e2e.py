@@ -13,7 +13,7 @@ from pathlib import Path
 
 from networks import CHAT, DOMAIN, FILES, KEYS, NOBODY, ROOT, Networks, digits_of
 
-ALICE, BOB, XTLS = f"alice@{DOMAIN}", f"bob@{DOMAIN}", f"xtls@{DOMAIN}"
+ALICE, BOB, CAROL, XTLS = (f"{name}@{DOMAIN}" for name in ("alice", "bob", "carol", "xtls"))
 SIZE = 3_000_001
 LARGE = 60_000_001
 """More bytes than all buffers between two users hold."""
@@ -30,7 +30,7 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         cls.addClassCleanup(cls.world.close)
         cls.numbers = iter(range(1000))
         cls.alice = cls.world.gajim("alice", "a", installed=True)
-        cls.bob = cls.world.gajim("bob", "b", installed=False)
+        cls.bob = cls.world.gajim("bob", "b", installed=False, others=("carol",))
         for gajim in (cls.alice, cls.bob):
             gajim.wait_online()
         cls.bob.do("chat", jid=ALICE)
@@ -370,6 +370,24 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.alice.click("Accept")
         self.alice.row("Received whole")
         self.taken(self.alice, sent)
+
+    def test_18_each_account_has_its_own_keys(self):
+        # Carol's account is the second one of Bob's Gajim.
+        sent = self.file(self.alice)
+        self.alice.send(CAROL, sent)
+        self.bob.click("Accept")
+        mine, theirs = self.alice.row(SAME), self.bob.row(SAME)
+        self.assertEqual(digits_of(mine), digits_of(theirs))
+        self.alice.click(SAME)
+        self.bob.click(SAME)
+        self.bob.row("Received whole")
+        self.taken(self.bob, sent)
+        self.bob.choose("Keys for Encrypted Files", ALICE)
+        self.bob.until("the window of keys", lambda: CAROL in (self.bob.do("texts", window=KEYS) or []))
+        shown = self.bob.do("texts", window=KEYS)
+        self.assertEqual([text for text in shown if text in (ALICE, BOB, CAROL)], [BOB, ALICE, CAROL, ALICE])
+        self.assertEqual(sum("does not have it" in text for text in shown), 1)
+        self.bob.do("close", window=KEYS)
 
     def test_99_no_handler_has_failed(self):
         for gajim in (self.alice, self.bob):

@@ -33,7 +33,7 @@ FILES, KEYS, CHAT = "End-to-End Encrypted Files", "Keys for End-to-End Encrypted
 class Networks(World):
     """The server and the component, at an address in each of two networks."""
 
-    USERS = ("alice", "bob", "xtls")
+    USERS = ("alice", "bob", "carol", "xtls")
     ADDRESSES = ("127.0.0.1", "10.77.1.1", "10.77.2.1")
 
     def __init__(self) -> None:
@@ -65,8 +65,8 @@ class Networks(World):
     def xtls_server(self) -> str:
         return f"10.77.2.1:{self.c2s}"
 
-    def gajim(self, user: str, which: str, installed: bool) -> Gajim:
-        made = Gajim(self, user, which, installed)
+    def gajim(self, user: str, which: str, installed: bool, others: tuple[str, ...] = ()) -> Gajim:
+        made = Gajim(self, user, which, installed, others)
         self.gajims.append(made)
         return made
 
@@ -74,8 +74,8 @@ class Networks(World):
 class Gajim:
     """A Gajim under Xvfb, and what a user does with it."""
 
-    def __init__(self, world: Networks, user: str, which: str, installed: bool):
-        """`installed`: the plugin is there when Gajim starts."""
+    def __init__(self, world: Networks, user: str, which: str, installed: bool, others: tuple[str, ...] = ()):
+        """`installed`: the plugin is there when Gajim starts. `others` are more accounts."""
         self.jid = f"{user}@{DOMAIN}"
         self.home = world.directory / f"gajim-{user}"
         self.downloads = self.home / "Downloads"
@@ -92,7 +92,7 @@ class Gajim:
         (self.home / ".config/user-dirs.dirs").write_text('XDG_DOWNLOAD_DIR="$HOME/Downloads"\n')
         address = {"a": "10.77.1.1", "b": "10.77.2.1"}[which]
         settings = {
-            "config": str(self.config), "user": user, "domain": DOMAIN, "password": PASSWORD, "host": address, "port": world.c2s,
+            "config": str(self.config), "users": [user, *others], "domain": DOMAIN, "password": PASSWORD, "host": address, "port": world.c2s,
             "certificate": str(world.directory / "cert.pem"), "plugins": ["fingerpost"] * installed + ["fingerpost_driver"],
         }  # fmt: skip
         subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", self.home], check=True)

@@ -1,4 +1,4 @@
-"""Writes the settings of a Gajim with one account: prepare.py JSON. Runs under Debian's Python, as the user of that Gajim."""
+"""Writes the settings of a Gajim with some accounts: prepare.py JSON. Runs under Debian's Python, as the user of that Gajim."""
 
 import json
 import sys
@@ -22,13 +22,14 @@ settings.init()
 for name in ("use_keyring", "show_notifications", "autoaway", "autoxa", "sounds_on", "check_for_update", "plugins_update_check",
              "plugins_auto_update"):  # fmt: skip
     settings.set(name, False)
-settings.add_account(given["user"])
-for name, value in {
-    "name": given["user"], "hostname": given["domain"], "password": given["password"], "savepass": True, "active": True,
-    "use_custom_host": True, "custom_host": given["host"], "custom_port": given["port"], "custom_type": "START TLS",
-    "resource": "gajim", "autoconnect": True,
-}.items():  # fmt: skip
-    settings.set_account_setting(given["user"], name, value)
+for user in given["users"]:
+    settings.add_account(user)
+    for name, value in {
+        "name": user, "hostname": given["domain"], "password": given["password"], "savepass": True, "active": True,
+        "use_custom_host": True, "custom_host": given["host"], "custom_port": given["port"], "custom_type": "START TLS",
+        "resource": "gajim", "autoconnect": True,
+    }.items():  # fmt: skip
+        settings.set_account_setting(user, name, value)
 for plugin in given["plugins"]:
     settings.set_plugin_setting(plugin, "active", True)
 settings.shutdown()

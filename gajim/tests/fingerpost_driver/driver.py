@@ -136,7 +136,8 @@ class Driver(GajimPlugin):
         ]  # fmt: skip
 
     def do_chat(self, jid):
-        account = app.get_clients()[0].account
+        # The first account is enough for all tests.
+        account = next(iter(app.settings.get_active_accounts()))
         app.window.add_chat(account, JID.from_string(jid), "contact", select=True)
 
     def do_open_menu(self):
