@@ -6,7 +6,7 @@ use super::{
     PATIENCE,
     netns::{Nat, Place, TwoNats},
     process::{Process, read},
-    programs::{Component, Options, Xtls, event, page},
+    programs::{Component, Options, Xtls, event, events, page},
     servers::Server,
     wait_for,
 };
@@ -151,7 +151,8 @@ impl Pipe {
     pub fn wait_until_direct(&self, logs: impl Fn() -> String) -> [String; 2] {
         let paths = || {
             self.ends.each_ref().map(|end| {
-                let path = event(&end.log(), "path").filter(|path| path["path"] == "direct")?;
+                let mut told = events(&end.log(), "path").into_iter();
+                let path = told.find(|path| path["path"] == "direct")?;
                 path["address"].as_str().map(str::to_owned)
             })
         };

@@ -437,8 +437,7 @@ impl Listener {
 
     /// Returns all events of this name.
     pub fn events(&self, name: &str) -> Vec<Value> {
-        let log = self.log();
-        log.lines().filter_map(|line| event(line, name)).collect()
+        events(&self.log(), name)
     }
 
     /// Waits for the event of this name after `before` others; returns it.
@@ -488,6 +487,11 @@ pub fn event(lines: &str, name: &str) -> Option<Value> {
         }
         value.get(name).cloned()
     })
+}
+
+/// Returns all of them.
+pub fn events(lines: &str, name: &str) -> Vec<Value> {
+    lines.lines().filter_map(|line| event(line, name)).collect()
 }
 
 /// A running script of tests/peers.

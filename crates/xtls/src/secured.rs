@@ -182,19 +182,21 @@ impl Client {
         });
     }
 
-    /// Reports each change of the path that the stream takes, for as long as it lasts. It begins on the relay.
+    /// Reports the path that the stream takes, and each change for as long as it lasts. On a link without a component there is
+    /// no relay to report.
     fn tell_path(&self, stream: &SecureStream) {
         let (output, peer, mut path) = (self.output, stream.peer().clone(), stream.path());
+        let tell = move |now: Path| output.event(&path_event(&peer, now), &format!("path: {now}"));
+        let mut told = *path.borrow_and_update();
+        if told != Path::Relay || self.component.is_some() {
+            tell(told);
+        }
         tokio::spawn(async move {
-            let mut told = Path::Relay;
-            loop {
+            while path.changed().await.is_ok() {
                 let now = *path.borrow_and_update();
                 if now != told {
                     told = now;
-                    output.event(&path_event(&peer, now), &format!("path: {now}"));
-                }
-                if path.changed().await.is_err() {
-                    return;
+                    tell(now);
                 }
             }
         });
