@@ -146,7 +146,7 @@ impl Commands {
     pub(super) async fn export(
         &self,
         progress: &CommandProgress,
-        _now: OffsetDateTime,
+        now: OffsetDateTime,
     ) -> Result<CommandPage, NoPage> {
         let language = progress.language;
         let text = |lines: &[&str]| {
@@ -158,7 +158,7 @@ impl Commands {
         // Inside a value each `<` takes four bytes and each quote five; in the worst case every second byte is text.
         let mut room = progress.room_for(&text(&[""]), &Said::Nothing);
         loop {
-            let mut export = self.registry.export(&me, request.as_ref(), room).await?;
+            let mut export = self.registry.export(&me, request.as_ref(), room, now).await?;
             let set = export.remove_child("set", ns::RSM);
             let shown = String::from(&export);
             let form = text(&xml_lines(&shown).iter().map(String::as_str).collect::<Vec<_>>());

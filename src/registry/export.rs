@@ -27,7 +27,7 @@ use super::{
     Registry,
     model::{Actor, AuditEntry, AuditEvent, Key},
     refusal::RegistryRefusal,
-    requests::{allow_element, to_element},
+    requests::{allow_element, to_element_as_of},
 };
 use crate::registry::store::{
     error::StoreError,
@@ -102,6 +102,7 @@ impl Registry {
         owner: &BareJid,
         request: Option<&PageRequest>,
         room: usize,
+        now: OffsetDateTime,
     ) -> Result<Element, RegistryRefusal> {
         let profile = self.profile(owner).await?;
         // Rows that are written meanwhile do not count; otherwise the numbers of the others would change.
@@ -150,7 +151,7 @@ impl Registry {
                 ExportPart::Key => {
                     let key = &profile.keys[number];
                     let material = self.store.material(key.id).await?;
-                    (format!("key-{}", key.id), Some(key_element(key, material.as_deref())))
+                    (format!("key-{}", key.id), Some(key_element(key, material.as_deref(), now)))
                 }
                 // Its room is taken already.
                 ExportPart::Settings => ("settings".to_owned(), None),
@@ -263,8 +264,8 @@ impl Registry {
 }
 
 /// Returns a key with everything known about it.
-fn key_element(key: &Key, material: Option<&[u8]>) -> Element {
-    let mut element = to_element(key, material);
+fn key_element(key: &Key, material: Option<&[u8]>, now: OffsetDateTime) -> Element {
+    let mut element = to_element_as_of(key, material, now);
     xml::set(&mut element, "changed", &stamp(key.changed));
     if let Some(by) = key.replaced_by {
         xml::set(&mut element, "replaced-by", &by.to_string());
@@ -723,7 +724,7 @@ mod tests {
         let other = OpenSide { sid: "other".to_owned(), ..other };
         store.change_open(&component, &[side, other], &[], NOW).await.unwrap();
 
-        let export = registry.export(&romeo, None, size::DEFAULT).await.unwrap();
+        let export = registry.export(&romeo, None, size::DEFAULT, NOW).await.unwrap();
         let mut listed = BTreeMap::new();
         for (table, column, held) in COLUMNS {
             assert!(

@@ -785,7 +785,7 @@ mod tests {
             }
             assert_eq!(registry.settings(&romeo).await.unwrap(), fresh);
             assert_eq!(store.reachable(&component, NOW, 9).await.unwrap(), []);
-            let export = registry.export(&romeo, None, 100_000).await.unwrap();
+            let export = registry.export(&romeo, None, 100_000, NOW).await.unwrap();
             let text = String::from(&export);
             for held in ["<key ", "<entry", "<allow", "nurse", "juliet"] {
                 assert!(!text.contains(held), "{held}: {text}");

@@ -57,9 +57,10 @@ impl From<Element> for Handled {
     }
 }
 
-impl From<Changed> for Handled {
-    fn from((key, notice): Changed) -> Self {
-        Self { answer: Some(to_element(&key, None)), notice }
+impl Handled {
+    /// Returns the answer with a changed key as it is now.
+    fn changed((key, notice): Changed, now: OffsetDateTime) -> Self {
+        Self { answer: Some(to_element_as_of(&key, None, now)), notice }
     }
 }
 
@@ -142,7 +143,7 @@ impl Registry {
             }
             (RequestKind::Get, "export") => {
                 let request = rsm::PageRequest::read(payload)?;
-                Ok(self.export(&asker, request.as_ref(), room).await?.into())
+                Ok(self.export(&asker, request.as_ref(), room, now).await?.into())
             }
             (RequestKind::Set, "add") => {
                 let new = read_new(payload)?;
@@ -159,13 +160,15 @@ impl Registry {
                 let reason = check_reason(payload.attr("reason").unwrap_or_default())
                     .map_err(RegistryRefusal::invalid)?;
                 let actor = Actor::User(asker);
-                Ok(self.revoke(from, &actor, id(payload)?, &reason, now).await?.into())
+                let changed = self.revoke(from, &actor, id(payload)?, &reason, now).await?;
+                Ok(Handled::changed(changed, now))
             }
             (RequestKind::Set, "prove") => {
                 let signature = only(payload, "signature", RegistryRefusal::SeveralSignatures)?
                     .and_then(|signature| unbase64(&signature.text()))
                     .ok_or(RegistryRefusal::NoSignature)?;
-                Ok(self.prove(from, id(payload)?, &signature, now).await?.into())
+                let changed = self.prove(from, id(payload)?, &signature, now).await?;
+                Ok(Handled::changed(changed, now))
             }
             (RequestKind::Set, "settings") => {
                 let settings = read_settings(payload)?;
@@ -282,7 +285,7 @@ fn read_new(add: &Element) -> Result<NewKey, RegistryRefusal> {
 }
 
 /// Returns a key as others see it now: an expired one is superseded, and says so.
-fn to_element_as_of(key: &Key, material: Option<&[u8]>, now: OffsetDateTime) -> Element {
+pub(super) fn to_element_as_of(key: &Key, material: Option<&[u8]>, now: OffsetDateTime) -> Element {
     let mut element = to_element(&key.as_of(now), material);
     if key.is_expired(now) {
         xml::set(&mut element, "expired", "true");
@@ -290,7 +293,7 @@ fn to_element_as_of(key: &Key, material: Option<&[u8]>, now: OffsetDateTime) -> 
     element
 }
 
-pub(super) fn to_element(key: &Key, material: Option<&[u8]>) -> Element {
+fn to_element(key: &Key, material: Option<&[u8]>) -> Element {
     let mut element = xml::element(
         "key",
         ns::KEYS,

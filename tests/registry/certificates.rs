@@ -666,12 +666,16 @@ async fn openpgp_keys_of_another_time_or_with_old_algorithms_are_told_in_their_o
         }
         // An expired one is not shown as active to anyone.
         let expired = says.is_some_and(|says| says.starts_with("has expired"));
-        let get: minidom::Element = "<keys xmlns='urn:fingerpost:keys:0'/>".parse().unwrap();
-        let listed = registry.handle(&alice(), RequestKind::Get, &get, now()).await.unwrap();
-        let listed = listed.answer.unwrap();
-        let key = listed.children().find(|key| key.attr("id") == answer.attr("id")).unwrap();
-        assert_eq!(key.attr("expired") == Some("true"), expired, "{key:?}");
-        assert_eq!(key.attr("state") == Some("superseded"), expired, "{key:?}");
+        for request in ["keys", "export"] {
+            let get = minidom::Element::bare(request, "urn:fingerpost:keys:0");
+            let listed = registry.handle(&alice(), RequestKind::Get, &get, now()).await.unwrap();
+            let listed = listed.answer.unwrap();
+            let exported = listed.get_child("keys", "urn:fingerpost:keys:0");
+            let listed = exported.unwrap_or(&listed);
+            let key = listed.children().find(|key| key.attr("id") == answer.attr("id")).unwrap();
+            assert_eq!(key.attr("expired") == Some("true"), expired, "{key:?}");
+            assert_eq!(key.attr("state") == Some("superseded"), expired, "{key:?}");
+        }
     }
     for (algorithm, says) in
         [("brainpoolP256r1", "is brainpoolP256r1"), ("brainpoolP512r1", "is brainpoolP512r1")]
