@@ -58,7 +58,7 @@ impl Router {
             return self.send(stanza.refuse(FrontRefusal::TooFast));
         }
         if !self.options.access.admits(&user) {
-            return self.send(stanza.refuse(FrontRefusal::NoAccess));
+            return self.send(stanza.refuse(FrontRefusal::Forbidden));
         }
         let permit = match self.permit(stanza) {
             Ok(permit) => permit,
@@ -104,7 +104,7 @@ impl Router {
             message_initiation::read(stanza).is_some_and(|(action, _)| action == "propose");
         let out = if proposes {
             if !self.options.access.admits(&asker) {
-                return Err(FrontRefusal::NoAccess);
+                return Err(FrontRefusal::Forbidden);
             }
             if peer.resource().is_some() {
                 return Err(FrontRefusal::ProposedToResource);

@@ -27,8 +27,6 @@ pub(super) enum FrontRefusal {
     Children,
     /// The user may not use the service, or not in this way.
     Forbidden,
-    /// The same, at the address of another user.
-    NoAccess,
     /// Nothing here takes such a stanza.
     NotSupported,
     /// A proxied address takes no such request.
@@ -149,8 +147,7 @@ impl From<FrontRefusal> for Refusal {
         match refused {
             IqType => Self::bad_request("The type of an iq must be get, set, result or error"),
             Children => Self::bad_request("An iq of type get or set must have exactly one child"),
-            Forbidden => Self::new(ErrorType::Auth, Condition::Forbidden, ""),
-            NoAccess => Self::new(
+            Forbidden => Self::new(
                 ErrorType::Auth,
                 Condition::Forbidden,
                 "You may not use this service, or not in this way. Ask its operator for access",

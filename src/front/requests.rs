@@ -67,10 +67,7 @@ impl Router {
                 return Err(SessionRefusal::Over.into());
             }
             if !self.serves_callee(stanza, payload) {
-                return Err(match stanza.to.node() {
-                    Some(_) => FrontRefusal::NoAccess,
-                    None => FrontRefusal::Forbidden,
-                });
+                return Err(FrontRefusal::Forbidden);
             }
         }
         if stanza.type_ == StanzaType::Get && payload.is("observed", ns::PATHS) {

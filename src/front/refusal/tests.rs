@@ -83,9 +83,8 @@ fn the_router_says_why_a_stanza_goes_nowhere() {
                 "An iq of type get or set must have exactly one child",
                 None,
             ),
-            (Forbidden, "auth forbidden", "", None),
             (
-                NoAccess,
+                Forbidden,
                 "auth forbidden",
                 "You may not use this service, or not in this way. Ask its operator for access",
                 None,
