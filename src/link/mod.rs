@@ -277,6 +277,12 @@ struct Backoff {
     at_once: Option<Instant>,
 }
 
+/// Returns about this pause. Instances that have lost the same server do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    let wait = pause.mul_f64(rand::random_range(0.75..1.25));
+    if pause < BACKOFF.0 { wait } else { wait.clamp(BACKOFF.0, BACKOFF.1) }
+}
+
 impl Backoff {
     fn new() -> Self {
         Self { pause: BACKOFF.0, at_once: None }
@@ -396,7 +402,7 @@ pub async fn run(
             Next::Other => Duration::ZERO,
             Next::Pause => backoff.next(&ended, up, Instant::now()),
         };
-        let wait = pause.mul_f64(rand::random_range(0.5..1.0));
+        let wait = jittered(pause);
         let large = large.filter(|large| large.may_be_why(&ended, Instant::now()));
         let large = large.map(tracing::field::display);
         let server = options.servers.get(server);
@@ -1131,6 +1137,10 @@ mod tests {
             .map(|second| backoff.next(&Unlinked::Timeout, None, at(second)).as_millis())
             .collect();
         assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+        for pause in [BACKOFF.0, BACKOFF.1] {
+            assert!((0..99).all(|_| (BACKOFF.0..=BACKOFF.1).contains(&jittered(pause))));
+        }
+        assert_eq!(jittered(Duration::ZERO), Duration::ZERO);
         assert_eq!(backoff.next(&Unlinked::Closed, Some(at(30)), at(31)), Duration::ZERO);
         assert_eq!(backoff.next(&Unlinked::Timeout, None, at(32)), BACKOFF.0);
         // Two components that push each other out slow down, until one has been up for long.
