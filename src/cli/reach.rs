@@ -46,6 +46,17 @@ pub(crate) fn literals(config: &Config, out: &mut impl Write) -> io::Result<()> 
     if config.socks5.listen.is_empty() {
         return Ok(());
     }
+    for (host, port) in &config.socks5.advertise {
+        let is_own = host == "localhost"
+            || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback());
+        if is_own {
+            writeln!(
+                out,
+                "warning: socks5.advertise: {host}:{port} is an address within this machine: clients on other machines \
+                 cannot connect to it and use slow in-band streams"
+            )?;
+        }
+    }
     let is_name = |(host, _): &(String, u16)| host.parse::<IpAddr>().is_err();
     if config.socks5.advertise.iter().any(is_name) {
         return Ok(());
@@ -227,18 +238,23 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_literal_alone_is_warned_of() {
+    fn addresses_that_some_or_all_clients_cannot_reach_are_warned_of() {
+        let (ipv4, own) = ("is an IPv4 address", "is an address within this machine");
         for (advertise, warned) in [
-            ("['192.0.2.1:7625']", true),
-            ("['192.0.2.1:7625', '[2001:db8::1]:7625']", true),
-            ("['192.0.2.1:7625', 'proxy.example.org:7625']", false),
-            ("['proxy.example.org:7625']", false),
-            ("['[2001:db8::1]:7625']", false),
-            ("['127.0.0.1:7625']", false),
+            ("['192.0.2.1:7625']", Some(ipv4)),
+            ("['192.0.2.1:7625', '[2001:db8::1]:7625']", Some(ipv4)),
+            ("['192.0.2.1:7625', 'proxy.example.org:7625']", None),
+            ("['proxy.example.org:7625']", None),
+            ("['[2001:db8::1]:7625']", None),
+            ("['127.0.0.1:7625']", Some(own)),
+            ("['[::1]:7625', 'proxy.example.org:7625']", Some(own)),
+            ("['localhost:7625']", Some(own)),
         ] {
             let mut out = Vec::new();
             literals(&config(&format!("advertise = {advertise}")), &mut out).unwrap();
-            assert_eq!(!out.is_empty(), warned, "{advertise}");
+            let said = String::from_utf8(out).unwrap();
+            assert_eq!(said.lines().count(), usize::from(warned.is_some()), "{advertise}: {said}");
+            assert!(said.contains(warned.unwrap_or_default()), "{advertise}: {said}");
         }
         let mut out = Vec::new();
         literals(&config(""), &mut out).unwrap();

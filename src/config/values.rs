@@ -1,7 +1,7 @@
 //! The values of settings: readers that say what they expect.
 
 use std::fmt::Display;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -278,12 +278,17 @@ pub(super) fn host_port(text: &str) -> Option<(String, u16)> {
     host_or_any_port(text).filter(|(_, port)| *port != 0)
 }
 
-/// Reads `host:port` that clients are told. Nobody can connect to a wildcard or to several machines at once.
+/// Reads `host:port` that clients are told. Nobody can connect to a wildcard or to several machines at once, and a link-local
+/// address means another machine on each link.
 pub(super) fn told_address(text: &str) -> Option<(String, u16)> {
     host_port(text).filter(|(host, _)| {
         let unusable = |ip: IpAddr| {
             let ip = ip.to_canonical();
-            ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST)
+            let is_of_no_network = match ip {
+                IpAddr::V4(ip) => ip.octets()[0] == 0 || ip.is_link_local() || ip.is_broadcast(),
+                IpAddr::V6(ip) => ip.is_unspecified() || ip.is_unicast_link_local(),
+            };
+            is_of_no_network || ip.is_multicast()
         };
         !host.parse().is_ok_and(unusable)
     })
