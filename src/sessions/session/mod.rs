@@ -746,6 +746,12 @@ impl BrokeredSession {
                     return self.look_up(side, stanza, contents::readable(&offer));
                 }
                 let out = jingle::jingle(&jingle, &self.frame(side.other()), |content| content);
+                // Clients disagree on what is told during a file, such as a checksum after the data: a client that does not know it
+                // answers with an error, which the other one takes for the end of the transfer.
+                if action == jingle::Action::SessionInfo && self.content.is_plain() {
+                    self.send(stanza.result(None));
+                    return self.tell(side.other(), out);
+                }
                 self.ask(side.other(), out, Question::Forwarded(Box::new(stanza)));
             }
         }

@@ -222,7 +222,6 @@ impl BrokeredSession {
         }
     }
 
-    /// Handles a user's message about the SOCKS5 candidates.
     /// Returns whether a transport is that of a leg which has been replaced since.
     fn is_of_older_leg(&self, side: Side, content: &Element) -> bool {
         let transport = content.children().find(|child| child.name() == "transport");
@@ -234,6 +233,7 @@ impl BrokeredSession {
         self.renewals > 0 && given.is_some() && own.is_some() && given != own
     }
 
+    /// Handles a user's message about the SOCKS5 candidates.
     fn handle_news(&mut self, side: Side, news: &str, now: Instant) {
         if !self.legs[side].awaits_socks5() {
             return;

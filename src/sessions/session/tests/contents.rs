@@ -414,6 +414,24 @@ fn a_file_without_tls_is_marked_for_both_users_and_its_stream_is_not_guarded() {
     }
 }
 
+/// A checksum that comes after the data is not known to every client.
+#[test]
+fn what_a_client_tells_of_a_file_without_tls_is_passed_on_and_cannot_fail_it() {
+    let options = BrokerOptions { plain: PlainFiles::Allow, ..BrokerOptions::of_tests() };
+    let mut world = World::with(&[file("")], 0, options);
+    passed(&mut world, &[]);
+    world.answer("jingle");
+    world.sent.clear();
+    let checksum =
+        "<checksum xmlns='urn:xmpp:jingle:apps:file-transfer:5' name='c' creator='initiator'/>";
+    world.jingle(Side::Initiator, "session-info", checksum);
+    let results = world.sent.iter().filter(|iq| iq.attr("type") == Some("result"));
+    assert_eq!(results.count(), 1, "{:?}", world.sent);
+    let passed = world.told(Side::Responder, "session-info");
+    let described = passed[0].children().any(|child| child.name() == "checksum");
+    assert!(described && world.asked.is_empty(), "{passed:?} {:?}", world.asked);
+}
+
 /// Returns a session that offers a file without TLS to a client with these features.
 fn plain_file(all: &[&str], socks5: bool) -> World {
     let options = BrokerOptions { plain: PlainFiles::Mark, socks5, ..BrokerOptions::of_tests() };
