@@ -274,7 +274,8 @@ settings! {
         bytes_per_second: u64, default 0, number(0, 1_000_000_000_000), reload;
         /// How long SOCKS5 greeting and request may take.
         handshake_timeout: Duration, default "10s", duration(SHORTEST, DAY), reload;
-        /// How long a transfer may be connected but not activated, and a session without a transport.
+        /// How long a transfer may be connected but not activated, and a session without a transport. A person who has to accept
+        /// a file has this time too.
         activation_timeout: Duration, default "1m", duration(SHORTEST, DAY), reload;
         /// How long a stream may move no byte in either direction. Keep it longer than ibb.silence_timeout.
         idle_timeout: Duration, default "10m", duration(SHORTEST, DAY * 30), reload;
