@@ -11,7 +11,8 @@ A fenced block of commands carries a mark after the language:
     ```lua before=prosody       the state of that server's configuration before the first of these blocks
     ```sh not-run: REASON       it is never run, because …
 
-doc_blocks.py check FILE...           lists commands without a mark; those in indented blocks count as such
+doc_blocks.py check FILE...           lists commands without a mark; those in indented blocks count as such; and rows of a table
+                                      without a head, which show as text
 doc_blocks.py scripts DIRECTORY FILE...  writes each block as a script NUMBER.MARK into DIRECTORY, in order
 doc_blocks.py guide SERVER DIRECTORY FILE  writes the blocks for SERVER as NUMBER.sh, and what each shows as NUMBER.shows
 doc_blocks.py before SERVER FILE      prints the state before
@@ -45,6 +46,18 @@ def blocks(path):
         sys.exit(f"{path}:{start}: this block has no end")
 
 
+def loose_rows(path):
+    """The numbers of lines that begin a table, and are not followed by the line of dashes."""
+    lines, is_code = path.read_text().splitlines(), False
+    for number, line in enumerate(lines):
+        if FENCE.match(line):
+            is_code = not is_code
+        begins = line.startswith("|") and not (number and lines[number - 1].startswith("|"))
+        follows = lines[number + 1] if number + 1 < len(lines) else ""
+        if begins and not is_code and not re.match(r"^\|[ :|-]*-[ :|-]*$", follows):
+            yield number + 1
+
+
 def guide(server, directory, path):
     directory.mkdir()
     number, is_step = 0, False
@@ -66,6 +79,9 @@ def main(what, *rest):
                 if language in SHELL and not MARK.match(mark):
                     bad += 1
                     print(f"{path}:{line}: this block of commands has no mark: run, run=WHO or not-run: REASON")
+            for line in loose_rows(path):
+                bad += 1
+                print(f"{path}:{line}: this row of a table has no head")
         return bad
     if what == "before":
         server, path = rest
