@@ -70,7 +70,7 @@ pub enum KeysCommand {
         /// The user
         #[arg(value_parser = address)]
         jid: BareJid,
-        /// Do not ask for confirmation
+        /// Confirm the deletion
         #[arg(long, required = true)]
         yes: bool,
     },
