@@ -102,7 +102,11 @@ class TransferRow(Gtk.ListBoxRow):
             return
         self._shown = phase
         size = f" ({GLib.format_size(transfer.size)})" if transfer.size else ""
-        self.title.set_text(f"{transfer.name}{size} {'from' if transfer.incoming else 'to'} {transfer.peer}")
+        way = "from" if transfer.incoming else "to"
+        own = ""
+        if self._window.has_several_accounts():
+            own = f" (your account {transfer.account.jid.partition('/')[0]})"
+        self.title.set_text(f"{transfer.name}{size} {way} {transfer.peer}{own}")
         standing = transfer.standing
         style = self.key.get_style_context()
         for kind in ("success-color", "warning-color", "error-color"):
@@ -176,6 +180,9 @@ class TransfersWindow(Gtk.Window):
 
     def directory(self) -> Path:
         return self._plugin.directory()
+
+    def has_several_accounts(self) -> bool:
+        return len(self._plugin.accounts()) > 1
 
     def rows(self) -> list[Any]:
         return self.list.get_children()

@@ -378,6 +378,8 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.bob.click("Accept")
         mine, theirs = self.alice.row(SAME), self.bob.row(SAME)
         self.assertEqual(digits_of(mine), digits_of(theirs))
+        self.assertIn(f"(your account {CAROL})", theirs["texts"][0])
+        self.assertNotIn("your account", mine["texts"][0])
         self.alice.click(SAME)
         self.bob.click(SAME)
         self.bob.row("Received whole")
