@@ -12,7 +12,7 @@ KEYS ?= 1000000
 # How often `make direct-test` cuts a direct path.
 CUTS ?= 50
 
-.PHONY: gajim-plugin gajim-test bindings-venv bindings-test bindings-lint bindings-header wheel c-library python-test xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: gajim-plugin gajim-test bindings-venv bindings-test bindings-bench bindings-lint bindings-header wheel c-library python-test xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -147,6 +147,11 @@ bindings-test: bindings-venv ## Test the libraries for Python and C, with xtls o
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --test programs
 	$(BINDINGS) deploy/ci/bindings-test.sh $(BINDINGS_VENV) target/debug
+
+bindings-bench: bindings-venv ## Measure a stream of each library; writes docs/BENCHMARKS.md: make bindings-bench ROUNDS=5
+	@deploy/ci/install-peers.sh cc openssl prosody pkg-config
+	cargo build --release --locked --bins --package fingerpost --package fingerpost-xtls
+	$(BINDINGS) deploy/ci/bindings-bench.sh $(BINDINGS_VENV) target/release $(ROUNDS)
 
 bindings-lint: bindings/Cargo.lock ## Check format and lints of the libraries for Python and C
 	cd bindings && cargo fmt --all --check

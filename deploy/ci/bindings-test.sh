@@ -18,7 +18,7 @@ for line in open(sys.argv[1]):
         print(message["executable"])
 PY
 )
-export FINGERPOST_RANDOM_CALLS
+export FINGERPOST_RANDOM_CALLS FINGERPOST_HELLO=$CARGO_TARGET_DIR/debug/examples/hello
 
 rm -rf "$CARGO_TARGET_DIR/bindings-c" "$CARGO_TARGET_DIR/wheels"
 c/install.sh "$CARGO_TARGET_DIR/debug" "$CARGO_TARGET_DIR/bindings-c"
@@ -30,3 +30,4 @@ export FINGERPOST_C=$CARGO_TARGET_DIR/bindings-c
 
 timeout 600 "$venv/bin/python" c/tests/test_examples.py
 timeout 600 "$venv/bin/python" python/tests/test_fingerpost.py
+timeout 600 "$venv/bin/python" hello/test_pages.py

@@ -1,6 +1,6 @@
 /* The endpoint library of Fingerpost: end-to-end TLS streams to other XMPP users.
  *
- * Generated from bindings/c/src; `make bindings-header` writes it anew.
+ * Generated from bindings/c/src by `make bindings-header`.
  *
  * Every call returns a code: FINGERPOST_OK, or the reason of its failure. fingerpost_last_error() has the sentence to it,
  * for each thread by itself. Endpoints, requests and streams are numbers. A closed number is never given out again, and
