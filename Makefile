@@ -12,7 +12,7 @@ KEYS ?= 1000000
 # How often `make direct-test` cuts a direct path.
 CUTS ?= 50
 
-.PHONY: gajim-plugin gajim-test bindings-venv bindings-test bindings-bench bindings-lint bindings-header wheel c-library python-test xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: release release-test gajim-plugin gajim-test bindings-venv bindings-test bindings-bench bindings-lint bindings-header wheel c-library python-test xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -178,6 +178,17 @@ deb: ## Build the Debian package in target/debian
 deb-test: deb ## Install, use, upgrade and purge it on a new machine, in a container (not in CI: minutes of images)
 	deploy/deb/build.sh $(PROFILE) 2 target/debian-newer
 	timeout 900 deploy/deb/test.sh target/debian/fingerpost_*.deb target/debian-newer/fingerpost_*.deb
+
+# The fingerprint of the OpenPGP key that signs, or throwaway: a rehearsal with a key that is deleted afterwards.
+KEY ?= throwaway
+RELEASE ?= target/publish
+
+release: ## Build a release of the last commit in target/publish (as root): make release KEY=FINGERPRINT
+	@deploy/ci/install-peers.sh cc debhelper debootstrap python release
+	deploy/release/release.sh $(RELEASE) $(KEY)
+
+release-test: ## Verify, run and install what `make release` has built, in containers (as root)
+	timeout 900 deploy/release/test.sh $(RELEASE)
 
 compose-test: programs ## Two servers, two Fingerposts and their failures, in containers (not in CI: minutes of images)
 	timeout 1200 deploy/compose/test.sh target/$(PROFILE)

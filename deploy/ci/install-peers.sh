@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs from Debian the missing dependencies of the demo and the tests:
 #   install-peers.sh [cc] [chromium] [debhelper] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
-#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan] [pyopenssl] [gajim] [clients] [xep] [systemd] [pkg-config] [valgrind]
+#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan] [pyopenssl] [gajim] [clients] [xep] [systemd] [release] [pkg-config] [valgrind]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
 missing=()
 servers=()
+foreign=
 for what in "$@"; do
     case $what in
         cc) command -v cc >/dev/null || missing+=(build-essential) ;;
@@ -62,6 +63,15 @@ for what in "$@"; do
         systemd) command -v systemd-analyze >/dev/null || missing+=(systemd) ;;
         pkg-config) command -v pkg-config >/dev/null || missing+=(pkg-config) ;;
         valgrind) command -v valgrind >/dev/null || missing+=(valgrind) ;;
+        release) command -v aarch64-linux-gnu-gcc >/dev/null || missing+=(gcc-aarch64-linux-gnu libc6-dev-arm64-cross)
+            command -v musl-gcc >/dev/null || missing+=(musl-tools)
+            command -v apt-ftparchive >/dev/null || missing+=(apt-utils)
+            command -v gpg >/dev/null || missing+=(gnupg)
+            command -v skopeo >/dev/null || missing+=(skopeo)
+            command -v qemu-aarch64-static >/dev/null || missing+=(qemu-user-static)
+            # What the programs for arm64 link against: dpkg-shlibdeps reads their packages.
+            dpkg --print-foreign-architectures | grep -qx arm64 || foreign=arm64
+            dpkg-query -W libc6:arm64 >/dev/null 2>&1 || missing+=(libc6:arm64 libgcc-s1:arm64) ;;
         *) echo "install-peers.sh: unknown: $what" >&2; exit 2 ;;
     esac
 done
@@ -89,6 +99,7 @@ install() {
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         "${missing[@]}" </dev/null
 }
+[ -z "$foreign" ] || "${root[@]}" dpkg --add-architecture "$foreign"
 "${root[@]}" apt-get update -qq </dev/null
 install
 
