@@ -92,6 +92,9 @@ fn is_possible(nats: [Nat; 2]) -> bool {
     !(nats.contains(&Nat::Symmetric) && nats.iter().all(|nat| strict(*nat)))
 }
 
+/// Whether A and B have a firewall that lets in nothing over IPv6 that was not asked for.
+const FIREWALLS: [[bool; 2]; 4] = [[false, false], [false, true], [true, false], [true, true]];
+
 fn table() -> String {
     let names: Vec<&str> = Nat::ALL.iter().map(|nat| nat.name()).collect();
     let mut table = format!("| | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
@@ -99,6 +102,10 @@ fn table() -> String {
         let cells = Nat::ALL.map(|b| if is_possible([a, b]) { "direct" } else { "relay" });
         table.push_str(&format!("| {} | {} |\n", a.name(), cells.join(" | ")));
     }
+    // Nothing is translated there, so TCP can always connect: what a firewall asks for is that both sides dial.
+    table
+        .push_str("\n| IPv6 | firewall at none | at B | at A | at both |\n|---|---|---|---|---|\n");
+    table.push_str(&format!("| | {} |\n", ["direct"; FIREWALLS.len()].join(" | ")));
     table
 }
 
@@ -217,9 +224,7 @@ fn xtls_behind_nats_goes_direct_wherever_tcp_can_and_stays_on_the_relay_elsewher
         internet.networks.replace(nats);
         send_when_settled(&internet, is_possible(nats), &format!("{nats:?}"));
     }
-    // Over IPv6 nothing is translated, and what a firewall asks for is that both sides dial.
-    let firewalls = [[false, false], [false, true], [true, false], [true, true]];
-    for firewalls in if tries_all() { &firewalls[..] } else { &firewalls[3..] } {
+    for firewalls in if tries_all() { &FIREWALLS[..] } else { &FIREWALLS[3..] } {
         internet.networks.replace([Nat::Symmetric; 2]);
         internet.networks.add_ipv6(*firewalls);
         let case = format!("IPv6, {firewalls:?}");
