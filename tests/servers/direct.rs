@@ -189,9 +189,9 @@ fn a_stream_through_the_broker_moves_to_a_direct_connection_and_both_sides_say_s
     wait_for("listening", PATIENCE, || listener.log(), listening);
     let mut pipe = alice.start_between([&["pipe", bob.jid()][..], &direct].concat(), "in", "out");
     for log in [&(|| pipe.log()) as &dyn Fn() -> String, &|| listener.log()] {
-        assert_eq!(event(&log(), "path").unwrap()["path"], "relay");
         let direct = || events(&log(), "path").into_iter().find(|path| path["path"] == "direct");
         wait_for("the direct path", PATIENCE, || logs(&log()), || direct().is_some());
+        assert_eq!(event(&log(), "path").unwrap()["path"], "relay");
         let path = direct().unwrap();
         let address = path["address"].as_str().unwrap();
         assert!(address.starts_with("198.18."), "{path}");
