@@ -18,7 +18,7 @@ use crate::bridge::{EventLoop, Held, awaitable, exception, runtime};
 /// The most bytes that are passed to the event loop at once.
 const CHUNK: usize = 1 << 18;
 /// The most chunks on their way to the event loop.
-const CHUNKS: usize = 2;
+const CHUNKS: usize = 1;
 /// How many waiting bytes pause the writer, and how few let it continue.
 const HIGH: usize = 1 << 20;
 const LOW: usize = 1 << 18;
@@ -239,17 +239,11 @@ async fn read(shared: Arc<Shared>, outlet: Arc<Held<Outlet>>) -> Result<(), Faul
     let mut closing = shared.closing.subscribe();
     let mut buffer = vec![0; CHUNK];
     loop {
-        let next = async {
-            if let Ok(credit) = shared.credits.acquire().await {
-                credit.forget();
-            }
-            shared.link.read(&mut buffer).await
-        };
-        let read = tokio::select! {
-            read = next => read?,
+        let filled = tokio::select! {
+            filled = next(&shared, &mut buffer) => filled?,
             _ = closing.wait_for(|closing| *closing != Closing::NotYet) => return Ok(()),
         };
-        let runs = match buffer.get(..read) {
+        let runs = match buffer.get(..filled) {
             Some(bytes @ [_, ..]) => outlet
                 .event_loop
                 .call(&outlet.deliver, |py| PyTuple::new(py, [PyBytes::new(py, bytes)])),
@@ -260,6 +254,31 @@ async fn read(shared: Arc<Shared>, outlet: Arc<Held<Outlet>>) -> Result<(), Faul
         };
         if !runs {
             return Err(Fault::state("the event loop has ended"));
+        }
+    }
+}
+
+/// Fills the buffer until the event loop has taken the chunk before: a busy loop gets few large chunks, and an idle one
+/// gets each byte at once. Returns how many bytes there are; 0 at the peer's end.
+async fn next(shared: &Shared, buffer: &mut [u8]) -> Result<usize, Fault> {
+    let mut filled = shared.link.read(buffer).await?;
+    let mut more = filled > 0;
+    loop {
+        let rest = buffer.get_mut(filled..).unwrap_or_default();
+        more &= !rest.is_empty();
+        tokio::select! {
+            biased;
+            credit = shared.credits.acquire() => {
+                if let Ok(credit) = credit {
+                    credit.forget();
+                }
+                return Ok(filled);
+            }
+            // The end, or an error, comes again with the next read.
+            read = shared.link.read(rest), if more => match read {
+                Ok(read @ 1..) => filled += read,
+                _ => more = false,
+            },
         }
     }
 }

@@ -7,7 +7,7 @@ import dataclasses
 
 from . import _native
 
-# The buffer of a reader; it holds up to twice as much, and at most two chunks of 256 KiB more are on their way to it.
+# The buffer of a reader; it holds up to twice as much, and at most two chunks of 256 KiB more wait for it.
 LIMIT = 2**18
 
 
@@ -57,7 +57,7 @@ class Transport(asyncio.Transport):
         if self._closing:
             return
         if self._paused:
-            # Its place is free again when the reader has continued: at most two chunks wait here.
+            # Its place is free again when the reader has continued: no other chunk comes until then.
             self._held.append(data)
             return
         self._stream.delivered()
