@@ -212,7 +212,7 @@ lint: ## Check format and lints; a warning is an error
 doc: ## Build the documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 
-deny: ## Check licences, bans and sources, and advisories where their database can be fetched
+deny: bindings/Cargo.lock ## Check licences, bans and sources, and advisories where their database can be fetched
 	@deploy/ci/deny.sh
 
 clean: ## Remove everything that was built

@@ -13,6 +13,7 @@ if ! cargo deny --version >/dev/null 2>&1 &&
 fi
 
 cargo deny --log-level error check bans licenses sources
+cargo deny --log-level error --config deny.toml --manifest-path bindings/Cargo.toml check bans licenses sources
 if timeout 60 cargo deny --log-level error fetch db >/dev/null 2>&1 </dev/null; then
     cargo deny --log-level error check --disable-fetch advisories
 else
