@@ -51,6 +51,7 @@ for what in "$@"; do
             done
             command -v dino-im >/dev/null || missing+=(dino-im)
             command -v pidgin >/dev/null || missing+=(pidgin)
+            command -v psi-plus >/dev/null || missing+=(psi-plus)
             command -v xvfb-run >/dev/null || missing+=(xvfb xauth fonts-dejavu-core)
             command -v xdotool >/dev/null || missing+=(xdotool)
             command -v import >/dev/null || missing+=(imagemagick)

@@ -114,6 +114,16 @@ def type_into(title, text):
     _keys(window, "type", text)
 
 
+def press(title, key):
+    for window in windows(title)[-1:]:
+        _keys(window, "key", key)
+
+
+def click_at(window, x, y):
+    command = ["xdotool", "mousemove", "--window", window, str(x), str(y), "click", "1"]
+    subprocess.run(command, stderr=subprocess.DEVNULL, timeout=PATIENCE)
+
+
 def press_until_gone(title, key):
     """Presses a key that answers a window."""
     window = wait(f"the window {title}", lambda: windows(title))[-1]

@@ -28,7 +28,7 @@ struct World {
     /// The port of the component's pages.
     pages: u16,
     _names: Process,
-    _server: Server,
+    server: Server,
     directory: TempDir,
     networks: TwoNats,
 }
@@ -45,7 +45,7 @@ impl World {
         let groups = directory.path().join("groups.txt");
         fs::write(&groups, contacts()).unwrap();
         let (server, component, pages, names) = networks.inside(Place::Public, || {
-            let mut server = Server::start_at(Kind::Prosody, &address);
+            let mut server = Server::start_at(Kind::Prosody, &address).with_stanzas_logged();
             server.reconfigure(true, |text| {
                 let file = format!("groups_file = \"{}\"\nVirtualHost ", groups.display());
                 text.replace("\"roster\", ", "\"roster\", \"groups\", ").replacen(
@@ -69,7 +69,7 @@ impl World {
         let mut trusted = fs::read(TRUSTED).unwrap_or_default();
         trusted.extend(fs::read(server.ca()).unwrap());
         fs::write(directory.path().join("trusted.pem"), trusted).unwrap();
-        Self { component, pages, _names: names, _server: server, directory, networks }
+        Self { component, pages, _names: names, server, directory, networks }
     }
 
     /// Starts a client at a place, with a screen and a home of its own.
@@ -89,6 +89,7 @@ impl World {
             "jid": format!("{name}@{DOMAIN}"),
             "password": password,
             "contact": proxied(USERS[peer].0),
+            "contact_name": contact_name(USERS[peer].0),
             "component": COMPONENT,
             "home": home,
         });
@@ -120,11 +121,27 @@ impl World {
         Process::start(command, &directory.join(format!("{name}.log")))
     }
 
+    /// Lets one client offer a file that the other cannot take. Returns what the component says to the sender.
+    fn refusal(&self, from: &str, to: &str) -> String {
+        let file = self.directory.path().join("letter.bin");
+        random_file(&file, SIZE);
+        let mut receiver = self.client(to, Place::HostB, json!({"name": "letter.bin"}));
+        waits_for_line(&mut receiver, "ready");
+        let mut sender = self.client(from, Place::HostA, json!({"file": file}));
+        waits_for_line(&mut sender, "report: ");
+        assert!(sender.log().contains("report: {\"file\": \"refused\"}"), "{}", sender.log());
+        println!("{from} {} to {to} {}: refused", version(package(from)), version(package(to)));
+        let log = self.server.log();
+        let refusals =
+            log.lines().filter(|line| line.contains("SEND: <iq ") && line.contains("type='error'"));
+        refusals.collect::<Vec<_>>().join("\n")
+    }
+
     /// Lets one client send a file to the other; both are compared.
     fn transfers(&self, from: &str, to: &str) {
         let file = self.directory.path().join("letter.bin");
         random_file(&file, SIZE);
-        let mut settings = json!({"name": "letter.bin"});
+        let mut settings = json!({"name": "letter.bin", "size": SIZE});
         if to == "dino" && std::env::var_os("FINGERPOST_WRITE_SCREENSHOTS").is_some() {
             settings["screenshot"] = json!(root().join("docs/file-in-dino.png"));
         }
@@ -174,13 +191,20 @@ fn proxied(user: &str) -> String {
     format!("{user}\\40{DOMAIN}@{COMPONENT}")
 }
 
+/// Returns the name of that address in contact lists.
+fn contact_name(user: &str) -> String {
+    format!("{user} here")
+}
+
 /// Returns the group that the server puts into all contact lists. It makes the users reachable at the component.
 fn contacts() -> String {
     let mut group = "[Files]\n".to_owned();
     let users = &USERS[..2];
     users.iter().for_each(|(user, _)| group.push_str(&format!("{user}@{DOMAIN}\n")));
     group.push_str(&format!("{COMPONENT}=Fingerpost\n"));
-    users.iter().for_each(|(user, _)| group.push_str(&format!("{}={user} here\n", proxied(user))));
+    for (user, _) in users {
+        group.push_str(&format!("{}={}\n", proxied(user), contact_name(user)));
+    }
     group
 }
 
@@ -222,4 +246,18 @@ fn dino_sends_dino_a_file() {
 #[ignore = "needs clients: `make clients-test`"]
 fn pidgin_sends_pidgin_a_file() {
     World::start().transfers("pidgin", "pidgin");
+}
+
+#[test]
+#[ignore = "needs clients: `make clients-test`"]
+fn psi_sends_pidgin_a_file() {
+    World::start().transfers("psi-plus", "pidgin");
+}
+
+/// The two have no protocol for files in common.
+#[test]
+#[ignore = "needs clients: `make clients-test`"]
+fn psi_is_told_that_dino_takes_no_file_of_stream_initiation() {
+    let refusal = World::start().refusal("psi-plus", "dino");
+    assert!(refusal.contains("does not take files in this old way"), "{refusal}");
 }
