@@ -56,9 +56,7 @@ for what in "$@"; do
             command -v xdotool >/dev/null || missing+=(xdotool)
             command -v import >/dev/null || missing+=(imagemagick)
             command -v dbus-run-session >/dev/null || missing+=(dbus)
-            /usr/bin/python3 -c 'import dbus' 2>/dev/null || missing+=(python3-dbus)
-            /usr/bin/python3 -c 'import gi; gi.require_version("Atspi", "2.0")' 2>/dev/null \
-                || missing+=(at-spi2-core gir1.2-atspi-2.0 python3-gi) ;;
+            /usr/bin/python3 -c 'import dbus' 2>/dev/null || missing+=(python3-dbus) ;;
         xep) command -v xmllint >/dev/null || missing+=(libxml2-utils)
             command -v xsltproc >/dev/null || missing+=(xsltproc) ;;
         systemd) command -v systemd-analyze >/dev/null || missing+=(systemd) ;;

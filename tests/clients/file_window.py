@@ -30,6 +30,12 @@ def report(path=None):
     say("report: " + json.dumps({"file": path and str(path)}))
 
 
+def saved():
+    """The received file, when all of it is there."""
+    path = home / settings["name"]
+    return desktop.wait("the file", lambda: path.exists() and path.stat().st_size == settings["size"] and path)
+
+
 class Dino:
     """Dino 0.4: GTK 4."""
 
@@ -52,40 +58,39 @@ class Dino:
         self._start()
 
     def _start(self):
-        self.process = subprocess.Popen(["dino-im"])
-        desktop.wait("the window", lambda: desktop.find("frame", "DinoUiMainWindow"))
+        self.process = desktop.program = subprocess.Popen(["dino-im"])
+        desktop.wait("the window", lambda: desktop.windows("Dino"))
 
     def _connection(self):
         return sqlite3.connect(self.data / "dino.db", timeout=desktop.PATIENCE)
 
-    def _open(self, address):
-        subprocess.run(["dino-im", f"xmpp:{quote(address, safe='@')}?message"], check=True, timeout=desktop.PATIENCE)
+    def _transfers(self, condition):
+        with self._connection() as database:
+            return database.execute(f"SELECT path FROM file_transfer WHERE {condition}").fetchone()
 
     def send(self, path):
-        def paper_clip():
-            # It appears only in a chat that is opened after the contact has come.
-            self._open(settings["component"])
-            self._open(settings["contact"])
-            return desktop.find("push button", "Send a file")
+        uri = f"xmpp:{quote(settings['contact'], safe='@')}?message"
+        subprocess.run(["dino-im", uri], check=True, timeout=desktop.PATIENCE)
 
-        desktop.click(desktop.wait("the paper clip", paper_clip))
-        desktop.wait("the dialog", lambda: desktop.find("push button", "Select Select"))
-        # The first character opens the field for the path.
-        desktop.type_into("Select file", "/")
-        desktop.fill(desktop.wait("the field", lambda: desktop.find("text", "GtkFileChooserEntry")), path)
-        desktop.wait_and_click("push button", "Select Select")
-        desktop.wait_and_click("push button", "Send")
+        # The key works once the contact has come and has said what it takes.
+        desktop.press_until("Dino", "ctrl+u", "Select file")
+        desktop.type_into("Select file", path)
+        desktop.press_until_gone("Select file", "Return")
+
+        def sent():
+            # The button for it has the keyboard.
+            desktop.press("Dino", "Return")
+            # 1: sent.
+            return self._transfers("direction = 1")
+
+        desktop.wait("the sent file", sent)
 
     def receive(self):
         """The file, when Dino says that it is complete. Dino takes small files of contacts by itself."""
-
-        def complete():
-            with self._connection() as database:
-                received = "SELECT path FROM file_transfer WHERE direction = 0 AND state = 0 AND path IS NOT NULL"
-                found = database.execute(received).fetchone()
-            return found and self.data / "files" / found[0]
-
-        return desktop.wait("the file", complete)
+        # 0: received; 0: complete.
+        complete = "direction = 0 AND state = 0 AND path IS NOT NULL"
+        found = desktop.wait("the file", lambda: self._transfers(complete))
+        return self.data / "files" / found[0]
 
 
 class Pidgin:
@@ -106,7 +111,7 @@ class Pidgin:
         chooser = home / ".config/gtk-2.0"
         chooser.mkdir(parents=True)
         (chooser / "gtkfilechooser.ini").write_text("[Filechooser Settings]\nStartupMode=cwd\n")
-        self.process = subprocess.Popen(["pidgin"], cwd=home)
+        self.process = desktop.program = subprocess.Popen(["pidgin"], cwd=home)
         # The server's certificate.
         desktop.press_until_gone("SSL Certificate Verification", "Return")
         desktop.wait("the login", lambda: self._is_here(settings["component"]))
@@ -132,13 +137,12 @@ class Pidgin:
         desktop.press_until_gone("Pidgin", "alt+a")
         desktop.press_until_gone("Save File...", "alt+s")
 
-        path = home / settings["name"]
         # Its list of transfers must not be asked for by D-Bus, which would free it.
-        return desktop.wait("the file", lambda: path.exists() and path.stat().st_size == settings["size"] and path)
+        return saved()
 
 
 class Psi:
-    """Psi+ 1.4: Qt 5. Its chats are opened by D-Bus; it has no names for assistive technologies."""
+    """Psi+ 1.4: Qt 5. Its chats are opened by D-Bus."""
 
     def __init__(self):
         profile = home / ".config/psi+/profiles/default"
@@ -152,7 +156,14 @@ class Psi:
 <priority type="int">5</priority>
 </a0></accounts></accounts>
 """)
-        self.process = subprocess.Popen(["psi-plus"])
+        if "file" not in settings:
+            # The question for a file comes at once. A file of options also changes the place of the buttons.
+            (profile / "options.xml").write_text("""<!DOCTYPE psi>
+<psi xmlns="http://psi-im.org/options" version="1.4.554"><options><ui>
+<file-transfer><auto-popup type="bool">true</auto-popup></file-transfer><tip><show type="bool">false</show></tip>
+</ui></options></psi>
+""")
+        self.process = desktop.program = subprocess.Popen(["psi-plus"], cwd=home)
         desktop.type_into("Wrong Account Password", settings["password"])
         desktop.press_until_gone("Wrong Account Password", "Return")
 
@@ -186,6 +197,12 @@ class Psi:
             return None
 
         return desktop.wait("the transfer", started)
+
+    def receive(self):
+        desktop.wait("the question", lambda: desktop.windows("Receive File"))
+        desktop.press_until("Receive File", "alt+a", "Save As")
+        desktop.press_until_gone("Save As", "Return")
+        return saved()
 
 
 def main():

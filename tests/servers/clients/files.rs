@@ -113,8 +113,8 @@ impl World {
         for (name, value) in [
             ("GDK_BACKEND", "x11"),
             ("GTK_USE_PORTAL", "0"),
-            ("QT_ACCESSIBILITY", "1"),
-            ("QT_LINUX_ACCESSIBILITY_ALWAYS_ON", "1"),
+            ("GTK_A11Y", "none"),
+            ("NO_AT_BRIDGE", "1"),
         ] {
             command.env(name, value);
         }
@@ -246,6 +246,12 @@ fn dino_sends_dino_a_file() {
 #[ignore = "needs clients: `make clients-test`"]
 fn pidgin_sends_pidgin_a_file() {
     World::start().transfers("pidgin", "pidgin");
+}
+
+#[test]
+#[ignore = "needs clients: `make clients-test`"]
+fn pidgin_sends_psi_a_file() {
+    World::start().transfers("pidgin", "psi-plus");
 }
 
 #[test]
