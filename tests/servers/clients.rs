@@ -57,6 +57,7 @@ fn version(package: &str) -> String {
 }
 
 /// Checks what a client has shown, and says so.
+#[expect(clippy::print_stdout, reason = "the report of `make clients-test`")]
 fn check(client: &str, language: &str, directory: &Path, report: &Value) {
     assert_eq!(report["lost"], json!({}), "{client}, {language}: {report}");
     let pages = fs::read_to_string(directory.join("pages.json")).unwrap();

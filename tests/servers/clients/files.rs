@@ -122,6 +122,7 @@ impl World {
     }
 
     /// Lets one client offer a file that the other cannot take. Returns what the component says to the sender.
+    #[expect(clippy::print_stdout, reason = "the report of `make clients-test`")]
     fn refusal(&self, from: &str, to: &str) -> String {
         let file = self.directory.path().join("letter.bin");
         random_file(&file, SIZE);
@@ -138,6 +139,7 @@ impl World {
     }
 
     /// Lets one client send a file to the other; both are compared.
+    #[expect(clippy::print_stdout, reason = "the report of `make clients-test`")]
     fn transfers(&self, from: &str, to: &str) {
         let file = self.directory.path().join("letter.bin");
         random_file(&file, SIZE);
