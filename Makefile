@@ -142,7 +142,7 @@ bindings-venv: bindings/Cargo.lock
 	@deploy/ci/install-peers.sh cc python
 	@deploy/ci/install-python.sh $(BINDINGS_VENV) bindings/python/requirements.txt
 
-bindings-test: bindings-venv ## Test the libraries for Python and C, with xtls on the other side
+bindings-test: bindings-venv ## Test the libraries for Python and C, with xtls on the other side (not in CI: minutes of compiling)
 	@deploy/ci/install-peers.sh cc openssl prosody pkg-config valgrind
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --test programs
