@@ -5,6 +5,7 @@ name of a page, the text file to write. The report has the number of pages, and 
 """
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -34,6 +35,7 @@ class Terminal:
         self.leader, follower = pty.openpty()
         fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
         self.process = None
+        self.changed = asyncio.Event()
         self.command, self.environment, self.follower = command, environment, follower
 
     async def start(self):
@@ -49,18 +51,23 @@ class Terminal:
             self.stream.feed(os.read(self.leader, 65536))
         except OSError:
             asyncio.get_running_loop().remove_reader(self.leader)
+        self.changed.set()
 
     def text(self):
         return "\n".join(line.rstrip() for line in self.screen.display)
 
     async def wait(self, condition, what):
         """Waits until the screen is as expected."""
-        for _ in range(20 * TIMEOUT):
+        loop = asyncio.get_running_loop()
+        end = loop.time() + TIMEOUT
+        while loop.time() < end:
+            self.changed.clear()
             if self.process.returncode is not None:
                 raise RuntimeError(f"the client ended with {self.process.returncode} while it should show {what}:\n{self.text()}")
             if condition(self.text()):
                 return self.text()
-            await asyncio.sleep(0.05)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), 1)
         raise RuntimeError(f"not shown: {what}\n{self.text()}")
 
     async def find(self, page):
