@@ -179,7 +179,7 @@ class Psi:
         def chooser():
             if not desktop.windows(chat):
                 self._open(settings["contact"])
-            # The button has no key: it is the second of those on the right, above the field for the text.
+            # No key presses the button. It is the second of those on the right, above the field for the text.
             for window in desktop.windows(chat)[:1]:
                 desktop.click_at(window, 173, 157)
             return desktop.windows("Choose a file")
