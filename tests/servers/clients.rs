@@ -1,7 +1,5 @@
 //! Every page of every command in the clients that people have: `make clients-test`.
 
-#![allow(clippy::print_stdout, reason = "which clients ran is part of the output")]
-
 mod files;
 
 use std::collections::BTreeSet;
