@@ -51,6 +51,9 @@ fn every_command(kind: Kind) {
     assert_eq!(report, expected_after(), "{}", component.log());
 }
 
+/// The refusal for a user without access.
+const FORBIDDEN: &str = "auth forbidden textYou may not use this service, or not in this way. Ask its operator for access";
+
 fn expected_before() -> Value {
     let admin = |names: &[&str]| -> Value {
         let mut names: Vec<String> = names.iter().map(|name| format!("admin:{name}")).collect();
@@ -109,7 +112,7 @@ fn expected_before() -> Value {
                 "cancel text: One of the users has lost access to the service",
                 "cancel text: One of the users has lost access to the service",
             ],
-            "asks": "auth forbidden",
+            "asks": FORBIDDEN,
             "activates": "forbidden",
             "called": ["wait", "recipient-unavailable"],
             "listed": ["alice@example.test (spam)", "mallory@example.test (in the configuration)"],
@@ -139,7 +142,7 @@ fn expected_after() -> Value {
         },
         "reload": {
             "read": [["info"], "The configuration was reloaded."],
-            "taken over": [["Signpost"], "auth forbidden", true],
+            "taken over": [["Signpost"], FORBIDDEN, true],
             "bad": [["error"], true, ["Signpost"]],
             "restart": "The configuration was reloaded. These settings take effect after a restart: log.format.",
             "as before": [["Fingerpost"], ""],
