@@ -164,8 +164,8 @@ fn a_running_transfer_moves_to_a_direct_path_and_goes_on_over_the_relay_when_tha
         wait_for("the first bytes", PATIENCE, logs, begun);
         let before = world.counted("direct_bytes_total");
         world.cut(verdict);
-        // The log is that of both senders.
-        let relay = || sender.log().matches("\"path\":\"relay\"").count() as u64 == sessions;
+        // The log is that of both senders, and each begins on the relay.
+        let relay = || sender.log().matches("\"path\":\"relay\"").count() as u64 == 2 * sessions;
         wait_for("the relay", PATIENCE, logs, relay);
         assert!(world.counted("direct_bytes_total") - before < LARGE as u64, "{}", logs());
         world.speed_up();
@@ -272,7 +272,9 @@ fn a_direct_transfer_survives_a_crash_of_the_component_and_can_still_return_to_t
     wait_for("new legs", PATIENCE, logs, || world.joined() > had);
     wait_for_bytes(&listener, 1 << 20, logs);
     world.cut("drop");
-    wait_for("the relay", PATIENCE, logs, || sender.log().contains(r#""path":"relay""#));
+    wait_for("the relay", PATIENCE, logs, || {
+        sender.log().matches(r#""path":"relay""#).count() == 2
+    });
     world.speed_up();
     world.arrived(sender, listener, "direct");
 }
@@ -423,7 +425,8 @@ fn cut_at(internet: &Internet, file: &Path, part: f64, rule: &str) -> Cut {
         stop.store(true, Ordering::Relaxed);
         let seen = watching.join().unwrap();
         internet.networks.nft(Place::Public, "delete table inet cut");
-        assert!(log.contains("\"path\":\"relay\""), "{log}");
+        // At the start, and after the cut.
+        assert!(log.matches("\"path\":\"relay\"").count() >= 2, "{log}");
         assert_eq!(sha256(&output), sha256(file));
         let around = Duration::from_millis(200);
         let stalls = [
