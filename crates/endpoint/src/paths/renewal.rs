@@ -81,12 +81,9 @@ impl Renewer {
             if self.renew().await {
                 continue;
             }
-            let lacked = *need.borrow_and_update();
-            if !self.paths.has_path() {
-                return;
-            }
-            // Another path carries the stream, or the old leg may come to life. When that is lost too, it is worth another try.
-            if need.wait_for(|need| *need != lacked || !self.paths.has_path()).await.is_err() {
+            need.mark_unchanged();
+            // Another path carries the stream, or the old leg may come to life. When that changes, it is worth another try.
+            if !self.paths.has_path() || need.changed().await.is_err() {
                 return;
             }
         }
