@@ -58,7 +58,7 @@ pub enum Error {
         /// The sentence.
         #[source]
         why: Detail,
-        /// The certificate's SHA-256 fingerprint. With [`Trust::certificate`](crate::ServerTrust::certificate) a login trusts it.
+        /// The certificate's SHA-256 fingerprint. With [`ServerTrust::certificate`](crate::ServerTrust::certificate) a login trusts it.
         shown: Print,
     },
     /// The connection to the XMPP server is lost.
