@@ -46,10 +46,11 @@ pub(crate) fn literals(config: &Config, out: &mut impl Write) -> io::Result<()> 
     if config.socks5.listen.is_empty() {
         return Ok(());
     }
+    let is_own = |host: &str| {
+        host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
+    };
     for (host, port) in &config.socks5.advertise {
-        let is_own = host == "localhost"
-            || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback());
-        if is_own {
+        if is_own(host) {
             writeln!(
                 out,
                 "warning: socks5.advertise: {host}:{port} is an address within this machine: clients on other machines \
@@ -62,9 +63,7 @@ pub(crate) fn literals(config: &Config, out: &mut impl Write) -> io::Result<()> 
         return Ok(());
     }
     for (host, port) in &config.socks5.advertise {
-        if let Ok(IpAddr::V4(address)) = host.parse::<IpAddr>()
-            && !address.is_loopback()
-        {
+        if matches!(host.parse(), Ok(IpAddr::V4(_))) && !is_own(host) {
             writeln!(
                 out,
                 "warning: socks5.advertise: {host}:{port} is an IPv4 address: most clients on IPv6-only networks, as of \
