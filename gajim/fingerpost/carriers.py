@@ -13,16 +13,13 @@ from gi.repository import Gio, GLib
 
 from .fingerpost_core.elements import Candidate, attribute, element, number
 from .fingerpost_core.errors import MalformedJingle, PeerRefused
+from .fingerpost_core.in_band import InBand
 
 IBB = "http://jabber.org/protocol/ibb"
 CONNECT_TIMEOUT = 10
 CHUNK = 65536
 FULL = 262144
 """Bytes that may wait before a writer should stop."""
-WINDOW = 8
-"""In-band blocks that may be unacknowledged."""
-MAX_EXCESS = 1 << 20
-"""Bytes that a peer may send in-band while nothing is acknowledged."""
 BLOCK_TIMEOUT = 600
 """Seconds for a block: the broker waits for minutes while the peer's client is silent."""
 
@@ -245,9 +242,7 @@ class IbbCarrier(Carrier):
 
     def __init__(self, request: Callable[..., None], peer: str, sid: str, block_size: int):
         """`request` sends an IQ: its address, type, payload, seconds, and what to call with the payload of the answer or an error."""
-        self._request, self.peer, self.sid, self._block_size = request, peer, sid, block_size
-        self._next_in = self._next_out = self._under_way = self._excess = 0
-        self._waiting = bytearray()
+        self._request, self.peer, self.sid, self._state = request, peer, sid, InBand(block_size)
         self._owed: deque[Callable[[], None]] = deque()
         self._paused = self._closing = self._broken = False
 
@@ -270,24 +265,18 @@ class IbbCarrier(Carrier):
         except MalformedJingle:
             self._break()
             raise
-        self._next_in = (self._next_in + 1) % 65536
         self._owed.append(acknowledge)
         self.received(data)
         if not self._paused:
             self._acknowledge()
 
     def _read(self, payload: Element) -> bytes:
-        if number(payload, "seq", None, 0, 65535) != self._next_in:
-            raise MalformedJingle("the block has a wrong number", "unexpected-request")
+        self._state.expect(number(payload, "seq", None, 0, 65535))
         try:
             data = base64.b64decode((payload.text or "").strip(), validate=True)
         except (binascii.Error, ValueError):
             raise MalformedJingle("the block is not base64") from None
-        if len(data) > self._block_size:
-            raise MalformedJingle("the block is larger than agreed")
-        self._excess = self._excess + len(data) if self._paused else 0
-        if self._excess > MAX_EXCESS:
-            raise MalformedJingle("too many blocks before an acknowledgement", "resource-constraint")
+        self._state.take(data, paused=self._paused)
         return data
 
     def _acknowledge(self) -> None:
@@ -298,28 +287,24 @@ class IbbCarrier(Carrier):
 
     def transmit(self, data: bytes) -> None:
         if not self._broken:
-            self._waiting += data
+            self._state.waiting += data
             self._push()
 
     @property
     def full(self) -> bool:
-        return len(self._waiting) >= self._block_size * WINDOW and not self._broken
+        return self._state.full and not self._broken
 
     def _push(self) -> None:
-        while self._waiting and self._under_way < WINDOW and not self._broken:
-            block = bytes(self._waiting[: self._block_size])
-            del self._waiting[: self._block_size]
-            data = element(IBB, "data", text=base64.b64encode(block).decode(), sid=self.sid, seq=self._next_out)
-            self._next_out = (self._next_out + 1) % 65536
-            self._under_way += 1
+        for seq, text in () if self._broken else self._state.blocks():
+            data = element(IBB, "data", text=text, sid=self.sid, seq=seq)
             self._request(self.peer, "set", data, BLOCK_TIMEOUT, self._sent)
-        if self._closing and not self._waiting and not self._under_way and not self._broken:
+        if self._closing and not self._state.waiting and not self._state.under_way and not self._broken:
             self._broken = True
             # The peer may have closed it, too.
             self._request(self.peer, "set", element(IBB, "close", sid=self.sid), BLOCK_TIMEOUT, lambda _answer: None)
 
     def _sent(self, answer: Element | PeerRefused | None) -> None:
-        self._under_way -= 1
+        self._state.under_way -= 1
         if isinstance(answer, PeerRefused):
             self._break()
             return
@@ -331,7 +316,7 @@ class IbbCarrier(Carrier):
     def _break(self) -> None:
         if not self._broken:
             self._broken = True
-            self._waiting.clear()
+            self._state.waiting.clear()
             self.ended()
 
     def pause(self) -> None:
@@ -347,7 +332,7 @@ class IbbCarrier(Carrier):
         self._push()
 
     def abandon(self) -> None:
-        self._waiting.clear()
+        self._state.waiting.clear()
         self.close()
 
 

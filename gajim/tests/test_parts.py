@@ -27,12 +27,13 @@ from gi.repository import GLib
 from nbxmpp.protocol import Iq
 from nbxmpp.simplexml import Node
 
-from fingerpost import carriers, standing
+from fingerpost import standing
 from fingerpost.carriers import IBB, Attempt, IbbCarrier, SocketCarrier
 from fingerpost.fingerpost_core import elements as xml
 from fingerpost.fingerpost_core.elements import Candidate, Hint, Print, element
 from fingerpost.fingerpost_core.errors import MalformedJingle, OfferError, PeerRefused
 from fingerpost.fingerpost_core.identity import Identity
+from fingerpost.fingerpost_core.in_band import WINDOW
 from fingerpost.fingerpost_core.registry import KEYS
 from fingerpost.fingerpost_core.session import Session
 from fingerpost.fingerpost_core.trust import FileTrust, Trust, Verdict
@@ -241,9 +242,9 @@ class InBand(unittest.TestCase):
         self.block(0)
 
     def test_a_window_of_blocks_is_sent(self):
-        self.carrier.transmit(bytes(4 * carriers.WINDOW + 5))
-        self.assertEqual(len(self.sent), carriers.WINDOW)
-        self.assertEqual([payload.get("seq") for _, _, payload, _, _ in self.sent], [str(n) for n in range(carriers.WINDOW)])
+        self.carrier.transmit(bytes(4 * WINDOW + 5))
+        self.assertEqual(len(self.sent), WINDOW)
+        self.assertEqual([payload.get("seq") for _, _, payload, _, _ in self.sent], [str(n) for n in range(WINDOW)])
         self.carrier.close()
         while any(True for request in self.sent if request[4] is not None) and self.sent:
             request = self.sent.pop(0)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from fingerpost_core.elements import Candidate
-from fingerpost_core.errors import TransportFailed
+from fingerpost_core.errors import MalformedJingle, TransportFailed
+from fingerpost_core.in_band import InBand
 
 CONNECT_TIMEOUT = 10
-WINDOW = 8
-"""In-band blocks that may be unacknowledged."""
-MAX_EXCESS = 1 << 20
-"""Bytes that a peer may send in-band while nothing is acknowledged."""
 
 
 async def socks5(host: str, port: int, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -138,15 +134,10 @@ class IbbCarrier(Carrier):
 
     def __init__(self, xmpp: Any, sid: str, block_size: int, me: Any, peer: Any):
         self.sid, self.self_jid, self.peer_jid = sid, me, peer
-        self._xmpp, self._block_size = xmpp, block_size
-        self._next_in = 0
-        self._next_out = 0
-        self._out = bytearray()
-        self._under_way = 0
+        self._xmpp, self._state = xmpp, InBand(block_size)
         self._broken = False
         self._closing = False
         self._paused = False
-        self._excess = 0
         self._owed: deque[Any] = deque()
         self._room = asyncio.Event()
         self._room.set()
@@ -156,18 +147,13 @@ class IbbCarrier(Carrier):
         from slixmpp.exceptions import XMPPError
         from slixmpp.stanza import Iq
 
-        if stanza["ibb_data"]["seq"] != self._next_in:
-            self._break()
-            raise XMPPError("unexpected-request", "the block has a wrong number")
         data = stanza["ibb_data"]["data"]
-        if len(data) > self._block_size:
+        try:
+            self._state.expect(stanza["ibb_data"]["seq"])
+            self._state.take(data, paused=self._paused)
+        except MalformedJingle as error:
             self._break()
-            raise XMPPError("bad-request", "the block is larger than agreed")
-        self._next_in = (self._next_in + 1) % 65536
-        self._excess = self._excess + len(data) if self._paused else 0
-        if self._excess > MAX_EXCESS:
-            self._break()
-            raise XMPPError("resource-constraint", "too many blocks before an acknowledgement")
+            raise XMPPError(error.condition, str(error)) from None
         if isinstance(stanza, Iq):
             self._owed.append(stanza)
         self.received(data)
@@ -183,7 +169,7 @@ class IbbCarrier(Carrier):
 
     def take_over(self, stream: Any) -> None:
         """Takes what slixmpp's own object has received before."""
-        self._next_in = (stream.recv_seq + 1) % 65536
+        self._state.next_in = (stream.recv_seq + 1) % 65536
         while not stream.recv_queue.empty():
             self.received(stream.recv_queue.get_nowait())
 
@@ -192,30 +178,26 @@ class IbbCarrier(Carrier):
             self._owed.popleft().reply().send()
 
     def transmit(self, data: bytes) -> None:
-        self._out += data
+        self._state.waiting += data
         self._push()
 
     def _push(self) -> None:
-        while self._out and self._under_way < WINDOW and not self._broken:
-            block = bytes(self._out[: self._block_size])
-            del self._out[: self._block_size]
+        for seq, text in () if self._broken else self._state.blocks():
             iq = self._xmpp.make_iq_set(ito=self.peer_jid)
             iq["ibb_data"]["sid"] = self.sid
-            iq["ibb_data"]["seq"] = self._next_out
-            iq.xml[0].text = base64.b64encode(block).decode()
-            self._next_out = (self._next_out + 1) % 65536
-            self._under_way += 1
+            iq["ibb_data"]["seq"] = seq
+            iq.xml[0].text = text
             # The broker waits for minutes while the peer's client is silent.
             iq.send(timeout=600).add_done_callback(self._sent)
-        if len(self._out) < self._block_size * WINDOW or self._broken:
+        if not self._state.full or self._broken:
             self._room.set()
         else:
             self._room.clear()
-        if self._closing and not self._out and not self._under_way and not self._broken:
+        if self._closing and not self._state.waiting and not self._state.under_way and not self._broken:
             self._say_closed()
 
     def _sent(self, answer: asyncio.Future[Any]) -> None:
-        self._under_way -= 1
+        self._state.under_way -= 1
         if answer.cancelled() or answer.exception() is not None:
             self._break()
         else:
@@ -224,7 +206,7 @@ class IbbCarrier(Carrier):
     def _break(self) -> None:
         if not self._broken:
             self._broken = True
-            self._out.clear()
+            self._state.waiting.clear()
             self._room.set()
             self.ended()
 
