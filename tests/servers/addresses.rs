@@ -1,5 +1,4 @@
-//! Which stanzas show the addresses of the users: all stanzas at Prosody are recorded and searched, and at ejabberd those of the
-//! component.
+//! Which stanzas show the addresses of the users: all stanzas of the clients and of the component are recorded and searched.
 
 use support::{
     internet::Internet,
@@ -50,8 +49,7 @@ impl Recorded {
     }
 }
 
-/// The component's link and Prosody's log, up to where they were looked at. ejabberd drops lines of a long log, so what its users
-/// send each other without a broker is not recorded.
+/// The server's record of the clients' stanzas and the component's link, up to where they were looked at.
 struct Recorder<'a> {
     internet: &'a Internet,
     link: Tap,
@@ -61,23 +59,20 @@ struct Recorder<'a> {
 impl Recorder<'_> {
     /// Returns what has come since the last call.
     fn take(&mut self) -> Recorded {
-        let log = self.internet.server.log();
-        let mut text = String::new();
-        if self.internet.server.kind() == Kind::Prosody {
-            text.extend(Server::stanzas(&log[self.seen[0]..]).flat_map(|line| [line, "\n"]));
-            assert!(text.contains("session-initiate"), "the clients' stanzas are there:\n{text}");
-        }
+        let stanzas = self.internet.server.stanzas();
+        let mut text = stanzas[self.seen[0]..].join("\n");
+        assert!(text.contains("session-initiate"), "the clients' stanzas are there:\n{text}");
+        self.seen[0] = stanzas.len();
         let links = self.link.captured();
         let streams = [0, 1].map(|way| {
             let streams = links.iter().map(|link| if way == 0 { &link.up } else { &link.down });
             streams.flatten().copied().collect::<Vec<u8>>()
         });
         for (seen, stream) in self.seen[1..].iter_mut().zip(&streams) {
+            assert!(stream.len() > *seen, "the component's stanzas are there:\n{text}");
             text.push_str(&String::from_utf8_lossy(&stream[*seen..]));
             *seen = stream.len();
         }
-        assert!(text.contains("session-initiate"), "the stanzas are there:\n{text}");
-        self.seen[0] = log.len();
         Recorded { text: text.replace('"', "'").replace("\\'", "'") }
     }
 
@@ -100,7 +95,7 @@ impl Recorder<'_> {
 fn no_stanza_holds_an_address_that_a_user_keeps(kind: Kind) {
     let mut link = None;
     let nats = [Nat::PortRestricted; 2];
-    let start = |address: &str| Server::start_at(kind, address).with_stanzas_logged();
+    let start = |address: &str| Server::start_at(kind, address).with_stanzas_recorded();
     let internet = Internet::start(nats, Place::Public, start, |_, server| {
         let port = server.component_address().rsplit(':').next().unwrap().parse().unwrap();
         let tap = link.insert(Tap::start(port));
@@ -109,9 +104,8 @@ fn no_stanza_holds_an_address_that_a_user_keeps(kind: Kind) {
     });
     let mut recorder = Recorder { internet: &internet, link: link.unwrap(), seen: [0; 3] };
     let none: [&str; 0] = [];
-    let plans: &[&[&str]] = if kind == Kind::Prosody { &[&[], &["--direct"]] } else { &[&[]] };
     for paths in [["never", "always"], ["always", "never"]] {
-        for more in plans {
+        for more in [&[][..], &["--direct"]] {
             let recorded = recorder.session(more, paths, false);
             assert_eq!(
                 recorded.addresses(),
@@ -136,9 +130,6 @@ fn no_stanza_holds_an_address_that_a_user_keeps(kind: Kind) {
             assert!(answer.contains(&format!("to='{user}@")), "{answer}");
             assert_eq!(Recorded { text: answer }.addresses(), [address]);
         }
-    }
-    if kind == Kind::Ejabberd {
-        return;
     }
     // That the search finds what there is: without a broker the addresses are in the offers, as the pages say.
     let found = recorder.session(&["--direct"], ["always", "always"], false).addresses();

@@ -28,7 +28,7 @@ struct Scene {
 
 impl Scene {
     fn start(kind: Kind) -> Self {
-        let server = Server::start(kind).with_stanzas_logged();
+        let server = Server::start(kind).with_stanzas_recorded();
         let options = Options {
             tap: true,
             more: "[log]\nlevel = \"trace\"\n".to_owned(),

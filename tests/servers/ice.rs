@@ -224,12 +224,11 @@ fn a_client_with_another_password_is_refused() {
     }
 }
 
-/// Returns Prosody's lines with the stanzas of clients since the last call, and whether one has the address of host B.
+/// Returns the stanzas of clients since the last call, and whether one has the address of host B.
 fn stanzas(internet: &Internet, seen: &mut usize) -> (String, bool) {
-    let log = internet.server.log();
-    let lines: Vec<&str> = Server::stanzas(&log).skip(*seen).collect();
-    *seen += lines.len();
-    let text = lines.join("\n");
+    let lines = internet.server.stanzas();
+    let text = lines[*seen..].join("\n");
+    *seen = lines.len();
     assert!(text.contains("session-initiate"), "the stanzas are there:\n{text}");
     let has_address = text.contains("198.18.12.2");
     (text, has_address)
@@ -238,7 +237,7 @@ fn stanzas(internet: &Internet, seen: &mut usize) -> (String, bool) {
 #[test]
 fn without_consent_no_address_is_told_and_nothing_is_dialled() {
     let nat = Nat::None;
-    let start = |at: &str| Server::start_at(Kind::Prosody, at).with_stanzas_logged();
+    let start = |at: &str| Server::start_at(Kind::Prosody, at).with_stanzas_recorded();
     let internet = Internet::start([nat; 2], Place::Public, start, |_, _| Options::default());
     let of = |choice| ["--json", "--direct", "--direct-path", choice];
     let mut seen = 0;

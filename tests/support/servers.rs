@@ -413,20 +413,47 @@ impl Server {
         self
     }
 
-    /// Lets Prosody log all stanzas of clients, as they are sent and received. It must log everything already.
-    pub fn with_stanzas_logged(mut self) -> Self {
-        if self.kind == Kind::Prosody {
-            self.reconfigure(true, |text| {
+    /// Records the stanzas of clients, as they are sent and received, for [`Server::stanzas`]. Prosody must log everything already.
+    pub fn with_stanzas_recorded(mut self) -> Self {
+        match self.kind {
+            Kind::Prosody => self.reconfigure(true, |text| {
                 text.replace("\"roster\", ", "\"roster\", \"stanza_debug\", ")
-            });
+            }),
+            // Its own log drops lines when there are many, so its hooks write into another file.
+            Kind::Ejabberd => {
+                let path = self.path("stanzas.log").display().to_string();
+                let hook = |name: &str, mark: &str| {
+                    format!(
+                        "ejabberd_hooks:add({name}, <<\"{DOMAIN}\">>, fun({{Stanza, State}}) -> \
+                           Line = [<<\"{mark}\">>, fxml:element_to_binary(xmpp:encode(Stanza)), <<\"\\n\">>], \
+                           ok = file:write_file(\"{path}\", Line, [append]), \
+                           {{Stanza, State}} \
+                         end, 0)"
+                    )
+                };
+                let hooks =
+                    [hook("user_send_packet", "RECV: "), hook("user_receive_packet", "SEND: ")];
+                assert_eq!(
+                    self.evaluate(&format!("{}.", hooks.join(", "))),
+                    "ok",
+                    "{}",
+                    self.log()
+                );
+            }
         }
         self
     }
 
-    /// Returns the lines with stanzas of clients in a part of Prosody's log, if it logs them.
-    pub fn stanzas(log: &str) -> impl Iterator<Item = &str> {
-        let marks = ["SEND: ", "RECV: "];
-        log.lines().filter(move |line| marks.iter().any(|mark| line.contains(mark)))
+    /// Returns the stanzas of clients that were recorded, in lines that may begin with the name of a log.
+    pub fn stanzas(&self) -> Vec<String> {
+        match self.kind {
+            Kind::Prosody => {
+                let is_one =
+                    |line: &&str| ["SEND: ", "RECV: "].iter().any(|mark| line.contains(mark));
+                self.log().lines().filter(is_one).map(str::to_owned).collect()
+            }
+            Kind::Ejabberd => read(&self.path("stanzas.log")).lines().map(str::to_owned).collect(),
+        }
     }
 
     /// Starts the server again after [`Server::stop`].
@@ -512,7 +539,7 @@ impl Server {
 
     /// Returns everything that the server has logged.
     pub fn log(&self) -> String {
-        read(&self.path("output.log")) + &read(&self.path("server.log"))
+        ["output.log", "server.log", "stanzas.log"].map(|name| read(&self.path(name))).concat()
     }
 
     /// Returns the settings for the scripts in tests/peers.

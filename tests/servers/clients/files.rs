@@ -45,7 +45,7 @@ impl World {
         let groups = directory.path().join("groups.txt");
         fs::write(&groups, contacts()).unwrap();
         let (server, component, pages, names) = networks.inside(Place::Public, || {
-            let mut server = Server::start_at(Kind::Prosody, &address).with_stanzas_logged();
+            let mut server = Server::start_at(Kind::Prosody, &address).with_stanzas_recorded();
             server.reconfigure(true, |text| {
                 let file = format!("groups_file = \"{}\"\nVirtualHost ", groups.display());
                 text.replace("\"roster\", ", "\"roster\", \"groups\", ").replacen(
