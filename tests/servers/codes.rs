@@ -98,7 +98,8 @@ fn send(user: &Xtls, files: &[&Path], more: &[&str]) -> Sender {
     wait_for("a code", LIMIT, || process.log(), || event(&process.log(), "code").is_some());
     let code = event(&process.log(), "code").unwrap();
     let text = code["code"].as_str().unwrap().to_owned();
-    assert_eq!(code["command"], format!("xtls receive {text}"));
+    let dashes = if text.starts_with('-') { "-- " } else { "" };
+    assert_eq!(code["command"], format!("xtls receive {dashes}{text}"));
     Sender { process, code: text }
 }
 
@@ -107,8 +108,9 @@ fn inbox(user: &Xtls) -> PathBuf {
 }
 
 fn receive_command(user: &Xtls, code: &str, more: &[&str]) -> Command {
-    let mut command = user.command(["receive", code, "--json"]);
-    command.arg("--out").arg(inbox(user)).args(more);
+    let mut command = user.command(["receive", "--json"]);
+    // A user without an account may have a name that begins with a hyphen.
+    command.arg("--out").arg(inbox(user)).args(more).args(["--", code]);
     command
 }
 

@@ -83,15 +83,26 @@ fn show(
 ) -> Result<(), XtlsError> {
     let bound = endpoint.jid();
     let bound = bound.try_as_full().map_err(|_| XtlsError::failed("no resource was assigned"))?;
-    let code = secret.at(bound);
-    let command = format!("xtls receive {code}");
+    let code = secret.at(bound).to_string();
+    let command = receiving(&code);
     let time = files::duration(wait.as_secs_f64());
     output.event(
         &json!({"event": "waiting_for_receiver", "seconds": wait.as_secs()}),
         &format!("On the other machine, run this within {time} (it works once; Ctrl-C ends):"),
     );
-    output.data(&json!({"event": "code", "code": code.to_string(), "command": command}), &command);
+    output.data(&json!({"event": "code", "code": code, "command": command}), &command);
     Ok(())
+}
+
+/// Returns the command that receives with a code, as a shell takes it. A server gives users without an account any name, also one that
+/// looks like an option, and names may hold characters such as `$`.
+fn receiving(code: &str) -> String {
+    let dashes = if code.starts_with('-') { "-- " } else { "" };
+    let is_plain = |char: char| char.is_alphanumeric() || "-._+@/".contains(char);
+    match code.chars().all(is_plain) {
+        true => format!("xtls receive {dashes}{code}"),
+        false => format!("xtls receive {dashes}'{}'", code.replace('\'', r"'\''")),
+    }
 }
 
 /// Returns the session of the first peer that knows the words. All others end.
@@ -165,4 +176,28 @@ fn guessed() -> XtlsError {
     .hint(
         "run the same command again for a new code; if the receiver has mistyped none, someone is guessing or in the middle",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_shell_takes_the_command_with_any_code() {
+        for code in [
+            "alice@example.org/7-guitar-window-orbit",
+            "-ip3ss8n--p974@anon.example.org/7-guitar-window-orbit",
+            "jörg@example.org/7-guitar-window-orbit",
+            "$HOME;*#~!`(|)[a]@example.org/7-guitar-window-orbit",
+        ] {
+            let command = receiving(code);
+            let show = "receive() { [ \"$1\" = -- ] && shift; printf %s \"$1\"; };";
+            let shown = format!("{show} {}", command.strip_prefix("xtls ").unwrap());
+            let output = Command::new("sh").args(["-c", &shown]).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), code, "{command}");
+        }
+        assert_eq!(receiving("-a@b/7-zoo"), "xtls receive -- -a@b/7-zoo");
+    }
 }
