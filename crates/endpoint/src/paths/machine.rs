@@ -110,7 +110,9 @@ pub(crate) enum Need {
     Nothing,
     /// A leg of the relay, beside the direct connection that it is on.
     Relay,
-    /// Any path: it stands still, perhaps on a leg of the relay that may come to life again.
+    /// A better path: the only one is a leg of the relay that does not answer, but may come to life again.
+    Better,
+    /// Any path: it stands still.
     Path,
 }
 
@@ -368,7 +370,8 @@ impl Machine {
     pub(super) fn need(&self) -> Need {
         match self.has_relay() {
             true => Need::Nothing,
-            false if self.paths.iter().all(|path| path.is_suspect) => Need::Path,
+            false if self.paths.is_empty() => Need::Path,
+            false if self.paths.iter().all(|path| path.is_suspect) => Need::Better,
             false => Need::Relay,
         }
     }

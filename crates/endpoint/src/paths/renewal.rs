@@ -151,7 +151,7 @@ impl Renewer {
         let mut tell = Instant::now();
         let mut was_refused = false;
         loop {
-            let is_stranded = *need.borrow_and_update() == Need::Path;
+            let is_stranded = matches!(*need.borrow_and_update(), Need::Better | Need::Path);
             tokio::select! {
                 news = self.session.next() => match news {
                     Ok((action, jingle)) if action == Action::TransportReplace => {

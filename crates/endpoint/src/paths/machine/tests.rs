@@ -198,7 +198,7 @@ impl World {
                 self.ends[end].give_up();
             }
         }
-        if self.ends[1].need() == Need::Path {
+        if matches!(self.ends[1].need(), Need::Better | Need::Path) {
             let lost = self.ends[1].leg();
             self.ends[0].handle_told_loss(lost, self.now);
             self.check(0);
@@ -826,7 +826,7 @@ fn a_relay_that_is_silent_after_a_change_of_the_network_is_replaced_unless_it_an
     assert_ne!(machine.deadline(), Some(now + SILENCE));
     machine.handle_network(&[], now);
     machine.handle_deadline(now + SILENCE);
-    assert_eq!((machine.need(), machine.has_relay()), (Need::Path, false));
+    assert_eq!((machine.need(), machine.has_relay()), (Need::Better, false));
     // Perhaps it is just slow, and nobody can negotiate another one.
     machine.give_up();
     assert!(!machine.is_over());
@@ -845,7 +845,10 @@ fn a_relay_that_is_silent_after_a_change_of_the_network_is_replaced_unless_it_an
     assert!(machine.install(1, now));
     machine.handle_network(&[], now);
     machine.handle_deadline(now + LONGEST_SILENCE);
-    assert_eq!((machine.need(), machine.current()), (Need::Path, LATER));
+    assert_eq!((machine.need(), machine.current()), (Need::Better, LATER));
+    // If it breaks, whoever negotiates legs hears of it, even after all attempts have failed.
+    machine.handle_loss(LATER, now);
+    assert_eq!((machine.need(), machine.is_over()), (Need::Path, false));
     // What had that address is lost at once.
     let (mut machine, now) = sent();
     machine.renew();
