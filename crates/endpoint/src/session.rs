@@ -460,8 +460,7 @@ impl Session {
                     return Err(Error::refused("the peer ended the session early"));
                 }
                 if self.is_aside && action == Action::TransportReplace {
-                    self.held.push_front((action, jingle));
-                    return Err(Error::failed("the peer offers another transport"));
+                    return Err(self.other_transport(jingle));
                 }
             }
         };
@@ -469,6 +468,16 @@ impl Session {
             let wanted: Vec<_> = wanted.iter().map(|action| action.as_str()).collect();
             Error::failed(format!("the peer did not answer in time ({})", wanted.join(", ")))
         })?
+    }
+
+    /// Returns the error for a transport-replace that does not belong to the attempt in hand. While a lost leg is replaced, the peer may
+    /// have begun another attempt, so it is kept for that.
+    pub(super) fn other_transport(&mut self, jingle: Element) -> Error {
+        if !self.is_aside {
+            return Error::failed("the peer requested an unknown transport");
+        }
+        self.held.push_front((Word::Known(Action::TransportReplace), jingle));
+        Error::failed("the peer offers another transport")
     }
 
     /// Runs a step of the negotiation, which the peer may end.

@@ -211,7 +211,7 @@ impl Session {
             let replaced = transport_of(&content).cloned();
             let Some(replaced) = replaced.filter(|transport| transport.has_ns(ns::JINGLE_IBB))
             else {
-                return Err(Error::failed("the peer requested an unknown transport"));
+                return Err(self.other_transport(jingle));
             };
             let sid = replaced.attr("sid").unwrap_or_default().to_owned();
             let mut opens = hub.expect_open(&self.address, &sid);
