@@ -12,7 +12,7 @@ KEYS ?= 1000000
 # How often `make direct-test` cuts a direct path.
 CUTS ?= 50
 
-.PHONY: release release-test gajim-plugin gajim-test bindings-venv bindings-test bindings-bench bindings-lint bindings-header wheel c-library python-test xep-test guide-test clients-test direct-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
+.PHONY: release release-test gajim-plugin gajim-test bindings-venv bindings-test bindings-bench bindings-lint bindings-header wheel c-library python-test xep-test guide-test clients-test direct-test outgoing-test direct-bench fuzz soak test-trixie interop-trixie trixie programs docs docs-test deb deb-test compose-test compose-up compose-down help build demo test test-fast interop bench fmt lint doc deny clean peers nextest
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,13 @@ direct-test: nextest ## Direct paths through every pair of NATs, and 50 cuts of 
 	cargo build --locked --workspace --bins
 	FINGERPOST_WRITE_INTEROP=1 FINGERPOST_TEST_CUTS=$(CUTS) cargo nextest run --locked --test servers --test-threads 1 \
 		--success-output final -E 'test(/^(addresses|nats|outgoing|paths|roaming)::/)'
+
+outgoing-test: peers nextest ## The tests that start a component, with each component under strace (as root): it connects to its server and its database only
+	@deploy/ci/install-peers.sh strace
+	cargo build --locked --workspace --bins --tests
+	deploy/ci/watch.sh target/debug target/watched
+	FINGERPOST_TEST_PROGRAMS=target/watched cargo nextest run --locked --workspace --lib --bins --tests -E 'binary(/^(hostile|programs|registry|servers)$$/)'
+	deploy/ci/outgoing.py target/watched/records
 
 direct-bench: nextest ## Measure a direct path against openssl in the same networks (as root): make direct-bench ROUNDS=3
 	@deploy/ci/install-peers.sh cc openssl prosody relays

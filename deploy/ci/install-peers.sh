@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs from Debian the missing dependencies of the demo and the tests:
 #   install-peers.sh [cc] [chromium] [debhelper] [debootstrap] [openssl] [tmux] [gnupg] [sequoia] [gnutls] [prosody] [ejabberd] [postgresql]
-#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan] [pyopenssl] [gajim] [clients] [xep] [systemd] [release] [pkg-config] [valgrind]
+#                    [python] [nbxmpp] [qxmpp] [relays] [dns] [nat64] [lan] [pyopenssl] [gajim] [clients] [xep] [systemd] [release] [pkg-config] [valgrind] [strace]
 # A server that is installed here is not left running and is not started at boot: we start our own, on loopback.
 set -euo pipefail
 
@@ -57,6 +57,7 @@ for what in "$@"; do
             command -v import >/dev/null || missing+=(imagemagick)
             command -v dbus-run-session >/dev/null || missing+=(dbus)
             /usr/bin/python3 -c 'import dbus' 2>/dev/null || missing+=(python3-dbus) ;;
+        strace) command -v strace >/dev/null || missing+=(strace) ;;
         xep) command -v xmllint >/dev/null || missing+=(libxml2-utils)
             command -v xsltproc >/dev/null || missing+=(xsltproc) ;;
         systemd) command -v systemd-analyze >/dev/null || missing+=(systemd) ;;
