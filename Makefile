@@ -67,6 +67,10 @@ outgoing-test: peers nextest ## The tests that start a component, with each comp
 	deploy/ci/watch.sh target/debug target/watched
 	FINGERPOST_TEST_PROGRAMS=target/watched cargo nextest run --locked --workspace --lib --bins --tests -E 'binary(/^(hostile|programs|registry|servers)$$/)'
 	deploy/ci/outgoing.py target/watched/records
+	@# Another connection is noticed.
+	@rm -rf target/watched/lie && mkdir target/watched/lie && cp -r $$(ls -d target/watched/records/* | head -n 1) target/watched/lie/
+	@echo '1 connect(9, {sa_family=AF_INET, sin_port=htons(9), sin_addr=inet_addr("192.0.2.1")}, 16) = 0' >>$$(echo target/watched/lie/*/calls)
+	@! deploy/ci/outgoing.py target/watched/lie 2>/dev/null >&2
 
 direct-bench: nextest ## Measure a direct path against openssl in the same networks (as root): make direct-bench ROUNDS=3
 	@deploy/ci/install-peers.sh cc openssl prosody relays

@@ -21,46 +21,40 @@ ADDRESS = re.compile(r'(?:inet_addr\(|inet_pton\(AF_INET6, )"([^"]+)"')
 LOCAL = {"AF_UNIX", "AF_NETLINK", "AF_UNSPEC"}
 
 
-def endpoint(text: str) -> tuple[str, int]:
+Endpoint = tuple[str, int]
+
+
+def endpoint(text: str) -> Endpoint:
     """Splits host:port."""
-    host, _, port = text.rpartition(":")
+    host, _, port = text.strip().rpartition(":")
     return host.strip("[]"), int(port)
 
 
-def configured(record: Path) -> dict[str, tuple[str, int] | None]:
-    """Returns the server and the database that a component was told; None for a database that is a file."""
-    text = (record / "fingerpost.toml").read_text()
-    settings = tomllib.loads(text)
+def configured(record: Path) -> dict[str, list[Endpoint]]:
+    """Returns the servers and the database that a component was told; no database if that is a file."""
+    settings = tomllib.loads((record / "fingerpost.toml").read_text())
     environment = dict(line.split("=", 1) for line in (record / "environment").read_text().splitlines() if "=" in line)
-    server = environment.get("FINGERPOST_COMPONENT__SERVER") or settings.get("component", {}).get("server", "127.0.0.1:5347")
+    servers = environment.get("FINGERPOST_COMPONENT__SERVER") or settings.get("component", {}).get("server", "127.0.0.1:5347")
     url = urlsplit(environment.get("FINGERPOST_DATABASE__URL") or settings.get("database", {}).get("url", "sqlite:"))
-    database = None
-    if url.scheme.startswith("postgres"):
-        database = (unquote(url.hostname or ""), url.port or 5432)
-    return {"server": endpoint(server), "database": database}
+    databases = [(unquote(url.hostname or ""), url.port or 5432)] if url.scheme.startswith("postgres") else []
+    return {"server": [endpoint(server) for server in servers.split(",")], "database": databases}
 
 
-def same(address: tuple[str, int], told: tuple[str, int] | None) -> bool:
+def same(address: Endpoint, told: Endpoint) -> bool:
     """Tells whether a connection went to the place that was told."""
-    if told is None or address[1] != told[1]:
-        return False
     names = {"localhost": {"127.0.0.1", "::1"}}.get(told[0], {told[0]})
-    return address[0] in names
+    return address[1] == told[1] and address[0] in names
 
 
 def main() -> int:
     records = sorted(Path(sys.argv[1]).iterdir())
-    counts = {"server": 0, "database": 0, "local": 0, "other commands": 0}
-    components, faults = 0, []
+    counts = {"server": 0, "database": 0, "local": 0}
+    faults = []
     for record in records:
         arguments = (record / "arguments").read_text().splitlines()
         if not (record / "calls").exists():
             faults.append(f"{record.name}: fingerpost {' '.join(arguments)}: nothing was recorded")
             continue
-        if arguments[:1] != ["serve"]:
-            counts["other commands"] += 1
-            continue
-        components += 1
         places = None
         for line in (record / "calls").read_text(errors="replace").splitlines():
             if found := CONNECT.search(line):
@@ -69,17 +63,16 @@ def main() -> int:
                     counts["local"] += 1
                     continue
                 port, host = PORT.search(rest), ADDRESS.search(rest)
-                if places is None:
-                    places = configured(record)
+                places = places or configured(record)
                 address = (host[1], int(port[1])) if host and port else None
-                name = next((name for name, told in places.items() if address and same(address, told)), None)
+                name = next((name for name, told in places.items() if address and any(same(address, one) for one in told)), None)
                 if name:
                     counts[name] += 1
                 else:
                     faults.append(f"{record.name}: it is told {places}, and called {line}")
             elif (found := SOCKET.search(line)) and found[1] not in LOCAL and "SOCK_STREAM" not in found[2]:
                 faults.append(f"{record.name}: it opened a socket for datagrams: {line}")
-    print(f"{components} components: {counts}")
+    print(f"{len(records)} components: {counts}")
     for fault in faults:
         print(fault, file=sys.stderr)
     if not counts["server"]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a directory with our programs, in which `fingerpost` runs under strace(1) and records each socket that it opens and each
+# Makes a directory with our programs, in which `fingerpost serve` runs under strace(1) and records each socket that it opens and each
 # connection that it begins: watch.sh PROGRAMS DIRECTORY
 # outgoing.py reads the records in DIRECTORY/records.
 set -euo pipefail
@@ -11,6 +11,7 @@ directory=$(realpath "$2")
 ln -s "$programs/xtls" "$directory/xtls"
 cat >"$directory/fingerpost" <<END
 #!/usr/bin/env bash
+[ "\$1" = serve ] || exec "$programs/fingerpost" "\$@"
 # The program keeps its process number: the tracer is a grandchild.
 record=\$(mktemp -d "$directory/records/XXXXXXXX")
 printf '%s\n' "\$@" >"\$record/arguments"
