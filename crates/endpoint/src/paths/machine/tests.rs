@@ -846,7 +846,7 @@ fn a_relay_that_is_silent_after_a_change_of_the_network_is_replaced_unless_it_an
     machine.handle_network(&[], now);
     machine.handle_deadline(now + LONGEST_SILENCE);
     assert_eq!((machine.need(), machine.current()), (Need::Better, LATER));
-    // If it breaks, whoever negotiates legs hears of it, even after all attempts have failed.
+    // If it breaks, the part that negotiates legs hears of it, even after all attempts have failed.
     machine.handle_loss(LATER, now);
     assert_eq!((machine.need(), machine.is_over()), (Need::Path, false));
     // What had that address is lost at once.
