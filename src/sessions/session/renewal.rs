@@ -16,6 +16,7 @@ use fingerpost_wire::{
 };
 use minidom::Element;
 use tokio::time::Instant;
+use tracing::info;
 
 use super::{
     Acceptance, BrokeredSession, Question, SessionAction, SessionPhase, contents::BrokeredContent,
@@ -123,6 +124,7 @@ impl BrokeredSession {
         };
         self.actions.push_back(SessionAction::Part);
         self.renewals += 1;
+        info!(number = self.renewals, "the users replace both legs");
         self.phase = SessionPhase::Negotiating;
         self.timers.set(Timer::Phase, now + self.options.activation_timeout);
         self.legs.initiator = leg;
