@@ -1,7 +1,8 @@
 ARG BASE=debian:bookworm-slim
 FROM ${BASE}
-RUN apt-get update && apt-get install -y --no-install-recommends ejabberd && rm -rf /var/lib/apt/lists/* && \
+RUN apt-get update && apt-get install -y --no-install-recommends dnsmasq-base ejabberd && rm -rf /var/lib/apt/lists/* && \
     rm -rf /var/lib/ejabberd/* /var/lib/ejabberd/.erlang.cookie
+COPY deploy/compose/dnsmasq.conf /etc/dnsmasq.conf
 COPY deploy/compose/ejabberd.yml /etc/ejabberd/test.yml
 COPY deploy/compose/ejabberd.sh /usr/local/bin/start
 USER ejabberd
