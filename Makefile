@@ -208,7 +208,7 @@ compose-up: programs ## Start that environment and leave it running
 	deploy/compose/test.sh target/$(PROFILE) --keep
 
 compose-down: ## Take it down
-	COMPOSE_PROJECT_NAME=fingerpost-test docker-compose down --volumes --timeout 2
+	. deploy/engine.sh && find_compose && compose_down
 
 fmt: ## Format the code
 	cargo fmt --all

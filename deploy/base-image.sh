@@ -10,7 +10,7 @@ cd "$(dirname "$0")"
 release=${VERSION_CODENAME:?"/etc/os-release names no release: this needs Debian"}
 image=fingerpost-base:$release
 start_engine >&2
-if [ "${1:-}" != --force ] && docker image inspect "$image" >/dev/null 2>&1; then
+if [ "${1:-}" != --force ] && $engine image inspect "$image" >/dev/null 2>&1; then
     echo "$image"
     exit
 fi
@@ -33,5 +33,5 @@ awk '{ print "deb " $0 }' <<<"$sources" >"$root/etc/apt/sources.list"
 # An archive that is kept as of some day is valid for longer than its own lists say.
 apt-config dump | grep -E '^Acquire::Check-(Valid-Until|Date) ' >"$root/etc/apt/apt.conf.d/90archive" || true
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root/var/log/"*.log
-tar -C "$root" -c . | docker import --change 'CMD ["bash"]' - "$image" >/dev/null
+tar -C "$root" -c . | $engine import --change 'CMD ["bash"]' - "$image" >/dev/null
 echo "$image"

@@ -2,30 +2,41 @@
 # Brings the test environment up, sends files both ways across its two servers, kills and starts each part in turn, and
 # takes all of it down again. No image is pulled: see deploy/base-image.sh.
 #   test.sh PROGRAMS [--keep]    PROGRAMS: the directory with fingerpost and xtls; --keep: leave it running, try nothing
+# FINGERPOST_COMPOSE names the compose to use: see deploy/engine.sh. What goes on inside is asked of the engine.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/engine.sh
 programs=$1
 keep=${2:-}
-export COMPOSE_PROJECT_NAME=fingerpost-test
 begun=$SECONDS
 
+find_compose
 start_engine target
+$FINGERPOST_COMPOSE version 2>/dev/null | grep -i 'compose.* version'
+parts() { $engine ps --all --filter label=com.docker.compose.project=$project --format '{{.Names}}'; }
 if [ "$keep" != --keep ]; then
     finish() {
         status=$?
         trap - EXIT
         if [ $status -ne 0 ]; then
             echo "FAILED (status $status); the last lines of each part:"
-            compose logs --tail 8 2>&1 || true
+            for part in $(parts); do
+                $engine logs --tail 8 "$part" 2>&1 | sed "s/^/$part: /" || true
+            done
         fi
-        compose down --volumes --timeout 2 >/dev/null 2>&1 || true
+        compose_down >/dev/null 2>&1 || true
         stop_engine
         exit $status
     }
     trap finish EXIT
     trap 'exit 1' TERM INT
 fi
+
+# podman-compose 1.0.3 ends with status 0 whatever its commands ended with; it prints theirs.
+logged() {
+    local log=target/compose-$1.log
+    compose "$@" >"$log" 2>&1 && ! grep -q '^exit code: [^0]' "$log" || { tail -30 "$log"; exit 1; }
+}
 
 FINGERPOST_BASE=$(deploy/base-image.sh)
 export FINGERPOST_BASE FINGERPOST_RUST=$FINGERPOST_BASE
@@ -34,13 +45,17 @@ mkdir -p target/image
 cp "$programs/fingerpost" "$programs/xtls" target/image/
 [ "$programs" != target/debug ] || strip target/image/*
 echo "Building the images"
-compose build --quiet 2>target/compose-build.log >&2 || { tail -30 target/compose-build.log; exit 1; }
-compose down --volumes --timeout 2 >/dev/null 2>&1 || true
+logged build
+compose_down >/dev/null 2>&1 || true
 echo "Starting, $((SECONDS - begun)) s"
-compose up --detach --no-build 2>target/compose-up.log || { tail -30 target/compose-up.log; exit 1; }
+logged up --detach --no-build
 [ "$keep" != --keep ] || { echo "It runs: make compose-down ends it"; exit; }
 
-inside() { compose exec -T "$@" </dev/null; }
+inside() {
+    local part
+    part=$(container "$1")
+    $engine exec "$part" "${@:2}" </dev/null
+}
 
 # until_true SECONDS WHAT COMMAND...
 until_true() {
@@ -84,15 +99,15 @@ unready() {
     until_true 30 "$1 says: $2" says "$1" "$2"
     echo "ok      $1 is not ready: $2"
 }
-kill_part() { compose kill -s KILL "$1" >/dev/null 2>&1; }
-again() { compose start "$1" >/dev/null 2>&1; }
+kill_part() { $engine kill --signal KILL "$(container "$1")" >/dev/null; }
+again() { $engine start "$(container "$1")" >/dev/null; }
 scraped() {
     inside prometheus promtool query instant http://127.0.0.1:9090 'sum(up{job="fingerpost"})' | grep -q '=> 2 '
 }
 
 until_true 60 "both users listen" eval 'inside alice test -e /home/user/registered && inside bob test -e /home/user/registered'
 both_ways ""
-tls=$(compose logs prosody 2>/dev/null | grep -cE "(Incoming|Outgoing) s2s connection .*capulet.test.* complete" || true)
+tls=$($engine logs "$(container prosody)" 2>&1 | grep -cE "(Incoming|Outgoing) s2s connection .*capulet.test.* complete" || true)
 [ "$tls" -ge 2 ] || { echo "error: no secured connections between the servers"; exit 1; }
 until_true 30 "Prometheus scrapes both" scraped
 echo "ok      the servers are connected over TLS with checked certificates; Prometheus scrapes both"
@@ -139,7 +154,6 @@ until_true 60 "Prometheus scrapes both again" scraped
 inside prometheus promtool check config /etc/prometheus/prometheus.yml
 inside prometheus promtool test rules /etc/prometheus/alerts_test.yml
 sleep 10
-prometheus=$(compose ps -q prometheus)
-python3 deploy/grafana/queries.py docker exec "$prometheus" promtool query instant http://127.0.0.1:9090
+python3 deploy/grafana/queries.py $engine exec "$(container prometheus)" promtool query instant http://127.0.0.1:9090
 echo "ok      alerts and the dashboard's queries, $((SECONDS - begun)) s"
 echo "all passed in $((SECONDS - begun)) s"
