@@ -106,6 +106,11 @@ scraped() {
 }
 
 until_true 60 "both users listen" eval 'inside alice test -e /home/user/registered && inside bob test -e /home/user/registered'
+for part in $(parts); do
+    [ "$($engine exec "$part" id -u)" -ne 0 ] || { echo "error: $part runs as root"; exit 1; }
+    $engine exec "$part" grep -q '^[^ ]* / [^ ]* ro[, ]' /proc/mounts || { echo "error: $part can write to its system"; exit 1; }
+done
+echo "ok      every part runs as an ordinary user, on a read-only root file system"
 both_ways ""
 tls=$($engine logs "$(container prosody)" 2>&1 | grep -cE "(Incoming|Outgoing) s2s connection .*capulet.test.* complete" || true)
 [ "$tls" -ge 2 ] || { echo "error: no secured connections between the servers"; exit 1; }
