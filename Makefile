@@ -57,9 +57,10 @@ gajim-test: ## Run two Gajims with the plugin of gajim/, and xtls, each in a net
 
 direct-test: nextest ## Direct paths through every pair of NATs, and 50 cuts of a gigabyte (as root); writes the table of docs/INTEROP.md
 	@deploy/ci/install-peers.sh cc openssl prosody ejabberd postgresql relays
-	cargo build --locked --workspace --bins
-	FINGERPOST_WRITE_INTEROP=1 FINGERPOST_TEST_CUTS=$(CUTS) cargo nextest run --locked --test servers --test-threads 1 \
-		--success-output final -E 'test(/^(addresses|nats|outgoing|paths|roaming)::/)'
+	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
+	cargo build --locked --workspace --bins --tests
+	FINGERPOST_WRITE_INTEROP=1 FINGERPOST_TEST_CUTS=$(CUTS) cargo nextest run --locked --workspace --lib --bins --tests \
+		--test-threads 1 --success-output final -E 'binary(servers) & test(/^(addresses|nats|outgoing|paths|roaming)::/)'
 
 outgoing-test: peers nextest ## The tests that start a component, with each component under strace (as root): it connects to its server and its database only
 	@deploy/ci/install-peers.sh strace
