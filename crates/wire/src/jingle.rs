@@ -248,6 +248,26 @@ pub fn reason(frame: &Frame<'_>, condition: Reason, text: &str) -> Element {
     reason
 }
 
+/// Returns the reason in a session-terminate, if it is one of XEP-0166, 7.4.
+pub fn reason_of(jingle: &Element) -> Option<Reason> {
+    let given = jingle.children().find(|child| child.name() == "reason")?;
+    let named = |reason: &Reason| given.children().any(|child| child.name() == reason.as_str());
+    Reason::ALL.iter().copied().find(named)
+}
+
+/// Returns what a session-terminate says in words; empty if it says nothing.
+pub fn reason_text(jingle: &Element) -> String {
+    let given = jingle.children().find(|child| child.name() == "reason");
+    let text = given.and_then(|given| given.children().find(|child| child.name() == "text"));
+    text.map(Element::text).unwrap_or_default()
+}
+
+/// Returns whether a session-terminate is the component's own, made by [`end`].
+pub fn is_own_end(jingle: &Element) -> bool {
+    let given = jingle.children().find(|child| child.name() == "reason");
+    given.is_some_and(|given| given.has_child("component", ns::HINTS))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -287,8 +307,12 @@ mod tests {
         let (a, b) = (Jid::new("a@x/1").unwrap(), Jid::new("b@x/2").unwrap());
         let owner = BareJid::new("b@x").unwrap();
         let ended = end(&frame(&a, &b), Reason::SecurityError, "a bad key", Some(&owner));
+        assert!(is_own_end(&ended));
+        assert_eq!(reason_of(&ended), Some(Reason::SecurityError));
+        assert_eq!(reason_text(&ended), "a bad key");
         assert!(String::from(&ended).contains("<component xmlns="), "{}", String::from(&ended));
         let passed = jingle(&ended, &frame(&a, &b), |content| content);
+        assert!(!is_own_end(&passed));
         let reason = passed.get_child("reason", ns::JINGLE).unwrap();
         let names: Vec<_> = reason.children().map(Element::name).collect();
         assert_eq!(names, ["security-error", "text"]);
