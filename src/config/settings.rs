@@ -224,7 +224,8 @@ settings! {
         require_tls: bool, default true, boolean, reload;
         /// Nevertheless, file transfers without TLS (XEP-0234, XEP-0096), as ordinary clients offer them: deny | mark (broker them, and
         /// say in their stanzas, the log, the metrics and the status page that nothing encrypts them from end to end) | allow (the
-        /// same, but without a word in their stanzas). Both let files pass that JET or OMEMO encrypts.
+        /// same, but without a word in their stanzas). Both let files pass that JET or OMEMO encrypts. Both translate between the two
+        /// protocols for clients that have one of them alone.
         plain: PlainFiles, default "deny", choice(PLAIN), reload;
         /// For a fingerprint that the registry has never seen: annotate (pass it on with a hint) | strip (remove it from the offer) |
         /// reject (refuse the session).

@@ -44,7 +44,8 @@ const ACKNOWLEDGE: Duration = Duration::from_secs(5);
 impl Router {
     /// Returns the full JID that a proxied address stands for. `None`: the stanza will be handled when that is known.
     ///
-    /// `application` is the application of a session: a resource that announces it comes first.
+    /// `application` is the application of a session, and whether nothing encrypts it: a resource that announces it comes
+    /// first.
     ///
     /// # Errors
     /// The answer to the sender, if the address stands for nobody.
@@ -52,7 +53,7 @@ impl Router {
         &mut self,
         stanza: &Stanza,
         callee: Jid,
-        application: Option<&str>,
+        application: Option<(&str, bool)>,
         found: Option<Findings>,
     ) -> Result<Option<ChosenResource>, FrontRefusal> {
         if callee.resource().is_some() {
@@ -72,7 +73,9 @@ impl Router {
         }
         let broker = &self.broker;
         let fit = |jid: &FullJid| match application {
-            Some(application) => broker.fit(&Jid::from(jid.clone()), application),
+            Some((application, is_plain)) => {
+                broker.fit(&Jid::from(jid.clone()), application, is_plain)
+            }
             None => Some(0),
         };
         let (since, tried) = (choosing.since, &choosing.tried);

@@ -3,6 +3,7 @@
 //! Each room has an enum of its reasons; here each reason gets its type, condition and text.
 
 use fingerpost_wire::{
+    file::FileError,
     ns,
     offer::Protection,
     si::SiError,
@@ -239,8 +240,14 @@ impl From<SessionRefusal> for Refusal {
             StreamInitiation(SiError::Methods) => {
                 bad_si("no-valid-streams", "The stream must be SOCKS5 or in-band bytestreams")
             }
-            NoStreamInitiation(user) => not_supported(format!(
-                "The client of {user} does not take files in this old way (stream initiation). Send the file by Jingle"
+            FileOffer(FileError::Size) => {
+                Self::bad_request("Expected the size of the file, in bytes")
+            }
+            FileOffer(FileError::Name | FileError::Request) => {
+                Self::bad_request("Expected the name of the file")
+            }
+            NoFiles(user) => not_supported(format!(
+                "The client of {user} cannot receive this file: it announces neither stream initiation nor Jingle for files"
             )),
             NotTheProxy(component) => Self::item_not_found(format!(
                 "This service connects to nobody. Name {component} as file transfer proxy in the settings of your client, or \

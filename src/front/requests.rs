@@ -113,7 +113,8 @@ impl Router {
                 return Ok(self.broker.initiate(stanza.clone(), callee)?);
             }
             let application = self.broker.application(payload);
-            return match self.reachable(stanza, callee, application.as_deref(), found)? {
+            let application = application.as_ref().map(|(name, is_plain)| (&**name, *is_plain));
+            return match self.reachable(stanza, callee, application, found)? {
                 Some(taken) => self.initiate(stanza, taken),
                 None => Ok(()),
             };
@@ -122,7 +123,7 @@ impl Router {
             && stanza.type_ == StanzaType::Set
             && self.broker.takes_stream_initiation()
         {
-            if let Some(taken) = self.reachable(stanza, callee, Some(ns::SI_FILE), found)? {
+            if let Some(taken) = self.reachable(stanza, callee, Some((ns::SI_FILE, true)), found)? {
                 self.broker.initiate_stream(stanza.clone(), taken.jid)?;
             }
             return Ok(());

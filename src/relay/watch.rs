@@ -177,6 +177,12 @@ impl StreamProgress {
         self.read(|counters| counters.holds.load(Ordering::Acquire))
     }
 
+    /// Returns the bytes that the present legs have moved so far from the first to the second.
+    pub fn forward(&self) -> u64 {
+        let [forward, _] = self.read(Counters::moved);
+        forward
+    }
+
     /// Returns the bytes moved so far, both directions.
     pub fn bytes(&self) -> u64 {
         self.earlier.load(Ordering::Relaxed) + self.read(Counters::bytes)

@@ -119,7 +119,7 @@ impl Broker {
         let told = {
             let state = self.shared.lock();
             let mut entries = state.legs.between(&stanza.from, &stanza.to);
-            let found = entries.find(|entry| entry.sid() == sid && !entry.facts.is_si);
+            let found = entries.find(|entry| entry.sid() == sid);
             found.map(|entry| entry.tell(SessionInput::Jingle(entry.side, stanza.clone())))
         };
         let Some(told) = told else { return false };
@@ -235,7 +235,7 @@ impl Broker {
         if is_plain {
             metrics::SESSIONS_PLAIN.count(&[]);
         }
-        self.begin(SessionDriver::new(guard, Machine::Jingle(machine), Some(line), again));
+        self.begin(SessionDriver::new(guard, Machine::Jingle(machine, None), Some(line), again));
         Ok(())
     }
 
@@ -268,7 +268,7 @@ impl Broker {
             initiator: peer((stanza.from.clone(), stanza.to.clone()), sid.into()),
             responder: peer((callee, mask), random_id().into()),
         };
-        let facts = Arc::new(Facts::by_initiation(&peers));
+        let facts = Arc::new(Facts::between(&peers, true));
         let (guard, knows_proxy) = {
             let mut state = shared.lock();
             let legs = Side::BOTH.map(|side| SessionEntry::new(&facts, side));
@@ -285,7 +285,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Returns whether SOCKS5 addresses (XEP-0065) belong to a session by stream initiation, and if so passes them there.
+    /// Returns whether SOCKS5 addresses (XEP-0065) belong to a session, and if so passes them there.
     pub fn handle_bytestreams(&self, stanza: &Stanza) -> bool {
         let Some(sid) = stanza.payload().and_then(|query| query.attr("sid")) else {
             return false;
@@ -293,9 +293,7 @@ impl Broker {
         let state = self.shared.lock();
         let mut entries = state.legs.between(&stanza.from, &stanza.to);
         entries.any(|entry| {
-            entry.facts.is_si
-                && entry.sid() == sid
-                && entry.tell(SessionInput::Bytestreams(entry.side, stanza.clone()))
+            entry.sid() == sid && entry.tell(SessionInput::Bytestreams(entry.side, stanza.clone()))
         })
     }
 
@@ -352,7 +350,7 @@ impl Broker {
         let line = shared.journal.go_on(&left);
         let now = Instant::now();
         let machine = BrokeredSession::restored(options, random_id, left, now, now + patience);
-        self.begin(SessionDriver::new(guard, Machine::Jingle(machine), Some(line), None));
+        self.begin(SessionDriver::new(guard, Machine::Jingle(machine, None), Some(line), None));
         Restored::Here
     }
 
@@ -525,16 +523,18 @@ impl Broker {
         state.streams.between(stanza.from.as_str(), stanza.to.as_str()).cloned().collect()
     }
 
-    /// Returns the application of a session-initiate that would be brokered: the namespace of its description.
-    pub fn application(&self, jingle: &Element) -> Option<String> {
+    /// Returns the application of a session-initiate that would be brokered: the namespace of its description, and whether
+    /// nothing encrypts it.
+    pub fn application(&self, jingle: &Element) -> Option<(String, bool)> {
         let (number, _) = session::choose(jingle, &self.shared.options()).ok()?;
-        session::application(jingle, number)
+        let is_plain = session::is_unprotected(jingle, number);
+        session::application(jingle, number).map(|application| (application, is_plain))
     }
 
     /// Returns how well a client fits an application, if that is known: see [`features::fit`].
-    pub fn fit(&self, user: &Jid, application: &str) -> Option<u8> {
+    pub fn fit(&self, user: &Jid, application: &str, is_plain: bool) -> Option<u8> {
         let known = self.shared.lock().features.known(user, Instant::now().into_std())?;
-        Some(features::fit(&known, application))
+        Some(features::fit(&known, application, is_plain))
     }
 
     /// Returns whether a domain hosts chat rooms, if that is known.

@@ -64,15 +64,13 @@ pub(super) struct Facts {
     pub(super) began: Instant,
     /// The addresses of each leg: the user's, and ours towards it. The component itself may be the responder.
     ends: PerSide<Arc<Pair>>,
-    /// The Jingle session id of each leg.
+    /// The id of each leg: of its Jingle session, or of its stream.
     sids: PerSide<Arc<str>>,
     /// Both legs' transports, once they are up.
     pub(super) legs: OnceLock<PerSide<TransportKind>>,
     pub(super) progress: StreamProgress,
     /// Whether nothing encrypts the stream from end to end.
     pub(super) is_plain: bool,
-    /// Whether it began by stream initiation, and not by Jingle.
-    pub(super) is_si: bool,
     pub(super) inbox: Inbox,
 }
 
@@ -88,11 +86,6 @@ impl Facts {
             responder: Arc::clone(&peers.responder.sid),
         };
         Self { is_plain, ..Self::new(ends, sids) }
-    }
-
-    /// Returns those of a session by stream initiation.
-    pub(super) fn by_initiation(peers: &PerSide<SessionPeer>) -> Self {
-        Self { is_si: true, ..Self::between(peers, true) }
     }
 
     /// Returns those of a session between a user and the component itself.
@@ -114,7 +107,6 @@ impl Facts {
             legs: OnceLock::new(),
             progress: StreamProgress::default(),
             is_plain: false,
-            is_si: false,
             inbox: Inbox::default(),
         }
     }

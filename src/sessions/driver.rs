@@ -21,7 +21,7 @@ use futures::FutureExt as _;
 use minidom::Element;
 use tokio::{
     task::{AbortHandle, JoinSet},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -50,6 +50,9 @@ use crate::{
 /// How long a stream may move nothing, with no byte waiting for a reader, after both sides know that the session is
 /// over.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// How often it is looked how much of a stream has moved, if the session awaits that.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// How long a client may take to confirm the message that goes before a file.
 const RECEIPT: Duration = Duration::from_secs(5);
@@ -175,6 +178,9 @@ impl SessionDriver {
                     self.waits[side] = Some(waits);
                     SessionInput::Waits(side, waits)
                 }
+                () = delivered(self.session.awaited(), &self.facts.progress) => {
+                    SessionInput::Delivered
+                }
                 () = until(self.session.deadline()) => SessionInput::Timeout,
             };
             self.session.handle(input, Instant::now());
@@ -244,14 +250,24 @@ impl SessionDriver {
             SessionAction::Ask(side, number, payload) => {
                 let mut wait = ANSWER;
                 if payload.is("si", ns::SI) {
+                    // After a crash this receiver cannot be told of the end, and the initiator of a Jingle session can.
+                    if let Some(line) = &mut self.line {
+                        line.write(self.session.jingle_peers());
+                    }
                     // A person answers.
                     wait = self.shared.options().activation_timeout;
                 } else if jingle::action(&payload) == jingle::Action::SessionInitiate {
                     // The callee must not learn of a session that a crash would make the component forget.
-                    let peers = self.session.peers();
-                    if self.noted != peers.responder.namespace {
-                        self.noted = peers.responder.namespace;
-                        self.line.iter_mut().for_each(|line| line.write(peers.iter()));
+                    let namespace = self.session.peers().responder.namespace;
+                    let is_new = std::mem::replace(&mut self.noted, namespace) != namespace;
+                    match &mut self.line {
+                        Some(line) if is_new => line.write(self.session.jingle_peers()),
+                        Some(_) => {}
+                        // It began by stream initiation.
+                        None => {
+                            let peers = self.session.jingle_peers();
+                            self.line = Some(self.shared.journal.begin(peers));
+                        }
                     }
                     if let Some(line) = &mut self.line {
                         line.written().await;
@@ -448,6 +464,14 @@ fn poll_waiting(
         }
     }
     Poll::Pending
+}
+
+/// Waits until a stream has moved so many bytes to its second leg; for ever, if no number is given.
+async fn delivered(bytes: Option<u64>, progress: &StreamProgress) {
+    let Some(bytes) = bytes else { return std::future::pending().await };
+    while progress.forward() < bytes || progress.holds() {
+        sleep(LOOK).await;
+    }
 }
 
 /// Waits until this time; for ever, if there is none.

@@ -60,10 +60,38 @@ const HASHES: [&str; 3] = ["sha-1", "sha-256", "sha-512"];
 pub type Features = Arc<Vec<String>>;
 
 /// Returns how well a client with these features can take a session for an application (the namespace of its
-/// description): 3 if it [takes] the application and announces TLS, 2 for the application, 1 for TLS, 0 for neither.
-pub fn fit(features: &[String], application: &str) -> u8 {
+/// description). `is_plain`: nothing encrypts it, so that a file may be [translated](translates).
+///
+/// | | it announces TLS | it does not |
+/// |---|---|---|
+/// | it [takes] the application | 4 | 3 |
+/// | it takes a translated file | 2 | 2 |
+/// | neither | 1 | 0 |
+pub fn fit(features: &[String], application: &str, is_plain: bool) -> u8 {
     let knows = |feature: &str| features.iter().any(|known| known == feature);
-    2 * u8::from(takes(features, application)) + u8::from(SECURED.into_iter().any(knows))
+    let is_secured = u8::from(SECURED.into_iter().any(knows));
+    match takes(features, application) {
+        true => 3 + is_secured,
+        false if is_plain && translates(features, application) => 2,
+        false => is_secured,
+    }
+}
+
+/// Returns whether a client with these features takes files that nothing encrypts in the other one of the two protocols for
+/// them, and not in this one: stream initiation (XEP-0096) or Jingle (XEP-0234).
+///
+/// A client that announces XTLS takes files of Jingle only with TLS, which stream initiation has not.
+pub fn translates(features: &[String], application: &str) -> bool {
+    let knows = |feature: &str| features.iter().any(|known| known == feature);
+    match application {
+        ns::SI_FILE => {
+            !knows(ns::SI_FILE) && takes(features, ns::FILE_TRANSFER) && !knows(ns::XTLS)
+        }
+        _ if ns::FILE_TRANSFERS.contains(&application) => {
+            !takes(features, application) && knows(ns::SI_FILE)
+        }
+        _ => false,
+    }
 }
 
 /// Returns whether a client with these features can take an application, as far as they say: it announces the
@@ -448,9 +476,38 @@ mod tests {
         let listener = features(&[ns::XTLS, ns::FILE_TRANSFER, ns::JINGLE_S5B]);
         let chat_program = features(&[ns::JINGLE, ns::FILE_TRANSFER, ns::JINGLE_IBB]);
         let pipe = features(&[ns::XTLS, ns::APPS_TLS]);
-        let fits = [&listener, &chat_program, &pipe].map(|f| fit(f, ns::FILE_TRANSFER));
-        assert_eq!(fits, [3, 2, 1]);
-        assert_eq!([&listener, &chat_program, &pipe].map(|f| fit(f, ns::APPS_TLS)), [1, 0, 3]);
+        let old = features(&[ns::SI_FILE, ns::BYTESTREAMS]);
+        let all = [&listener, &chat_program, &pipe, &old];
+        for (application, is_plain, fits) in [
+            (ns::FILE_TRANSFER, false, [4, 3, 1, 0]),
+            (ns::FILE_TRANSFER, true, [4, 3, 1, 2]),
+            (ns::APPS_TLS, false, [1, 0, 4, 0]),
+            (ns::SI_FILE, true, [1, 2, 1, 3]),
+        ] {
+            assert_eq!(all.map(|f| fit(f, application, is_plain)), fits, "{application}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_translated_only_for_a_client_that_has_the_other_protocol_alone() {
+        let old = &[ns::SI_FILE, ns::BYTESTREAMS][..];
+        let new = &[ns::FILE_TRANSFER, ns::JINGLE_S5B][..];
+        let both = [old, new].concat();
+        let with_tls = [new, &[ns::XTLS]].concat();
+        for (all, of_old, of_new) in [
+            (&[][..], false, false),
+            (old, false, true),
+            (new, true, false),
+            (&both, false, false),
+            (&with_tls, false, false),
+            (&[ns::JINGLE, ns::JINGLE_S5B], false, false),
+            (&[ns::FILE_TRANSFER], false, false),
+        ] {
+            let known: Vec<String> = all.iter().map(|&feature| feature.to_owned()).collect();
+            assert_eq!(translates(&known, ns::SI_FILE), of_old, "{all:?}");
+            assert_eq!(translates(&known, ns::FILE_TRANSFER), of_new, "{all:?}");
+            assert!(!translates(&known, ns::APPS_TLS), "{all:?}");
+        }
     }
 
     #[test]
@@ -463,7 +520,7 @@ mod tests {
         ] {
             let all: Vec<String> = all.iter().map(|&feature| feature.to_owned()).collect();
             assert_eq!(takes(&all, ns::FILE_TRANSFER), takes_files, "{all:?}");
-            assert_eq!(fit(&all, ns::FILE_TRANSFER) > 0, takes_files, "{all:?}");
+            assert_eq!(fit(&all, ns::FILE_TRANSFER, true) > 0, takes_files, "{all:?}");
         }
         assert!(takes(&[ns::APPS_TLS.to_owned()], ns::APPS_TLS), "only files need more");
     }

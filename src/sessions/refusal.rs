@@ -1,7 +1,7 @@
 //! Why a stanza of a session or of a proposal is refused. `src/front/refusal.rs` says it to the user.
 
 use fingerpost_carry::shares::Full;
-use fingerpost_wire::{offer::Protection, si::SiError, stanza::Refusal};
+use fingerpost_wire::{file::FileError, offer::Protection, si::SiError, stanza::Refusal};
 use jid::BareJid;
 
 /// Why a stanza is refused.
@@ -37,8 +37,10 @@ pub enum SessionRefusal {
     Unsecured(Protection),
     /// The offer by stream initiation is not one of a file.
     StreamInitiation(SiError),
-    /// The user's client takes no files by stream initiation.
-    NoStreamInitiation(BareJid),
+    /// The offer by stream initiation cannot be said in Jingle, which the other user's client needs.
+    FileOffer(FileError),
+    /// The user's client takes no files, in neither protocol.
+    NoFiles(BareJid),
     /// The component, which is named, is not among the SOCKS5 addresses.
     NotTheProxy(BareJid),
     /// No transport is supported.

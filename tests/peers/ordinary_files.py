@@ -44,6 +44,9 @@ CLIENTS = {
     "pidgin": {"type": "pc", "name": "Pidgin", "features": SI_FILES, "knows_proxy": True},
     # The same, and knows no proxy; takes files in-band.
     "coyim": {"type": "pc", "name": "CoyIM", "features": SI_FILES, "si_method": IN_BAND},
+    # Their users want no files.
+    "no-jingle": {"type": "pc", "name": "Conversations", "features": JINGLE_FILES, "declines": True},
+    "no-si": {"type": "pc", "name": "Pidgin", "features": SI_FILES, "declines": True},
 }
 
 
@@ -93,6 +96,11 @@ class FileLeg(Leg):
         theirs = next(child for child in content if child.tag.endswith("}transport"))
         self.transport = "s5b" if theirs.tag.startswith("{%s}" % S5B) else "ibb"
         self.stream = theirs.get("sid")
+        if self.habits.get("declines"):
+            reason = "<reason><decline/></reason>"
+            terminate = f"<jingle xmlns='{JINGLE}' action='session-terminate' sid='{self.sid}'>{reason}</jingle>"
+            await self.peer.request(self.to, terminate)
+            await asyncio.Event().wait()
         self._check(content, theirs)
         if self.transport == "s5b":
             transport = f"<transport xmlns='{S5B}' sid='{self.stream}' mode='tcp'/>"
@@ -259,6 +267,10 @@ class Client:
             raise RuntimeError("the description and the mark differ")
         marked.append(described)
         offered = [value.text for value in si.iter("{jabber:x:data}value")]
+        if self.habits.get("declines"):
+            answer = self.peer.make_iq_error(iq["id"], condition="forbidden", text="Offer Declined", ito=iq["from"])
+            answer.send()
+            await asyncio.Event().wait()
         method = self.habits.get("si_method", BYTESTREAMS)
         if method not in offered:
             raise RuntimeError(f"offered: {offered}")

@@ -275,10 +275,22 @@ fn sessions_and_proposals_say_why_they_refuse() {
                 Some(("no-valid-streams", ns::SI)),
             ),
             (
-                NoStreamInitiation(user()),
+                FileOffer(FileError::Size),
+                "modify bad-request",
+                "Expected the size of the file, in bytes",
+                None,
+            ),
+            (
+                FileOffer(FileError::Name),
+                "modify bad-request",
+                "Expected the name of the file",
+                None,
+            ),
+            (
+                NoFiles(user()),
                 "cancel service-unavailable",
-                "The client of romeo@montague.lit does not take files in this old way (stream initiation). Send the file by \
-                 Jingle",
+                "The client of romeo@montague.lit cannot receive this file: it announces neither stream initiation nor Jingle \
+                 for files",
                 None,
             ),
             (

@@ -79,6 +79,12 @@ pub(crate) fn is_plain(jingle: &Element, number: usize) -> bool {
     content.is_some_and(|content| lacks_encryption(offer::protection(content)))
 }
 
+/// Returns whether a content of a session-initiate says nothing at all of how it is protected.
+pub(crate) fn is_unprotected(jingle: &Element, number: usize) -> bool {
+    let content = contents(jingle).nth(number);
+    content.is_some_and(|content| offer::protection(content) == Protection::None)
+}
+
 /// Returns whether nothing that the component knows encrypts the stream from end to end.
 fn lacks_encryption(protection: Protection) -> bool {
     matches!(protection, Protection::None | Protection::Other)

@@ -115,14 +115,14 @@ impl BrokeredSession {
             let mut iq = self.request(other, out);
             if self.check_size(&iq).is_err() {
                 // The other user must learn of the end, if not of everything that was said about it.
-                let condition = known_reason(jingle).unwrap_or(Reason::GeneralError);
+                let condition = jingle::reason_of(jingle).unwrap_or(Reason::GeneralError);
                 let text =
                     "The other user ended the session with a reason too long to be passed on";
                 iq = self.request(other, jingle::terminate(&self.frame(other), condition, text));
             }
             self.send(iq);
         }
-        let reason = known_reason(jingle);
+        let reason = jingle::reason_of(jingle);
         let named = reason.map_or("other", Reason::as_str);
         info!(by = by.as_str(), reason = named, "session terminated");
         self.finish(Conclusion::Ended(reason));
@@ -224,13 +224,6 @@ impl BrokeredSession {
             }
         }
     }
-}
-
-/// Returns the reason in a session-terminate, if it is one of XEP-0166, 7.4.
-fn known_reason(jingle: &Element) -> Option<Reason> {
-    let given = jingle.children().find(|child| child.name() == "reason")?;
-    let named = |reason: &Reason| given.children().any(|child| child.name() == reason.as_str());
-    Reason::ALL.iter().copied().find(named)
 }
 
 /// Returns why the stream broke, as text for both users.

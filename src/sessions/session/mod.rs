@@ -56,7 +56,7 @@ use self::{
     timers::{Timer, TimerTable},
 };
 pub(crate) use self::{
-    contents::{application, channel, choose, contents, is_plain},
+    contents::{application, channel, choose, contents, is_plain, is_unprotected},
     renewal::RENEWAL,
 };
 use super::{
@@ -102,6 +102,8 @@ pub(crate) enum SessionInput {
     Answered(u32, Answer),
     /// The SOCKS5 connection of a side is established.
     Arrived(Side),
+    /// The responder's leg has taken all the bytes that the session awaits.
+    Delivered,
     /// Which in-band leg broke, and why; [`SessionInput::Relayed`] follows.
     Broken(Option<(Side, IbbError)>),
     /// The link was lost for a while: check that both users are present.
@@ -395,6 +397,11 @@ impl BrokeredSession {
         &self.peers
     }
 
+    /// Returns its settings.
+    pub(crate) fn options(&self) -> &Arc<BrokerOptions> {
+        &self.options
+    }
+
     /// Returns whether its stream must be TLS.
     pub(crate) fn is_tls(&self) -> bool {
         self.content.protection == Protection::Tls
@@ -427,6 +434,10 @@ impl BrokeredSession {
                 self.is_here(side, now);
                 self.take_request(input, now);
             }
+            // Its SOCKS5 addresses come in Jingle.
+            SessionInput::Bytestreams(_, stanza) => {
+                self.send(stanza.refuse(SessionRefusal::OutOfOrder));
+            }
             _ if self.is_over() => {}
             // The other side is about to get the user's own reason.
             SessionInput::Gone(_) | SessionInput::Drain(_)
@@ -435,10 +446,6 @@ impl BrokeredSession {
             SessionInput::Gone(_) | SessionInput::Check
                 if matches!(self.phase, SessionPhase::Restored) => {}
             SessionInput::Answered(number, answer) => self.handle_answer(number, answer, now),
-            // Its SOCKS5 addresses come in Jingle.
-            SessionInput::Bytestreams(_, stanza) => {
-                self.send(stanza.refuse(SessionRefusal::OutOfOrder));
-            }
             SessionInput::Arrived(side) => {
                 self.legs[side].mark_arrived();
                 self.check_connected(side);
@@ -449,6 +456,8 @@ impl BrokeredSession {
                 }
             }
             SessionInput::Check => self.check_users_at(now),
+            // Users of Jingle say so themselves.
+            SessionInput::Delivered => {}
             // The running stream may end in time.
             // Nothing of it is under way here.
             SessionInput::Drain(_) if matches!(self.phase, SessionPhase::Restored) => self.stop(),

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use fingerpost_wire::{
     dialect::{self, Dialect},
+    file::{FileError, FileOffer},
     jingle::{self, Reason},
     ns,
     offer::{self, Printed, Protection},
@@ -101,6 +102,32 @@ impl BrokeredSession {
         if self.legs.initiator.ready {
             self.open(Side::Responder);
         }
+    }
+
+    /// Returns the file that the initiator offers, if the responder's client has these features and takes files by stream initiation
+    /// alone; or a text for the initiator, if there are no words for the offer there.
+    pub(crate) fn untranslated(&self, features: &[String]) -> Option<Result<FileOffer, String>> {
+        let (Acceptance::Unanswered(initiate), SessionPhase::Checking { chosen, .. }) =
+            (&self.acceptance, &self.phase)
+        else {
+            return None;
+        };
+        // What protects a file has no place there either.
+        let is_bare = self.content.protection == Protection::None;
+        let application = self.content.file.filter(|_| is_bare)?;
+        if !features::translates(features, application) {
+            return None;
+        }
+        let content = contents(initiate.stanza.payload()?).nth(*chosen)?;
+        Some(FileOffer::of_jingle(content).map_err(|error| {
+            let why = match error {
+                FileError::Name => "the offer does not name the file",
+                FileError::Request => "files can only be sent to it, and not requested from it",
+                FileError::Size => "the offer does not say how many bytes the file has",
+            };
+            let user = self.owner(Side::Responder);
+            format!("The client of {user} takes files by stream initiation (XEP-0096) alone: {why}")
+        }))
     }
 
     /// Looks at what the responder's client says of files, if the content is one. Returns the reason and the text for the

@@ -14,14 +14,21 @@
 //! No stanza ends such a session: both legs end with the stream. A receiver whose user has not answered
 //! in time is not told.
 //!
+//! If the receiver speaks Jingle alone, or the sender of a Jingle session meets a receiver that speaks this alone, the session is
+//! one of Jingle with an [`SiEnd`].
+//!
 //! Like [`super::session::BrokeredSession`] it decides and does no I/O.
 //!
 //! Spec: XEP-0095 1.2, XEP-0096 1.3.1, XEP-0065 1.8.2, XEP-0047 2.0.1.
+
+mod end;
+mod reasons;
 
 use std::{collections::VecDeque, io, sync::Arc};
 
 use fingerpost_carry::iq::Answer;
 use fingerpost_wire::{
+    file::FileOffer,
     ibb_xml::{IbbPayload, IbbStanza},
     jingle::Reason,
     ns,
@@ -34,6 +41,7 @@ use minidom::Element;
 use tokio::time::Instant;
 use tracing::info;
 
+pub(super) use self::end::SiEnd;
 use super::{
     features,
     legs::{LegState, Plan},
@@ -41,7 +49,7 @@ use super::{
     peer::SessionPeer,
     peer_error::of_peer,
     refusal::SessionRefusal,
-    session::{SessionAction, SessionInput},
+    session::{BrokeredSession, SessionAction, SessionInput},
     side::{PerSide, Side},
 };
 use crate::{
@@ -131,6 +139,49 @@ impl SiSession {
         SiMethods { socks5: options.socks5, ibb: options.ibb }
     }
 
+    /// Returns the methods that a receiver with these features is offered.
+    fn methods_for(options: &BrokerOptions, features: &[String]) -> SiMethods {
+        let knows = |feature: &str| features.iter().any(|known| known == feature);
+        let ours = Self::own_methods(options);
+        let theirs = SiMethods { socks5: knows(ns::BYTESTREAMS), ibb: knows(ns::IBB) };
+        // A client that names no method may have forgotten it.
+        match ours.and(theirs) {
+            none if none.is_empty() => ours,
+            both => both,
+        }
+    }
+
+    /// Returns the Jingle session in whose form the file goes on, with the sender's end, if the receiver with these features takes
+    /// it in no other. This session is over then.
+    pub(super) fn translated(
+        &mut self,
+        ids: fn() -> String,
+        features: &[String],
+        now: Instant,
+    ) -> Option<(BrokeredSession, SiEnd)> {
+        let SiPhase::Checking(offer) = &self.phase else { return None };
+        if !features::translates(features, ns::SI_FILE) {
+            return None;
+        }
+        let file = match FileOffer::of_si(offer.payload()?) {
+            Ok(file) => file,
+            Err(error) => {
+                self.refuse(SessionRefusal::FileOffer(error));
+                return None;
+            }
+        };
+        let offer = (offer.clone(), file);
+        self.phase = SiPhase::Over(None);
+        let (options, peers) = (Arc::clone(&self.options), self.peers.clone());
+        let sender = (self.methods, self.knows_proxy);
+        let (mut session, mut end) =
+            SiEnd::sender(options, ids, peers, offer, sender, features.to_vec(), now);
+        if let Some(until) = self.due[1] {
+            end.handle(&mut session, SessionInput::Drain(until), now);
+        }
+        Some((session, end))
+    }
+
     /// Returns the next action; call until `None`.
     pub(crate) fn poll_action(&mut self) -> Option<SessionAction> {
         self.actions.pop_front()
@@ -195,6 +246,7 @@ impl SiSession {
             }
             SessionInput::Broken(_)
             | SessionInput::Check
+            | SessionInput::Delivered
             | SessionInput::GoOnElsewhere
             | SessionInput::Keys(..)
             | SessionInput::Waits(..) => {}
@@ -263,19 +315,12 @@ impl SiSession {
     /// Offers the file to the receiver, whose client has these features; none: they are unknown.
     fn offer(&mut self, known: &[String]) {
         let SiPhase::Checking(offer) = &self.phase else { return };
-        let knows = |feature: &str| known.iter().any(|known| known == feature);
         if !known.is_empty() && !features::takes(known, ns::SI_FILE) {
             let user = self.peers.responder.user().to_bare();
-            return self.refuse(SessionRefusal::NoStreamInitiation(user));
+            return self.refuse(SessionRefusal::NoFiles(user));
         }
         let Some(si) = offer.payload() else { return };
-        let ours = Self::own_methods(&self.options);
-        let theirs = SiMethods { socks5: knows(ns::BYTESTREAMS), ibb: knows(ns::IBB) };
-        // A client that names no method may have forgotten it.
-        let methods = match ours.and(theirs) {
-            none if none.is_empty() => ours,
-            both => both,
-        };
+        let methods = Self::methods_for(&self.options, known);
         let mark = self.is_marked().then_some(MARK);
         let out = si::reoffer(si, &self.peers.responder.sid, methods, mark);
         let size = size::of(&out).unwrap_or(usize::MAX);
