@@ -1,13 +1,15 @@
-//! The capabilities that the component announces in its own presence (XEP-0115 and XEP-0390).
+//! The capabilities that the component announces: in its own presence (XEP-0115 and XEP-0390), and in those of proxied
+//! contacts (XEP-0115).
 //!
 //! Spec: XEP-0390 0.3.2, section 4 (Hash Input, Computation).
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use fingerpost_wire::{ns, xml};
+use hashlink::LruCache;
 use minidom::Element;
 use sha2::{Digest, Sha256};
 
-use crate::sessions::features;
+use crate::sessions::features::{self, Translation};
 
 /// The ends of a value, an identity or field, a form, and a section.
 const ENDS: [char; 4] = ['\u{1f}', '\u{1e}', '\u{1d}', '\u{1c}'];
@@ -46,6 +48,43 @@ impl OwnCaps {
         let mut c = Element::bare("c", ns::CAPS_2);
         c.append_child(hash);
         presence.append_child(c);
+    }
+}
+
+/// How many clients' capabilities are remembered. A forgotten client is asked again.
+const CONTACTS: usize = 1_000;
+
+/// The capabilities of contacts' clients as they are announced here. They are the clients' own, with the protocol for files that
+/// is translated for them.
+#[derive(Debug)]
+pub(super) struct ContactCaps {
+    translation: Option<Translation>,
+    /// The announced hash by the client's own.
+    known: LruCache<String, String>,
+}
+
+impl ContactCaps {
+    pub(super) fn new(translation: Option<Translation>) -> Self {
+        Self { translation, known: LruCache::new(CONTACTS) }
+    }
+
+    /// Returns the hash that is announced for a client that has announced this one. `None`: it is known once the client was asked.
+    pub(super) fn of(&mut self, ver: &str) -> Option<String> {
+        match self.translation {
+            None => Some(ver.to_owned()),
+            Some(_) => self.known.get(ver).cloned(),
+        }
+    }
+
+    /// Returns the hash that is announced for a client that gives this answer to disco#info. `None`: the answer is not valid.
+    pub(super) fn learn(&mut self, info: &Element) -> Option<String> {
+        let own = features::ver(info)?;
+        let Some(translation) = self.translation else { return Some(own) };
+        let mut info = info.clone();
+        translation.announce(&mut info);
+        let announced = features::ver(&info)?;
+        self.known.insert(own, announced.clone());
+        Some(announced)
     }
 }
 
@@ -159,6 +198,34 @@ mod tests {
         ] {
             assert_eq!(OwnCaps::of(&query.parse().unwrap()).unwrap().hash, hash);
         }
+    }
+
+    #[test]
+    fn a_contact_is_announced_by_the_hash_of_what_is_said_of_it_here() {
+        let info: Element = format!(
+            "<query xmlns='{}'><feature var='{}'/><feature var='{}'/></query>",
+            ns::DISCO_INFO,
+            ns::SI_FILE,
+            ns::IBB
+        )
+        .parse()
+        .unwrap();
+        let own = features::ver(&info).unwrap();
+        let mut caps = ContactCaps::new(None);
+        assert_eq!(caps.of(&own).as_ref(), Some(&own));
+        assert_eq!(caps.learn(&info).as_ref(), Some(&own));
+        let translation = Translation { socks5: false, ibb: true };
+        let mut caps = ContactCaps::new(Some(translation));
+        assert_eq!(caps.of(&own), None);
+        let announced = caps.learn(&info).unwrap();
+        assert_ne!(announced, own);
+        let mut said = info.clone();
+        translation.announce(&mut said);
+        assert_eq!(features::ver(&said).as_ref(), Some(&announced));
+        assert_eq!(caps.of(&own), Some(announced));
+        // One hash never stands for two answers.
+        let twice = Element::builder("query", ns::DISCO_INFO).append_all([info.clone(), info]);
+        assert_eq!(caps.learn(&twice.build()), None);
     }
 
     #[test]

@@ -34,7 +34,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use self::{
-    caps::OwnCaps,
+    caps::{ContactCaps, OwnCaps},
     rates::{ChatRates, PresenceRates},
     refusal::FrontRefusal,
     waiting::{Findings, Unanswered, WaitingStanza},
@@ -52,6 +52,7 @@ use crate::{
     relay::table::TransferTable,
     sessions::{
         Broker,
+        features::Translation,
         message_initiation::Proposals,
         presence::{PresenceChange, Presences, Sign},
         reachable::{Reachable, RecalledWatcher},
@@ -97,6 +98,8 @@ pub struct RouterOptions {
     pub import_pep: bool,
     /// The most open proposals of sessions: in all, and for each user.
     pub proposals: (usize, usize),
+    /// The bytestreams for files that are translated between two protocols, if any are.
+    pub translation: Option<Translation>,
 }
 
 impl RouterOptions {
@@ -184,6 +187,7 @@ pub struct Router {
     links: u64,
     /// The capabilities that the component announces of itself.
     own_caps: Option<OwnCaps>,
+    contact_caps: ContactCaps,
     /// The answer to disco#info, as XML; empty before the first.
     info: Vec<u8>,
     at_once: Permits,
@@ -218,6 +222,7 @@ impl Router {
             chats: Chats::new(commands.clone()),
             commands,
             own_caps: OwnCaps::of(&options.info()),
+            contact_caps: ContactCaps::new(options.translation),
             options,
             outbound,
             requests,
@@ -252,6 +257,10 @@ impl Router {
         self.presence_rates = PresenceRates::new(options.requests_per_second);
         self.info.clear();
         self.own_caps = OwnCaps::of(&options.info());
+        if options.translation != self.options.translation {
+            self.contact_caps = ContactCaps::new(options.translation);
+            self.watchers.forget_vers();
+        }
         self.options = options;
         self.visibility_changed(None);
     }

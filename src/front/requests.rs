@@ -232,6 +232,10 @@ impl Router {
                 && node.split_once('#').is_some_and(|(of, _)| of == ns::OWN_CAPS)
         });
         let node = node.map(str::to_owned);
+        // Under another node the answer has a hash of its client's own.
+        let is_about_files = payload.is("query", ns::DISCO_INFO)
+            && (node.is_some() || payload.attr("node").is_none());
+        let translation = self.options.translation.filter(|_| is_about_files);
         let payload = match node {
             Some(_) => Element::bare("query", ns::DISCO_INFO),
             None => payload,
@@ -239,6 +243,9 @@ impl Router {
         self.work(self.permit(&stanza)?, async move {
             match requests.request(RequestKind::Get, &mask, &callee, payload, FORWARD).await {
                 Answer::Result(payload) => stanza.result(payload.map(|mut payload| {
+                    if let Some(translation) = translation {
+                        translation.announce(&mut payload);
+                    }
                     if let Some(node) = node {
                         xml::set(&mut payload, "node", &node);
                     }

@@ -21,7 +21,7 @@ use crate::{
     },
     relay::table,
     sessions::{
-        self,
+        self, features,
         hints::{Policies, VerdictPolicy},
         journal::Journal,
     },
@@ -126,6 +126,7 @@ impl World {
             direct: true,
             import_pep: false,
             proposals: (10, 10),
+            translation: None,
         };
         let mut router = Router::new(
             options,
@@ -297,6 +298,62 @@ async fn the_clients_of_a_watched_contact_are_asked_once_and_their_features_are_
     let answer = world.next(|sent| sent.attr("id") == Some("i")).await;
     let node = answer.get_child("query", ns::DISCO_INFO).unwrap().attr("node").unwrap();
     assert_eq!(node, format!("{}#{ver}", ns::OWN_CAPS));
+}
+
+#[tokio::test]
+async fn a_contact_is_announced_with_the_protocol_that_is_translated_for_it() {
+    let mut world = World::new().await;
+    let translation = Some(features::Translation { socks5: false, ibb: true });
+    world.router.reload(RouterOptions { translation, ..world.router.options.clone() });
+    world.presence("alice@example.test", MASK, "subscribe", 2).await;
+    let said = format!(
+        "<query xmlns='{}'><feature var='{}'/><feature var='{}'/></query>",
+        ns::DISCO_INFO,
+        ns::SI_FILE,
+        ns::IBB
+    );
+    let own = features::ver(&said.parse().unwrap()).unwrap();
+    let come = |resource: &str| {
+        format!(
+            "<presence xmlns='jabber:client' from='bob@example.test/{resource}' to='{COMPONENT}'>\
+             <c xmlns='{}' hash='sha-1' node='n' ver='{own}'/></presence>",
+            ns::CAPS
+        )
+    };
+    world.say(&come("one"));
+    let asked = world.asked("bob@example.test/one").await;
+    world.answer(&asked, "result", &said);
+    world.report().await;
+    let contact = BareJid::new("bob@example.test").unwrap();
+    let ver = |world: &World, resource: &str| {
+        let jid = FullJid::new(&format!("bob@example.test/{resource}")).unwrap();
+        world.router.watchers.ver(&contact, &jid)
+    };
+    let announced = ver(&world, "one").unwrap();
+    assert_ne!(*announced, *own);
+    // Another client of the same kind need not be asked.
+    world.say(&come("two"));
+    assert_eq!(ver(&world, "two").as_ref(), Some(&announced));
+    for (node, is_ours) in
+        [(format!("{}#{announced}", ns::OWN_CAPS), true), (format!("n#{own}"), false)]
+    {
+        world.say(&format!(
+            "<iq xmlns='jabber:client' type='get' id='i' from='{ALICE}' to='{MASK}/one'>\
+             <query xmlns='{}' node='{node}'/></iq>",
+            ns::DISCO_INFO
+        ));
+        let asked = world.asked("bob@example.test/one").await;
+        world.answer(&asked, "result", &said);
+        let answer = world.next(|sent| sent.attr("id") == Some("i")).await;
+        let info = answer.get_child("query", ns::DISCO_INFO).unwrap();
+        let expected = if is_ours { &*announced } else { own.as_str() };
+        assert_eq!(features::ver(info).as_deref(), Some(expected), "{node}");
+    }
+    // The operator switches it off.
+    world.router.reload(RouterOptions { translation: None, ..world.router.options.clone() });
+    assert_eq!(ver(&world, "one"), None, "it is asked again");
+    world.say(&come("one"));
+    assert_eq!(ver(&world, "one").as_deref(), Some(own.as_str()));
 }
 
 /// The answers of a busy resource may wait behind its own blocks.

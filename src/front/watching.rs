@@ -182,8 +182,16 @@ impl Router {
         if !self.watchers.has(&contact) {
             return;
         }
-        if let Some(ver) = features::announced_ver(presence) {
-            self.watchers.set_ver(&contact, &Arc::new(jid.clone()), ver, now);
+        if let Some(own) = features::announced_ver(presence) {
+            let jid = Arc::new(jid.clone());
+            match self.contact_caps.of(own) {
+                Some(ver) => self.watchers.set_ver(&contact, &jid, &ver, now),
+                // What is announced for it depends on its answer.
+                None => {
+                    self.watchers.must_ask(&contact, &jid);
+                    self.ask_for_sign(jid, now);
+                }
+            }
         }
         self.watchers.changed(&contact, now);
     }
@@ -192,7 +200,7 @@ impl Router {
     pub(super) fn contact_says(&mut self, jid: &Arc<FullJid>, info: &Element) {
         let contact = jid.to_bare();
         if self.watchers.has(&contact)
-            && let Some(ver) = features::ver(info)
+            && let Some(ver) = self.contact_caps.learn(info)
         {
             self.watchers.set_ver(&contact, jid, &ver, Instant::now());
         }

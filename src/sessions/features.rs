@@ -103,6 +103,45 @@ pub fn takes(features: &[String], application: &str) -> bool {
         && (!ns::FILE_TRANSFERS.contains(&application) || BYTESTREAMS.into_iter().any(knows))
 }
 
+/// The bytestreams that the component has for files that it [translates].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// SOCKS5.
+    pub socks5: bool,
+    /// In-band.
+    pub ibb: bool,
+}
+
+impl Translation {
+    /// Adds to a client's answer to disco#info the protocol for files that is translated for this client, if there is one. Clients
+    /// that have only that protocol offer no file otherwise.
+    pub fn announce(self, info: &mut Element) {
+        let known: Vec<String> = xml::features(info).map(str::to_owned).collect();
+        let added = if translates(&known, ns::FILE_TRANSFER) {
+            [
+                (ns::JINGLE, true),
+                (ns::FILE_TRANSFER, true),
+                (ns::JINGLE_S5B, self.socks5),
+                (ns::JINGLE_IBB, self.ibb),
+            ]
+        } else if translates(&known, ns::SI_FILE) {
+            [
+                (ns::SI, true),
+                (ns::SI_FILE, true),
+                (ns::BYTESTREAMS, self.socks5),
+                (ns::IBB, self.ibb),
+            ]
+        } else {
+            return;
+        };
+        for (feature, is_added) in added {
+            if is_added && !known.iter().any(|known| known == feature) {
+                info.append_child(xml::element("feature", ns::DISCO_INFO, &[("var", feature)]));
+            }
+        }
+    }
+}
+
 /// The known clients.
 ///
 /// Addresses, and hashes with their values, are kept as keyed hashes, which take few bytes however long the text is.
@@ -523,6 +562,34 @@ mod tests {
             assert_eq!(fit(&all, ns::FILE_TRANSFER, true) > 0, takes_files, "{all:?}");
         }
         assert!(takes(&[ns::APPS_TLS.to_owned()], ns::APPS_TLS), "only files need more");
+    }
+
+    #[test]
+    fn a_client_is_announced_with_the_protocol_that_is_translated_for_it() {
+        let of = |features: &[&str]| {
+            let features = features.iter().map(|feature| format!("<feature var='{feature}'/>"));
+            query(&features.collect::<String>())
+        };
+        let old = [ns::SI, ns::SI_FILE, ns::BYTESTREAMS, ns::IBB];
+        let new = [ns::JINGLE, ns::FILE_TRANSFER, ns::JINGLE_S5B, ns::JINGLE_IBB];
+        let all = [old, new].concat();
+        let with_tls = [&new[..], &[ns::XTLS]].concat();
+        let both = Translation { socks5: true, ibb: true };
+        let ibb = Translation { socks5: false, ibb: true };
+        for (translation, features, announced) in [
+            (both, &old[..], &all[..]),
+            (both, &[&new[..], &old[3..]].concat(), &[&new[..], &old[3..], &old[..3]].concat()),
+            (ibb, &old[..3], &[&old[..3], &new[..2], &new[3..]].concat()),
+            (ibb, &new, &[&new[..], &old[..2], &old[3..]].concat()),
+            (both, &all, &all),
+            (both, &with_tls, &with_tls),
+            (both, &[ns::JINGLE, ns::PING], &[ns::JINGLE, ns::PING]),
+        ] {
+            let mut info = of(features);
+            translation.announce(&mut info);
+            assert_eq!(xml::features(&info).collect::<Vec<_>>(), announced);
+            assert!(ver(&info).is_some(), "nothing is there twice");
+        }
     }
 
     #[test]

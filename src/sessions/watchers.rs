@@ -272,6 +272,11 @@ impl Watchers {
         false
     }
 
+    /// Forgets all capabilities. They are asked for again when watchers are told.
+    pub fn forget_vers(&mut self) {
+        self.contacts.values_mut().for_each(|known| known.vers.clear());
+    }
+
     /// Takes the capabilities of a contact's resource.
     pub fn set_ver(&mut self, contact: &BareJid, jid: &Arc<FullJid>, ver: &str, now: Instant) {
         let Some(known) = self.contacts.get_mut(contact) else { return };

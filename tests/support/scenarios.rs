@@ -447,7 +447,6 @@ pub fn ordinary_clients_send_each_other_files(kind: Kind) {
             let protocol = match sender {
                 "pidgin" => "si, socks5",
                 "coyim" => "si, ibb",
-                "psi" if ["pidgin", "coyim"].contains(&receiver) => "si, ibb",
                 _ => "jingle",
             };
             assert_eq!(*got, json!([protocol, legs, true, [true, true]]), "{pair}");
