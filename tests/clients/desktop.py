@@ -80,6 +80,12 @@ def press_until(title, key, opened):
     return wait(f"the window {opened}", is_open)
 
 
+def width(window):
+    """How wide a window is."""
+    geometry = subprocess.run(["xdotool", "getwindowgeometry", "--shell", window], capture_output=True, text=True, timeout=PATIENCE)
+    return next((int(line[6:]) for line in geometry.stdout.splitlines() if line.startswith("WIDTH=")), 0)
+
+
 def click_at(window, x, y):
     command = ["xdotool", "mousemove", "--window", window, str(x), str(y), "click", "1"]
     subprocess.run(command, stderr=subprocess.DEVNULL, timeout=PATIENCE)

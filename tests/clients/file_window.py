@@ -181,7 +181,7 @@ class Psi:
                 self._open(settings["contact"])
             # No key presses the button. It is the second of those on the right, above the field for the text.
             for window in desktop.windows(chat)[:1]:
-                desktop.click_at(window, 173, 157)
+                desktop.click_at(window, desktop.width(window) - 121, 157)
             return desktop.windows("Choose a file")
 
         desktop.wait("the dialog", chooser)

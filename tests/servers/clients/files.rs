@@ -152,8 +152,11 @@ impl World {
         assert_eq!(sha256(Path::new(&received)), sha256(&file), "{}", logs());
         let metrics = self.networks.inside(Place::Public, || page(self.pages, "/metrics")).unwrap();
         assert!(metrics.contains("\nfingerpost_broker_sessions_plain_total 1\n"), "{metrics}");
+        let log = self.component.log();
+        let legs = log.lines().find_map(|line| line.split_once("both legs up "));
+        let (_, legs) = legs.expect("the legs in the log");
         println!(
-            "{from} {} to {to} {}: {SIZE} bytes",
+            "{from} {} to {to} {}: {SIZE} bytes, {legs}",
             version(package(from)),
             version(package(to))
         );
@@ -250,4 +253,23 @@ fn psi_sends_pidgin_a_file() {
 #[ignore = "needs clients: `make clients-test`"]
 fn psi_sends_dino_a_file() {
     World::start().transfers("psi-plus", "dino");
+}
+
+/// The same the other way round.
+#[test]
+#[ignore = "needs clients: `make clients-test`"]
+fn dino_sends_pidgin_a_file() {
+    World::start().transfers("dino", "pidgin");
+}
+
+#[test]
+#[ignore = "needs clients: `make clients-test`"]
+fn pidgin_sends_dino_a_file() {
+    World::start().transfers("pidgin", "dino");
+}
+
+#[test]
+#[ignore = "needs clients: `make clients-test`"]
+fn dino_sends_psi_a_file() {
+    World::start().transfers("dino", "psi-plus");
 }
