@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Writes the plugin for Gajim, with the protocol in it, as an archive that Gajim installs: gajim-plugin.sh FILE.zip
+# Writes the plugin for Gajim, with the protocol in it, as an archive that Gajim installs; the same files give the same bytes:
+#   gajim-plugin.sh FILE.zip
 set -euo pipefail
 file=$(realpath -m "$1")
 mkdir -p "$(dirname "$file")"
@@ -16,5 +17,7 @@ with zipfile.ZipFile(sys.argv[1], "w", zipfile.ZIP_DEFLATED) as archive:
     for directory in (Path("fingerpost"), Path("fingerpost/fingerpost_core")):
         for path in sorted(directory.iterdir()):
             if path.suffix in (".py", ".json") or path.name == "py.typed":
-                archive.write(path)
+                entry = zipfile.ZipInfo(str(path))
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
 PYTHON

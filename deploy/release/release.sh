@@ -23,7 +23,11 @@ if [ "$key" = throwaway ]; then
 fi
 gpg --batch --list-secret-keys "$key" >/dev/null 2>&1 || fail "gpg has no secret key $key"
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-grep -qx "version = \"$version\"" python/pyproject.toml || fail "python/pyproject.toml: expected version $version"
+for file in python/pyproject.toml bindings/Cargo.toml bindings/python/pyproject.toml; do
+    grep -qx "version = \"$version\"" "$file" || fail "$file: expected version $version"
+done
+grep -q "\"version\": \"$version\"" gajim/fingerpost/plugin-manifest.json ||
+    fail "gajim/fingerpost/plugin-manifest.json: expected version $version"
 [ "$(dpkg-parsechangelog --file deploy/deb/changelog --show-field Version)" = "$version-1" ] ||
     fail "deploy/deb/changelog: expected an entry for $version-1"
 if tag=$(git describe --exact-match --tags 2>/dev/null); then
@@ -39,8 +43,10 @@ export SOURCE_DATE_EPOCH
 
 venv=target/release-venv
 [ -x $venv/bin/python ] || python3 -m venv $venv
-$venv/bin/pip install --quiet --disable-pip-version-check hatchling==1.33.0
-$here/source.sh "$out" "$(realpath -s $venv/bin/python)"
+$venv/bin/pip install --quiet --disable-pip-version-check hatchling==1.33.0 --requirement bindings/python/requirements.txt
+python=$(realpath -s $venv/bin/python)
+$here/source.sh "$out" "$python"
+deploy/ci/gajim-plugin.sh "$out/fingerpost-gajim-$version.zip"
 command -v cargo-cyclonedx >/dev/null || cargo install --quiet --locked cargo-cyclonedx@0.5.9
 $here/sbom.sh "$out/fingerpost-$version.tar.gz" "$out"
 
@@ -59,6 +65,7 @@ for target in "${targets[@]}"; do
     esac
 done
 if [ -e "$out/fingerpost_$version-1_amd64.deb" ]; then
+    $here/wheel.sh "$out" "$python"
     $here/image.sh "$out/fingerpost_$version-1_amd64.deb" "$out/fingerpost-$version-amd64.oci.tar"
 fi
 

@@ -38,7 +38,7 @@ mkdir "$work/changed"
 cp "$release"/* "$work/changed/" 2>/dev/null || true
 printf x >>"$work/changed/fingerpost-$version.tar.gz"
 ! verify "$work/changed" || fail "a changed file verifies"
-(cd "$work/changed" && sha256sum -- *.deb *.gz *.whl *.json >SHA256SUMS)
+(cd "$work/changed" && sha256sum -- *.deb *.gz *.whl *.zip *.json >SHA256SUMS)
 ! verify "$work/changed" || fail "changed sums verify"
 rm -r "$work/changed"
 ok "SHA256SUMS and its signature; a changed file and changed sums are refused"
@@ -81,14 +81,35 @@ mkdir "$work/arm64-data"
 ok "programs for arm64 under qemu: version, configuration and database"
 
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check --no-index --no-deps "$release"/fingerpost_slixmpp-*.whl
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check --no-index --no-deps "$release"/*.whl
 "$work/venv/bin/python" - "$version" <<'PYTHON'
+import asyncio
 import importlib.metadata
 import sys
 
-assert importlib.metadata.version("fingerpost-slixmpp") == sys.argv[1]
+import fingerpost
+
+for package in ("fingerpost-slixmpp", "fingerpost"):
+    assert importlib.metadata.version(package) == sys.argv[1], package
+try:
+    asyncio.run(fingerpost.login("alice@localhost", "a password", "xtls.localhost", server="127.0.0.1:1"))
+except fingerpost.LoginError as error:
+    print("        without a server:", error)
+else:
+    sys.exit("a login without a server")
 PYTHON
-ok "the wheel"
+ok "the wheels"
+
+"$work/venv/bin/python" - "$release/fingerpost-gajim-$version.zip" "$version" <<'PYTHON'
+import json
+import sys
+import zipfile
+
+archive = zipfile.ZipFile(sys.argv[1])
+assert json.loads(archive.read("fingerpost/plugin-manifest.json"))["version"] == sys.argv[2]
+assert archive.testzip() is None and "fingerpost/fingerpost_core/__init__.py" in archive.namelist()
+PYTHON
+ok "the plugin for Gajim"
 
 python3 - "$release/fingerpost-$version.cdx.json" "$release/xtls-$version.cdx.json" <<'PYTHON'
 import json
