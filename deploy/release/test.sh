@@ -128,8 +128,12 @@ ok "the bills of materials"
 skopeo --insecure-policy copy --quiet "oci-archive:$release/fingerpost-$version-amd64.oci.tar" "docker-archive:$work/image.tar:$name:test"
 docker load --quiet --input "$work/image.tar" >/dev/null
 [ "$(docker run --rm --network none --entrypoint fingerpost "$name:test" --version)" = "fingerpost $version" ] || fail "the image: another version"
+# Nothing of its own system can be written, and it is not root.
+run=(docker run --rm --network none --read-only --cap-drop ALL --tmpfs /tmp)
+[ "$("${run[@]}" --entrypoint id "$name:test" -u)" != 0 ] || fail "the image runs as root"
+"${run[@]}" "$name:test" config >"$work/log" 2>&1 || { cat "$work/log"; fail "the image does not run with a system that is read-only"; }
 docker image rm --force "$name:test" >/dev/null
-ok "the image"
+ok "the image; it is not root, and runs with a read-only system"
 
 # --- the repository
 
