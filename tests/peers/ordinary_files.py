@@ -190,8 +190,9 @@ class Client:
         host = answer.xml.find(".//{%s}streamhost" % BYTESTREAMS)
         return host.get("host"), int(host.get("port"))
 
-    async def send(self, to, data, marked):
-        """Sends a file as this client would, by what the receiver announces; or by its first protocol, if that is nothing."""
+    async def send(self, to, data, marked, size=None):
+        """Sends a file as this client would, by what the receiver announces; or by its first protocol, if that is nothing. `size`: what
+        a sender of stream initiation says of it."""
         info = await self.peer.request(to, f"<query xmlns='{DISCO}'/>", "get")
         known = {feature.get("var") for feature in info.xml.iter("{%s}feature" % DISCO)}
         own = set(self.habits["features"])
@@ -207,14 +208,14 @@ class Client:
             await self.peer.next_jingle("session-terminate")
             marked.append(leg.content.find(MARK) is not None)
             return "jingle"
-        return await self._send_si(to, data, marked)
+        return await self._send_si(to, data, marked, size or len(data))
 
-    async def _send_si(self, to, data, marked):
+    async def _send_si(self, to, data, marked, size):
         sid, me, component = os.urandom(8).hex(), self.peer.boundjid, self.settings["component"]
         options = "".join(f"<option><value>{method}</value></option>" for method in (BYTESTREAMS, IN_BAND))
         answer = await self.peer.request(
             to,
-            f"<si xmlns='{SI}' id='{sid}' profile='{SI_FILE}'><file xmlns='{SI_FILE}' name='a.bin' size='{len(data)}'/>"
+            f"<si xmlns='{SI}' id='{sid}' profile='{SI_FILE}'><file xmlns='{SI_FILE}' name='a.bin' size='{size}'/>"
             "<feature xmlns='http://jabber.org/protocol/feature-neg'><x xmlns='jabber:x:data' type='form'>"
             f"<field var='stream-method' type='list-single'>{options}</field></x></feature></si>",
         )
@@ -245,7 +246,7 @@ class Client:
         """Takes one file; returns the method and the digest."""
         leg = FileLeg(self)
         jingle = asyncio.ensure_future(leg.take())
-        si = asyncio.ensure_future(self._take_si(leg.opened, marked))
+        si = asyncio.ensure_future(self.take_si(leg.opened, marked))
         try:
             await asyncio.wait((jingle, si), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -259,8 +260,10 @@ class Client:
         method, queue = si.result()
         return method, await self._read(queue)
 
-    async def _take_si(self, opened, marked):
-        iq = await self.offers.get()
+    async def take_si(self, opened, marked):
+        # Answers to its own offers are among them.
+        while (iq := await self.offers.get())["type"] != "set":
+            pass
         si = iq.xml.find("{%s}si" % SI)
         described = "not encrypted" in (si.findtext("{%s}file/{%s}desc" % (SI_FILE, SI_FILE)) or "")
         if described != (si.find(MARK) is not None):
@@ -329,4 +332,5 @@ async def story(settings):
     return {"pairs": report, "greeted": greeted}
 
 
-main(story)
+if __name__ == "__main__":
+    main(story)

@@ -35,6 +35,7 @@ macro_rules! scenarios {
             a_stream_that_is_not_tls_leaks_no_byte,
             files_of_ordinary_clients_pass_as_the_operator_says,
             ordinary_clients_send_each_other_files,
+            a_file_between_two_protocols_that_breaks_off_has_failed_for_both,
             nonsense_does_not_end_the_link,
             the_component_is_discovered,
             users_run_commands,
@@ -477,6 +478,25 @@ pub fn ordinary_clients_send_each_other_files(kind: Kind) {
     let report = script("ordinary_files.py", &server, json!({"size": 1000, "senders": ["pidgin"]}));
     let refused = report["pairs"]["pidgin to pidgin"].as_str().unwrap_or_default();
     assert!(refused.contains("which nothing encrypts"), "{report}");
+}
+
+/// A file whose sender and receiver speak different protocols breaks off: the user of Jingle is told why, and the stream of the other
+/// user ends.
+pub fn a_file_between_two_protocols_that_breaks_off_has_failed_for_both(kind: Kind) {
+    let server = Server::start(kind);
+    let options = Options {
+        env: vec![("FINGERPOST_BROKER__PLAIN", "mark".to_owned())],
+        ..Options::default()
+    };
+    let _component = Component::start(&server, &options);
+    let report = script("broken_files.py", &server, json!({"size": 200_000}));
+    for client in ["pidgin", "coyim"] {
+        let said = |what: &str| report[format!("{client} {what}")].as_str().unwrap().to_owned();
+        let text = "connectivity-error text: The stream had 100000 bytes, and 200000 were expected";
+        assert_eq!(said("stops sending"), text, "{report}");
+        assert!(said("stops receiving").starts_with("connectivity-error"), "{report}");
+        assert_eq!(said("is cancelled"), "ended", "{report}");
+    }
 }
 
 /// A stream that does not start with a ClientHello reaches nobody; both sides are told.
