@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tries the package as a new operator would, on a new machine: a container with systemd, Debian's Prosody, and the
 # commands of the README, word for word. Then upgrade, removal and purge, and what the unit may do.
-#   test.sh PACKAGE NEWER     two .deb files, NEWER of a later revision
+#   test.sh PACKAGE NEWER     two .deb files, NEWER of a later version or revision
 set -euo pipefail
 package=$(realpath "$1") newer=$(realpath "$2")
 cd "$(dirname "$0")/../.."
@@ -111,7 +111,13 @@ on $name bash -ec '
 on $name sh -c 'systemctl stop fingerpost fingerpost-socks5.socket && systemctl start fingerpost'
 ok "a connection made while it was stopped was served after the start"
 
-# Upgrade: data, configuration and secret stay.
+# Upgrade: data, configuration and secret stay, and so does a stream that is running.
+as() { docker exec "${@:3}" -u "$1" -w "/home/$1" -e "HOME=/home/$1" -e "XTLS_PASSWORD=${1}s-password" $name bash -c "$2" </dev/null; }
+until_true() { for _ in $(seq 600); do "$@" >/dev/null 2>&1 && return; sleep 0.2; done; as alice 'cat pipe.log'; as bob 'cat pipe.log'; return 1; }
+as bob 'xtls pipe --listen >piped 2>pipe.log; echo $? >pipe.status' --detach
+until_true as bob 'grep listening pipe.log'
+as alice '{ echo before; until [ -e /var/tmp/upgraded ]; do sleep 0.2; done; echo after; } | xtls pipe bob@example.org 2>pipe.log; echo $? >pipe.status' --detach
+until_true as bob 'grep before piped'
 keys=$(on $name fingerpost keys list)
 [ -n "$keys" ] || { echo "error: no keys before the upgrade"; exit 1; }
 on $name sh -c 'echo "# mine" >>/etc/fingerpost/config.toml'
@@ -123,7 +129,14 @@ on $name grep -q '^# mine' /etc/fingerpost/config.toml
 [ "$(on $name systemctl is-active fingerpost)" = active ]
 [ "$(on $name systemctl show --value -p MainPID fingerpost)" != "$pid" ] || { echo "error: the old program still runs"; exit 1; }
 on $name sh -c 'dpkg-query -W -f "\${Version}\n" fingerpost'
-ok "upgrade: keys, configuration and secret stay, the new program runs"
+! as bob 'grep after piped' || { echo "error: the stream was not running"; exit 1; }
+on $name touch /var/tmp/upgraded
+for who in alice bob; do
+    until_true as $who 'test -s pipe.status'
+    as $who '[ "$(cat pipe.status)" = 0 ] || { cat pipe.log; exit 1; }'
+done
+[ "$(as bob 'cat piped')" = $'before\nafter' ] || { as bob 'cat piped pipe.log'; echo "error: the stream did not survive"; exit 1; }
+ok "upgrade: keys, configuration and secret stay, the new program runs, and a running stream went on"
 
 on $name apt-get remove -qq fingerpost >"$directory.log" 2>&1 || { cat "$directory.log"; exit 1; }
 ! on $name systemctl is-active --quiet fingerpost || { echo "error: it runs after removal"; exit 1; }
