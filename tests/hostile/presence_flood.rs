@@ -147,7 +147,10 @@ fn a_presence_storm_of_a_domain_with_access_refuses_no_key_request() {
         let type_ = if number % 2 == 0 { "" } else { " type='unavailable'" };
         format!("<presence from='one@{LOAD}/x' to='{COMPONENT}'{type_}/>")
     });
-    let asked = crowd.text().matches("<pubsub").count();
+    // On a busy machine, questions to users of the first crowd may still come.
+    let text = crowd.text();
+    let of_one = |stanza: &&str| stanza.contains("<pubsub") && stanza.contains("one@");
+    let asked = text.split("<iq").filter(of_one).count();
     assert!(asked <= 3, "{asked} questions for the published keys of one account");
     let report = ask(&server, 20);
     assert_eq!((&report["reached"], &report["keys"]), (&json!(20), &json!(20)), "{report}");
