@@ -198,7 +198,9 @@ fn the_pages_tell_how_it_is() {
         answer
     };
     assert!(get("/healthz").starts_with("HTTP/1.1 200 "));
-    assert!(get("/readyz").starts_with("HTTP/1.1 200 "));
+    // The log says that the link is up a moment before.
+    let is_ready = || get("/readyz").starts_with("HTTP/1.1 200 ");
+    support::wait_for("readiness", support::PATIENCE, || component.log(), is_ready);
     assert!(get("/nowhere").starts_with("HTTP/1.1 404 "));
     let proxy = json!(["127.0.0.1", component.socks5]);
     script("proxy_rules.py", &server, json!({"proxy": proxy}));
