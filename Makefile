@@ -60,7 +60,7 @@ direct-test: nextest ## Direct paths through every pair of NATs, and 50 cuts of 
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --tests
 	FINGERPOST_WRITE_INTEROP=1 FINGERPOST_TEST_CUTS=$(CUTS) cargo nextest run --locked --workspace --lib --bins --tests \
-		--test-threads 1 --success-output final -E 'binary(servers) & test(/^(addresses|nats|outgoing|paths|roaming)::/)'
+		--profile direct --test-threads 1 --success-output final -E 'binary(servers) & test(/^(addresses|nats|outgoing|paths|roaming)::/)'
 
 outgoing-test: peers nextest ## The tests that start a component, with each component under strace (as root): it connects to its server and its database only
 	@deploy/ci/install-peers.sh strace
