@@ -13,7 +13,7 @@
 //! | how TLS is offered in a Jingle session | [`offer`], in the four dialects of [`dialect`] |
 //! | what a Jingle action looks like | [`jingle`], [`transport`], [`transport_kind`], [`ice`]; words that are not known here: [`word`] |
 //! | how in-band bytestreams work | [`ibb`] decides, [`ibb_window`] says how much may be under way, [`ibb_xml`] reads and writes; the text of blocks: [`block_text`] |
-//! | what an offer of a file says, in two protocols | [`file`]; how the older one goes on: [`si`] |
+//! | what an offer of a file says, in two protocols | [`mod@file`]; how the older one goes on: [`si`] |
 //! | how a SOCKS5 bytestream is named | [`dst_addr`] |
 //! | whether a stream begins as TLS does | [`client_hello`]; whether a later leg of it begins as it must: [`path_use`] |
 //! | what identifies a key | [`mod@print`], [`key`]; what proves its possession: [`proof`] |
