@@ -75,8 +75,7 @@ impl FileRange {
     /// # Errors
     /// A number in it cannot be read.
     fn read(file: &Element) -> Result<Option<Self>, FileError> {
-        let Some(range) = file.children().find(|child| child.is("range", file.ns().as_str()))
-        else {
+        let Some(range) = file.get_child("range", file.ns().as_str()) else {
             return Ok(None);
         };
         let number = |name| range.attr(name).map(str::parse).transpose();
@@ -111,12 +110,14 @@ impl FileRange {
     }
 }
 
+/// Returns whether an element of a content is the description of a file.
+fn describes_file(child: &Element) -> bool {
+    child.name() == "description" && ns::FILE_TRANSFERS.contains(&child.ns().as_str())
+}
+
 /// Returns the description of a file in a content.
 fn description(content: &Element) -> Option<&Element> {
-    let is_file = |child: &&Element| {
-        child.name() == "description" && ns::FILE_TRANSFERS.contains(&child.ns().as_str())
-    };
-    content.children().find(is_file)
+    content.children().find(|child| describes_file(child))
 }
 
 /// Returns the file in a description. Version 3 has it inside an `<offer/>`.
@@ -156,9 +157,9 @@ impl FileOffer {
         let file = description(content).and_then(file_of);
         let file = file.filter(|_| sends).ok_or(FileError::Request)?;
         let namespace = file.ns();
-        let md5 = file.children().find(|child| {
-            child.is("hash", ns::HASHES) && child.attr("algo").is_some_and(|algo| algo == "md5")
-        });
+        let md5 = file
+            .children()
+            .find(|child| child.is("hash", ns::HASHES) && child.attr("algo") == Some("md5"));
         let md5 = md5.and_then(|hash| STANDARD.decode(hash.text().trim()).ok());
         Ok(Self {
             name: text(file, "name").unwrap_or_else(|| UNNAMED.to_owned()),
@@ -229,10 +230,8 @@ impl FileOffer {
 
 /// Sets the part of the file that the answer of a receiver asks for: in the description of a session-accept's content.
 pub fn set_range(content: &mut Element, range: FileRange) {
-    let is_file = |child: &&mut Element| {
-        child.name() == "description" && ns::FILE_TRANSFERS.contains(&child.ns().as_str())
-    };
-    let Some(description) = content.children_mut().find(is_file) else { return };
+    let found = content.children_mut().find(|child| describes_file(child));
+    let Some(description) = found else { return };
     let namespace = description.ns();
     let inside = match description.has_child("offer", namespace.as_str()) {
         true => description.get_child_mut("offer", namespace.as_str()),

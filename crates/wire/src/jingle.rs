@@ -248,24 +248,28 @@ pub fn reason(frame: &Frame<'_>, condition: Reason, text: &str) -> Element {
     reason
 }
 
+/// Returns the `<reason/>` of a session-terminate, in whichever namespace of Jingle.
+fn given_reason(jingle: &Element) -> Option<&Element> {
+    jingle.children().find(|child| child.name() == "reason")
+}
+
 /// Returns the reason in a session-terminate, if it is one of XEP-0166, 7.4.
 pub fn reason_of(jingle: &Element) -> Option<Reason> {
-    let given = jingle.children().find(|child| child.name() == "reason")?;
+    let given = given_reason(jingle)?;
     let named = |reason: &Reason| given.children().any(|child| child.name() == reason.as_str());
     Reason::ALL.iter().copied().find(named)
 }
 
 /// Returns what a session-terminate says in words; empty if it says nothing.
 pub fn reason_text(jingle: &Element) -> String {
-    let given = jingle.children().find(|child| child.name() == "reason");
-    let text = given.and_then(|given| given.children().find(|child| child.name() == "text"));
+    let text = given_reason(jingle)
+        .and_then(|given| given.children().find(|child| child.name() == "text"));
     text.map(Element::text).unwrap_or_default()
 }
 
 /// Returns whether a session-terminate is the component's own, made by [`end`].
 pub fn is_own_end(jingle: &Element) -> bool {
-    let given = jingle.children().find(|child| child.name() == "reason");
-    given.is_some_and(|given| given.has_child("component", ns::HINTS))
+    given_reason(jingle).is_some_and(|given| given.has_child("component", ns::HINTS))
 }
 
 #[cfg(test)]
