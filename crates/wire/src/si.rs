@@ -38,6 +38,14 @@ impl SiMethods {
     pub fn is_empty(self) -> bool {
         !self.socks5 && !self.ibb
     }
+
+    /// Returns whether this one is among them.
+    pub fn has(self, method: SiMethod) -> bool {
+        match method {
+            SiMethod::Socks5 => self.socks5,
+            SiMethod::Ibb => self.ibb,
+        }
+    }
 }
 
 /// The one way in which a stream is carried.

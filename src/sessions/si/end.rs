@@ -131,7 +131,7 @@ impl SiEnd {
         let mut end =
             Self::new(Arc::clone(&options), Side::Initiator, &peers, ids(), methods, file);
         let sid = end.peer.sid.to_string();
-        let method = end.first_method(knows_proxy);
+        let method = SiSession::first_method(methods, knows_proxy);
         let leg = match method {
             SiMethod::Socks5 => LegState::s5b(sid.clone(), ids(), None),
             SiMethod::Ibb => LegState::ibb(ns::JINGLE_IBB, Some(sid.clone()), options.block_size),
@@ -476,15 +476,6 @@ impl SiEnd {
 
 /// What a sender's end does.
 impl SiEnd {
-    /// Returns how the sender's leg begins: over SOCKS5 if the sender knows the component as its proxy, or offers nothing else.
-    fn first_method(&self, knows_proxy: bool) -> SiMethod {
-        match self.methods {
-            SiMethods { socks5: true, ibb: true } if knows_proxy => SiMethod::Socks5,
-            SiMethods { ibb: true, .. } => SiMethod::Ibb,
-            _ => SiMethod::Socks5,
-        }
-    }
-
     /// Returns the session-initiate in the place of the sender.
     fn initiate(&mut self, stream: &str) -> Stanza {
         let description = self.file.take().map(|file| file.to_jingle());
@@ -613,11 +604,7 @@ impl SiEnd {
                 return self.terminate(session, Reason::Timeout, &text, now);
             }
         };
-        let SiMethods { socks5, ibb } = self.methods;
-        let method = si::chosen(&si).filter(|method| match method {
-            SiMethod::Socks5 => socks5,
-            SiMethod::Ibb => ibb,
-        });
+        let method = si::chosen(&si).filter(|method| self.methods.has(*method));
         let (Some(method), Some(content)) = (method, self.content.take()) else {
             let text = format!("The client of {user} chose a bytestream that was not offered");
             return self.terminate(session, Reason::UnsupportedTransports, &text, now);

@@ -151,6 +151,16 @@ impl SiSession {
         }
     }
 
+    /// Returns how a sender's leg begins that has these methods: over SOCKS5 if the sender knows the component as its proxy, or has
+    /// nothing else.
+    fn first_method(methods: SiMethods, knows_proxy: bool) -> SiMethod {
+        match methods {
+            SiMethods { socks5: true, ibb: true } if knows_proxy => SiMethod::Socks5,
+            SiMethods { ibb: true, .. } => SiMethod::Ibb,
+            _ => SiMethod::Socks5,
+        }
+    }
+
     /// Returns the Jingle session in whose form the file goes on, with the sender's end, if the receiver with these features takes
     /// it in no other. This session is over then.
     pub(super) fn translated(
@@ -371,18 +381,10 @@ impl SiSession {
         let SiPhase::Offered(offer) = &self.phase else { return };
         let ours = Self::own_methods(&self.options);
         let own = self.methods.and(ours);
-        let takes = |method| match method {
-            SiMethod::Socks5 => ours.socks5,
-            SiMethod::Ibb => ours.ibb,
-        };
-        let Some(theirs) = si::chosen(answer).filter(|method| takes(*method)) else {
+        let Some(theirs) = si::chosen(answer).filter(|method| ours.has(*method)) else {
             return self.refuse(SessionRefusal::NoTransport);
         };
-        let mine = match own {
-            SiMethods { socks5: true, ibb: true } if self.knows_proxy => SiMethod::Socks5,
-            SiMethods { ibb: true, .. } => SiMethod::Ibb,
-            _ => SiMethod::Socks5,
-        };
+        let mine = Self::first_method(own, self.knows_proxy);
         let id = &self.peers.initiator.sid;
         let result = offer.result(Some(si::answer(answer, id, mine, self.is_marked())));
         self.phase = SiPhase::Accepted;
