@@ -37,9 +37,7 @@ use crate::{
         table::{self, TransferTable},
     },
     sessions::{
-        self, Broker, PlainFiles,
-        features::Translation,
-        hints,
+        self, Broker, hints,
         journal::Journal,
         reachable::{Reachable, RecalledWatcher},
     },
@@ -769,15 +767,8 @@ fn router_options(config: &Config, access: Doors) -> front::RouterOptions {
         direct: config.broker.direct,
         import_pep: config.registry.import_pep,
         proposals: (config.limits.sessions, config.limits.sessions_per_user),
-        translation: translation(config),
+        translation: broker_options(config).translation(),
     }
-}
-
-/// Returns the bytestreams for files that are translated between two protocols, if files may pass without TLS.
-fn translation(config: &Config) -> Option<Translation> {
-    let (socks5, ibb) = (!config.socks5.listen.is_empty(), config.ibb.enabled);
-    let passes = !config.broker.require_tls || config.broker.plain != PlainFiles::Deny;
-    (passes && (socks5 || ibb)).then_some(Translation { socks5, ibb })
 }
 
 fn broker_options(config: &Config) -> sessions::BrokerOptions {

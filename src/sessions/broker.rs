@@ -41,7 +41,7 @@ use super::{
     journal::{Journal, LeftSession, Restored},
     legs::LegState,
     machine::Machine,
-    options::{BrokerOptions, PlainFiles},
+    options::BrokerOptions,
     own::{self, OwnSession},
     own_driver::OwnDriver,
     peer::SessionPeer,
@@ -241,8 +241,7 @@ impl Broker {
 
     /// Returns whether files by stream initiation (XEP-0096) are brokered. Nothing encrypts them.
     pub fn takes_stream_initiation(&self) -> bool {
-        let options = self.shared.options();
-        !options.require_tls || options.plain != PlainFiles::Deny
+        self.shared.options().takes_plain_files()
     }
 
     /// Notes that a client knows the component as its proxy.

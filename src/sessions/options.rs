@@ -6,7 +6,7 @@ use fingerpost_carry::shares::Limits;
 use fingerpost_wire::transport::Transport;
 use jid::BareJid;
 
-use super::hints::Policies;
+use super::{features::Translation, hints::Policies};
 
 /// What happens with file transfers without TLS (XEP-0234, XEP-0096) while [`BrokerOptions::require_tls`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +63,17 @@ impl BrokerOptions {
             Transport::Ibb { .. } => self.ibb,
             Transport::S5b { .. } => self.socks5,
         }
+    }
+
+    /// Returns whether files that nothing encrypts are brokered.
+    pub(super) fn takes_plain_files(&self) -> bool {
+        !self.require_tls || self.plain != PlainFiles::Deny
+    }
+
+    /// Returns the bytestreams for files that are translated between two protocols; `None` if none are.
+    pub fn translation(&self) -> Option<Translation> {
+        let Self { socks5, ibb, .. } = *self;
+        (self.takes_plain_files() && (socks5 || ibb)).then_some(Translation { socks5, ibb })
     }
 
     /// Returns the shares of this memory: a quarter for one user.
