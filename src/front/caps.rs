@@ -69,10 +69,10 @@ impl ContactCaps {
     }
 
     /// Returns the hash that is announced for a client that has announced this one. `None`: it is known once the client was asked.
-    pub(super) fn of(&mut self, ver: &str) -> Option<String> {
+    pub(super) fn of<'a>(&'a mut self, ver: &'a str) -> Option<&'a str> {
         match self.translation {
-            None => Some(ver.to_owned()),
-            Some(_) => self.known.get(ver).cloned(),
+            None => Some(ver),
+            Some(_) => self.known.get(ver).map(String::as_str),
         }
     }
 
@@ -212,7 +212,7 @@ mod tests {
         .unwrap();
         let own = features::ver(&info).unwrap();
         let mut caps = ContactCaps::new(None);
-        assert_eq!(caps.of(&own).as_ref(), Some(&own));
+        assert_eq!(caps.of(&own), Some(&*own));
         assert_eq!(caps.learn(&info).as_ref(), Some(&own));
         let translation = Translation { socks5: false, ibb: true };
         let mut caps = ContactCaps::new(Some(translation));
@@ -222,7 +222,7 @@ mod tests {
         let mut said = info.clone();
         translation.announce(&mut said);
         assert_eq!(features::ver(&said).as_ref(), Some(&announced));
-        assert_eq!(caps.of(&own), Some(announced));
+        assert_eq!(caps.of(&own), Some(&*announced));
         // One hash never stands for two answers.
         let twice = Element::builder("query", ns::DISCO_INFO).append_all([info.clone(), info]);
         assert_eq!(caps.learn(&twice.build()), None);

@@ -185,7 +185,7 @@ impl Router {
         if let Some(own) = features::announced_ver(presence) {
             let jid = Arc::new(jid.clone());
             match self.contact_caps.of(own) {
-                Some(ver) => self.watchers.set_ver(&contact, &jid, &ver, now),
+                Some(ver) => self.watchers.set_ver(&contact, &jid, ver, now),
                 // What is announced for it depends on its answer.
                 None => {
                     self.watchers.must_ask(&contact, &jid);
