@@ -182,7 +182,9 @@ fn requests_that_wait_hold_up_no_other_domain() {
         )
     });
     let _bob = stay(&server, "late");
-    let report = ask(&server, 20);
+    // The server still works through the crowd's stanzas, so Bob's client may be slow. A question that the component holds up has
+    // another error.
+    let report = script("reach.py", &server, json!({"ask": 20, "patient": true}));
     assert_eq!((&report["reached"], &report["keys"]), (&json!(20), &json!(20)), "{report}");
     drop(component);
 }

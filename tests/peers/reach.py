@@ -1,7 +1,8 @@
 """Users that are reachable, or check whether others are.
 
 With `stay`: Bob says his presence to the component, prints `here`, and stays until the file `go` is there.
-With `ask`: Alice pings Bob's proxied address, and the component, and asks for her keys, as often as told.
+With `ask`: Alice pings Bob's proxied address, and asks the component for her keys, as often as told. With `patient` she asks again if
+Bob's client was too slow.
 """
 
 import asyncio
@@ -23,13 +24,13 @@ async def stay(settings):
     return {}
 
 
-async def answered(alice, to, payload):
-    """Asks again where the component passed the question on and a busy machine took too long with the answer."""
-    for is_last in (False, False, True):
+async def answered(alice, to, payload, tries):
+    """Asks again, so many times in all, where the component passed the question on and its answer took too long."""
+    for left in reversed(range(tries)):
         try:
             return await alice.request(to, payload, "get")
         except IqError as error:
-            if is_last or "not answering since" not in (error.text or ""):
+            if not left or "not answering since" not in (error.text or ""):
                 raise
 
 
@@ -42,7 +43,7 @@ async def ask(settings):
             ("keys", component, f"<keys xmlns='{KEYS}'/>"),
         ):
             try:
-                await answered(alice, to, payload)
+                await answered(alice, to, payload, 3 if settings.get("patient") else 1)
                 report[name] += 1
             except IqError as error:
                 report["errors"].append(f"{name}: {error.condition}: {error.text}")
