@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 
-from jingle_leg import JINGLE
 from ordinary_files import Client, FileLeg
 from peer import TIMEOUT, main, proxied, reason
 
@@ -56,8 +55,7 @@ async def sender_cancels(sender, receiver, half, component):
     for event in ("socks5_closed", "ibb_stream_end"):
         receiver.peer.add_event_handler(event, lambda _: ended.set(), disposable=True)
     leg, *_others = await begin(sender, receiver, half, component)
-    cancel = f"<jingle xmlns='{JINGLE}' action='session-terminate' sid='{leg.sid}'><reason><cancel/></reason></jingle>"
-    await sender.peer.request(leg.to, cancel)
+    await leg.terminate("cancel")
     await asyncio.wait_for(ended.wait(), TIMEOUT)
     return "ended"
 

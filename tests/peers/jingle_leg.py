@@ -116,9 +116,9 @@ class Leg:
         await self.peer.request(self.to, self._jingle("transport-info", used))
         return SocketStream(reader, writer)
 
-    async def terminate(self):
+    async def terminate(self, reason="success"):
         await self.peer.request(
             self.to,
             f"<jingle xmlns='{JINGLE}' action='session-terminate' sid='{self.sid}'>"
-            "<reason><success/></reason></jingle>",
+            f"<reason><{reason}/></reason></jingle>",
         )

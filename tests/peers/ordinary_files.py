@@ -97,9 +97,7 @@ class FileLeg(Leg):
         self.transport = "s5b" if theirs.tag.startswith("{%s}" % S5B) else "ibb"
         self.stream = theirs.get("sid")
         if self.habits.get("declines"):
-            reason = "<reason><decline/></reason>"
-            terminate = f"<jingle xmlns='{JINGLE}' action='session-terminate' sid='{self.sid}'>{reason}</jingle>"
-            await self.peer.request(self.to, terminate)
+            await self.terminate("decline")
             await asyncio.Event().wait()
         self._check(content, theirs)
         if self.transport == "s5b":
