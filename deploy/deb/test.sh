@@ -40,6 +40,8 @@ rights=(--cap-add SYS_ADMIN --cap-add SYS_PTRACE --cap-add NET_ADMIN
 docker run --detach --name $name --hostname machine --network none "${rights[@]}" "${groups[@]}" \
     --tmpfs /run --tmpfs /run/lock --tmpfs /tmp:exec fingerpost-test/machine >/dev/null
 on() { docker exec "$@" </dev/null; }
+# as USER COMMAND...
+as() { on -u "$1" -w "/home/$1" -e "HOME=/home/$1" -e "XTLS_PASSWORD=${1}s-password" $name "${@:2}"; }
 for _ in $(seq 60); do
     state=$(on $name systemctl is-system-running 2>/dev/null || true)
     case $state in running | degraded) break ;; esac
@@ -66,14 +68,13 @@ for script in "$directory"/*; do
     who=${who%-background}
     [ "$kind" != here ] || continue
     docker cp "$script" $name:/var/tmp/step >/dev/null
-    run=(docker exec -u "$who" -w "/home/$who" -e "HOME=/home/$who" -e "XTLS_PASSWORD=${who}s-password" $name bash -e /var/tmp/step)
     echo "        $who: $(sed -n 1p "$script" | cut -c3-)"
     if [ "$kind" != "$who" ]; then
-        "${run[@]}" </dev/null >"$directory.$who.log" 2>&1 &
+        as "$who" bash -e /var/tmp/step >"$directory.$who.log" 2>&1 &
         # Bob is ready when he says so.
         for _ in $(seq 30); do grep -q listening "$directory.$who.log" && break; sleep 1; done
     else
-        "${run[@]}" </dev/null >"$directory.log" 2>&1 || { cat "$directory.log"; [ ! -e "$directory.bob.log" ] || cat "$directory.bob.log"; exit 1; }
+        as "$who" bash -e /var/tmp/step >"$directory.log" 2>&1 || { cat "$directory.log"; [ ! -e "$directory.bob.log" ] || cat "$directory.bob.log"; exit 1; }
     fi
 done
 took=$((SECONDS - steps))
@@ -112,12 +113,11 @@ on $name sh -c 'systemctl stop fingerpost fingerpost-socks5.socket && systemctl 
 ok "a connection made while it was stopped was served after the start"
 
 # Upgrade: data, configuration and secret stay, and so does a stream that is running.
-as() { docker exec "${@:3}" -u "$1" -w "/home/$1" -e "HOME=/home/$1" -e "XTLS_PASSWORD=${1}s-password" $name bash -c "$2" </dev/null; }
-until_true() { for _ in $(seq 600); do "$@" >/dev/null 2>&1 && return; sleep 0.2; done; as alice 'cat pipe.log'; as bob 'cat pipe.log'; return 1; }
-as bob 'xtls pipe --listen >piped 2>pipe.log; echo $? >pipe.status' --detach
-until_true as bob 'grep listening pipe.log'
-as alice '{ echo before; until [ -e /var/tmp/upgraded ]; do sleep 0.2; done; echo after; } | xtls pipe bob@example.org 2>pipe.log; echo $? >pipe.status' --detach
-until_true as bob 'grep before piped'
+until_true() { for _ in $(seq 600); do "$@" >/dev/null 2>&1 && return; sleep 0.2; done; as alice cat pipe.log; as bob cat pipe.log; return 1; }
+as bob bash -c 'xtls pipe --listen >piped 2>pipe.log; echo $? >pipe.status' &
+until_true as bob grep listening pipe.log
+as alice bash -c '{ echo before; until [ -e /var/tmp/upgraded ]; do sleep 0.2; done; echo after; } | xtls pipe bob@example.org 2>pipe.log; echo $? >pipe.status' &
+until_true as bob grep before piped
 keys=$(on $name fingerpost keys list)
 [ -n "$keys" ] || { echo "error: no keys before the upgrade"; exit 1; }
 on $name sh -c 'echo "# mine" >>/etc/fingerpost/config.toml'
@@ -129,13 +129,13 @@ on $name grep -q '^# mine' /etc/fingerpost/config.toml
 [ "$(on $name systemctl is-active fingerpost)" = active ]
 [ "$(on $name systemctl show --value -p MainPID fingerpost)" != "$pid" ] || { echo "error: the old program still runs"; exit 1; }
 on $name sh -c 'dpkg-query -W -f "\${Version}\n" fingerpost'
-! as bob 'grep after piped' || { echo "error: the stream was not running"; exit 1; }
+! as bob grep after piped || { echo "error: the stream was not running"; exit 1; }
 on $name touch /var/tmp/upgraded
 for who in alice bob; do
-    until_true as $who 'test -s pipe.status'
-    as $who '[ "$(cat pipe.status)" = 0 ] || { cat pipe.log; exit 1; }'
+    until_true as $who test -s pipe.status
+    as $who bash -c '[ "$(cat pipe.status)" = 0 ] || { cat pipe.log; exit 1; }'
 done
-[ "$(as bob 'cat piped')" = $'before\nafter' ] || { as bob 'cat piped pipe.log'; echo "error: the stream did not survive"; exit 1; }
+[ "$(as bob cat piped)" = $'before\nafter' ] || { as bob cat piped pipe.log; echo "error: the stream did not survive"; exit 1; }
 ok "upgrade: keys, configuration and secret stay, the new program runs, and a running stream went on"
 
 on $name apt-get remove -qq fingerpost >"$directory.log" 2>&1 || { cat "$directory.log"; exit 1; }
