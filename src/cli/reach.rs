@@ -46,9 +46,6 @@ pub(crate) fn literals(config: &Config, out: &mut impl Write) -> io::Result<()> 
     if config.socks5.listen.is_empty() {
         return Ok(());
     }
-    let is_own = |host: &str| {
-        host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
-    };
     for (host, port) in &config.socks5.advertise {
         if is_own(host) {
             writeln!(
@@ -75,6 +72,30 @@ pub(crate) fn literals(config: &Config, out: &mut impl Write) -> io::Result<()> 
     Ok(())
 }
 
+/// Returns whether an announced host is this machine itself, wherever its name is looked up.
+fn is_own(host: &str) -> bool {
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    // RFC 6761, 6.3: each machine takes these names for itself.
+    name == "localhost" || name.ends_with(".localhost") || host.parse().is_ok_and(is_loopback)
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+/// Returns a warning about a name that means this machine only here. Debian's installer writes such a line for the
+/// machine's own name into /etc/hosts.
+fn only_here(host: &str, told: &str, found: &[SocketAddr]) -> Option<String> {
+    let loopback = found.iter().find(|address| is_loopback(address.ip()))?;
+    (!is_own(host)).then(|| {
+        format!(
+            "warning: {told} resolves to {}, an address within this machine, so this check says nothing about clients on \
+             other machines, which ask DNS: remove the name from /etc/hosts and check again",
+            loopback.ip()
+        )
+    })
+}
+
 /// Connects to every announced address, as clients would. Meanwhile it listens at the configured addresses, to see what
 /// arrives.
 ///
@@ -97,14 +118,22 @@ pub(super) async fn look(config: &Config, out: &mut impl Write) -> io::Result<()
     let mut shared = BTreeSet::new();
     for (host, port) in &config.socks5.advertise {
         let told = format!("{host}:{port}, which clients are told,");
-        let found = match timeout(WAIT, lookup_host((host.as_str(), *port))).await {
-            Ok(Ok(found)) => found.take(ADDRESSES).collect(),
-            Ok(Err(error)) => {
-                writeln!(out, "warning: {told} cannot be reached from here: {error}; {cure}")?;
+        let mut found: Vec<SocketAddr> =
+            match timeout(WAIT, lookup_host((host.as_str(), *port))).await {
+                Ok(Ok(found)) => found.take(ADDRESSES).collect(),
+                Ok(Err(error)) => {
+                    writeln!(out, "warning: {told} cannot be reached from here: {error}; {cure}")?;
+                    continue;
+                }
+                Err(_) => Vec::new(),
+            };
+        if let Some(warning) = only_here(host, &told, &found) {
+            writeln!(out, "{warning}")?;
+            found.retain(|address| !is_loopback(address.ip()));
+            if found.is_empty() {
                 continue;
             }
-            Err(_) => Vec::new(),
-        };
+        }
         let mut leads = false;
         for address in &found {
             let of_it = if found.len() > 1 { format!(" at {address}") } else { String::new() };
@@ -248,6 +277,8 @@ mod tests {
             ("['127.0.0.1:7625']", Some(own)),
             ("['[::1]:7625', 'proxy.example.org:7625']", Some(own)),
             ("['localhost:7625']", Some(own)),
+            ("['LocalHost.:7625']", Some(own)),
+            ("['proxy.localhost:7625']", Some(own)),
         ] {
             let mut out = Vec::new();
             literals(&config(&format!("advertise = {advertise}")), &mut out).unwrap();
@@ -258,6 +289,24 @@ mod tests {
         let mut out = Vec::new();
         literals(&config(""), &mut out).unwrap();
         assert!(out.is_empty(), "the default is a name");
+    }
+
+    #[test]
+    fn a_name_that_means_this_machine_only_here_is_warned_of() {
+        let warns = |host: &str, found: &[&str]| {
+            let found: Vec<SocketAddr> = found.iter().map(|found| found.parse().unwrap()).collect();
+            only_here(host, "TOLD", &found).is_some_and(|said| said.contains("/etc/hosts"))
+        };
+        assert!(warns("proxy.example.org", &["127.0.1.1:1"]));
+        assert!(warns("proxy.example.org", &["192.0.2.1:1", "[::1]:1"]));
+        assert!(warns("proxy.example.org", &["[::ffff:127.0.0.1]:1"]));
+        assert!(!warns("proxy.example.org", &["192.0.2.1:1", "[2001:db8::1]:1"]));
+        assert!(!warns("proxy.example.org", &[]));
+        assert!(
+            !warns("127.0.0.1", &["127.0.0.1:1"]),
+            "the address itself is warned of without a connection"
+        );
+        assert!(!warns("localhost", &["127.0.0.1:1"]));
     }
 
     /// Returns the report about a port behind a forwarder that puts `before` in front and connects from `from`.
