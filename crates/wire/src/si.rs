@@ -146,8 +146,11 @@ pub fn reoffer(si: &Element, id: &str, methods: SiMethods, mark: Option<&str>) -
     xml::set(&mut out, "id", id);
     if let Some(text) = mark {
         out.append_child(Element::bare("unencrypted", ns::HINTS));
-        if let Some(file) = out.get_child_mut("file", ns::SI_FILE) {
-            describe(file, text);
+        // One file, with one description: all that a client may show is marked.
+        if let Some(mut file) = out.remove_child("file", ns::SI_FILE) {
+            while out.remove_child("file", ns::SI_FILE).is_some() {}
+            describe(&mut file, text);
+            out.append_child(file);
         }
     }
     out
@@ -189,16 +192,18 @@ fn with_field(si: &Element, type_: &str, field: Element) -> Element {
     out
 }
 
-/// Adds a text to the description of a file.
+/// Adds a text to the description of a file, which has one description then: which of several a client shows is unknown.
 fn describe(file: &mut Element, text: &str) {
-    let Some(desc) = file.get_child_mut("desc", ns::SI_FILE) else {
-        let mut desc = Element::bare("desc", ns::SI_FILE);
-        desc.append_text(text);
-        file.append_child(desc);
-        return;
-    };
-    let separator = if desc.text().is_empty() { "" } else { "\n" };
-    desc.append_text(format!("{separator}{text}"));
+    let mut described = String::new();
+    while let Some(old) = file.remove_child("desc", ns::SI_FILE) {
+        if described.is_empty() {
+            described = old.text();
+        }
+    }
+    let separator = if described.is_empty() { "" } else { "\n" };
+    let mut desc = Element::bare("desc", ns::SI_FILE);
+    desc.append_text(format!("{described}{separator}{text}"));
+    file.append_child(desc);
 }
 
 /// Returns whether a user's `<query/>` offers the component's own SOCKS5 addresses, for TCP.
@@ -266,6 +271,19 @@ mod tests {
         assert!(file.has_child("range", ns::SI_FILE));
         let desc = file.get_child("desc", ns::SI_FILE).unwrap().text();
         assert_eq!(desc, "This is info about the file.\nNothing encrypts it");
+        // A client may show any of several descriptions or files, so one of each goes on.
+        let twice = "<desc>one</desc><desc>two</desc></file><file xmlns='http://jabber.org/protocol/si/profile/file-transfer' \
+            name='b' size='1'>";
+        let twice = OFFER.replace("<desc>This is info about the file.</desc>", twice);
+        let si =
+            reoffer(&Element::from_str(&twice).unwrap(), "b0", both, Some("Nothing encrypts it"));
+        let files: Vec<_> = si.children().filter(|child| child.name() == "file").collect();
+        let descs: Vec<_> = files[0].children().filter(|child| child.name() == "desc").collect();
+        assert_eq!((files.len(), descs.len()), (1, 1));
+        assert_eq!(
+            (files[0].attr("name"), descs[0].text().as_str()),
+            (Some("test.txt"), "one\nNothing encrypts it")
+        );
         assert!(other.has_child("unencrypted", ns::HINTS));
         // A user cannot set the mark.
         let plain = reoffer(&other, "c2", both, None);
