@@ -23,7 +23,7 @@ pub(super) fn refusal(reason: Option<Reason>, text: String, receiver: &BareJid) 
             (ErrorType::Wait, Condition::RemoteServerTimeout, "did not answer in time")
         }
         Some(Reason::UnsupportedTransports) => {
-            (ErrorType::Modify, Condition::BadRequest, "takes none of the bytestreams")
+            (ErrorType::Cancel, Condition::BadRequest, "takes none of the bytestreams")
         }
         Some(Reason::UnsupportedApplications) => {
             (ErrorType::Cancel, Condition::ServiceUnavailable, "cannot receive this file")
