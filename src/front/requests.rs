@@ -107,10 +107,12 @@ impl Router {
                 });
             }
             let sid = payload.attr("sid").unwrap_or_default();
-            let now = tokio::time::Instant::now();
-            if let Some((taker, sid)) = self.proposals.session(&stanza.from, &callee, sid, now) {
-                let callee = Callee { sid: Some(sid), ..Callee::new(taker.into()) };
-                return Ok(self.broker.initiate(stanza.clone(), callee)?);
+            if let Some((taker, theirs)) = self.proposals.session(&stanza.from, &callee, sid) {
+                let callee = Callee { sid: Some(theirs.clone()), ..Callee::new(taker.into()) };
+                // A session that finds no place now may be started again.
+                self.broker.initiate(stanza.clone(), callee)?;
+                self.proposals.started(&theirs, tokio::time::Instant::now());
+                return Ok(());
             }
             let application = self.broker.application(payload);
             let application = application.as_ref().map(|(name, is_plain)| (&**name, *is_plain));

@@ -328,23 +328,24 @@ impl Proposals {
     }
 
     /// Returns the resource that took the proposal, and the session id that it knows, if a session-initiate from
-    /// `initiator` to `callee` starts a proposed session.
-    pub fn session(
-        &mut self,
-        initiator: &Jid,
-        callee: &Jid,
-        sid: &str,
-        now: Instant,
-    ) -> Option<(FullJid, String)> {
-        let theirs = self.by_initiator.get(initiator)?.get(sid)?.clone();
-        let proposal = self.open.get(&theirs)?;
-        let Stage::Proceeding(by) = &proposal.stage else { return None };
-        let by = by.clone();
-        if callee.to_bare() != proposal.callee || callee.resource().is_some() && *callee != *by {
+    /// `initiator` to `callee` is that of a proposed session. Once that session exists, it is [`Self::started`].
+    pub fn session(&self, initiator: &Jid, callee: &Jid, sid: &str) -> Option<(FullJid, String)> {
+        let theirs = self.by_initiator.get(initiator)?.get(sid)?;
+        let Stage::Proceeding(by) = &self.open.get(theirs)?.stage else { return None };
+        if callee.to_bare() != self.open[theirs].callee
+            || callee.resource().is_some() && *callee != **by
+        {
             return None;
         }
-        self.advance(&theirs, Stage::Started(by.clone()), now + FINISH);
-        Some((by, theirs))
+        Some((by.clone(), theirs.clone()))
+    }
+
+    /// Notes that the session of a proposal has begun, by the id that the callee knows.
+    pub fn started(&mut self, theirs: &str, now: Instant) {
+        if let Some(Proposal { stage: Stage::Proceeding(by), .. }) = self.open.get(theirs) {
+            let by = by.clone();
+            self.advance(theirs, Stage::Started(by), now + FINISH);
+        }
     }
 
     /// Handles a resource that has gone: retracts its proposals, and rejects those that no other resource can take.

@@ -87,7 +87,11 @@ impl Story {
     fn session(&mut self, callee: &str) -> Option<(FullJid, String)> {
         let (alice, callee) =
             (Jid::new("alice@a.example/balcony").unwrap(), Jid::new(callee).unwrap());
-        self.proposals.session(&alice, &callee, "a1", self.now)
+        let session = self.proposals.session(&alice, &callee, "a1");
+        if let Some((_, theirs)) = &session {
+            self.proposals.started(theirs, self.now);
+        }
+        session
     }
 }
 
@@ -230,6 +234,20 @@ fn the_number_of_proposals_is_bounded_and_started_sessions_make_room() {
         story.now,
     );
     assert_eq!(none.unwrap_err(), SessionRefusal::Unreachable);
+}
+
+/// The broker may have no place for it.
+#[test]
+fn a_session_that_does_not_come_about_may_be_started_again() {
+    let mut story = Story::begun();
+    story.bob("phone", "proceed").unwrap();
+    let (alice, bob) =
+        (Jid::new("alice@a.example/balcony").unwrap(), Jid::new("bob@b.example").unwrap());
+    let first = story.proposals.session(&alice, &bob, "a1");
+    assert!(first.is_some());
+    assert_eq!(story.proposals.session(&alice, &bob, "a1"), first);
+    story.proposals.started(&first.unwrap().1, story.now);
+    assert_eq!(story.proposals.session(&alice, &bob, "a1"), None);
 }
 
 #[test]
