@@ -129,6 +129,23 @@ impl Router {
         Ok(())
     }
 
+    /// Handles a user's SOCKS5 addresses, or its activation, in a session of this instance while another one leads. Returns whether
+    /// it is of such a session.
+    pub(super) fn handle_streamhosts_of_rest(&self, stanza: &Stanza, query: &Element) -> bool {
+        if stanza.type_ != StanzaType::Set {
+            return false;
+        }
+        if stanza.to.node().is_some() {
+            return self.broker.handle_bytestreams(stanza);
+        }
+        let is_ours = activation(query)
+            .is_some_and(|(sid, target)| self.table.is_registered(&stanza.from, sid, &target));
+        if is_ours && let Err(refusal) = self.handle_bytestreams(stanza, query, false) {
+            self.refuse(stanza, refusal);
+        }
+        is_ours
+    }
+
     /// Handles XEP-0065: the address query (get) and the activation (set).
     fn handle_bytestreams(
         &self,
@@ -152,13 +169,7 @@ impl Router {
             }
             return self.reply(stanza, Some(answer));
         }
-        let sid = query.attr("sid").filter(|sid| !sid.is_empty());
-        let target = query
-            .get_child("activate", ns::BYTESTREAMS)
-            .and_then(|activate| Jid::new(activate.text().trim()).ok());
-        let (Some(sid), Some(target)) = (sid, target) else {
-            return Err(FrontRefusal::Activation);
-        };
+        let Some((sid, target)) = activation(query) else { return Err(FrontRefusal::Activation) };
         if self.options.access.blocks(&target.to_bare()) {
             return Err(FrontRefusal::Forbidden);
         }
@@ -236,4 +247,11 @@ async fn finish(
         }
         Err(refusal) => stanza.refuse(refusal),
     }
+}
+
+/// Returns the stream's id and the target of an activation.
+fn activation(query: &Element) -> Option<(&str, Jid)> {
+    let sid = query.attr("sid").filter(|sid| !sid.is_empty())?;
+    let activate = query.get_child("activate", ns::BYTESTREAMS)?;
+    Some((sid, Jid::new(activate.text().trim()).ok()?))
 }

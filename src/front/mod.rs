@@ -26,7 +26,10 @@ use fingerpost_carry::{
     shares::{Full, Limits, Permit, Permits},
 };
 use fingerpost_secure::identity::Identity;
-use fingerpost_wire::stanza::{Kind, Refusal, Stanza, StanzaType};
+use fingerpost_wire::{
+    ns,
+    stanza::{Kind, Refusal, Stanza, StanzaType},
+};
 use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
 use tokio::sync::mpsc;
@@ -317,10 +320,13 @@ impl Router {
     /// that run on since this one led.
     fn handle_rest(&self, stanza: &Stanza) -> bool {
         match stanza.kind {
-            Kind::Iq if stanza.is_request() => {
-                let is_jingle = stanza.payload().is_some_and(|payload| payload.name() == "jingle");
-                is_jingle && self.broker.handle_jingle(stanza) || self.broker.handle_ibb(stanza)
-            }
+            Kind::Iq if stanza.is_request() => match stanza.payload() {
+                Some(payload) if payload.name() == "jingle" => self.broker.handle_jingle(stanza),
+                Some(query) if query.is("query", ns::BYTESTREAMS) => {
+                    self.handle_streamhosts_of_rest(stanza, query)
+                }
+                _ => self.broker.handle_ibb(stanza),
+            },
             Kind::Iq => self.broker.handle_ibb_answer(stanza) || self.requests.handle(stanza),
             Kind::Message => self.broker.handle_ibb(stanza),
             Kind::Presence => false,

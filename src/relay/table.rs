@@ -430,6 +430,14 @@ impl TransferTable {
         result
     }
 
+    /// Returns whether a session has announced the stream of this activation.
+    pub fn is_registered(&self, asker: &Jid, sid: &str, target: &Jid) -> bool {
+        let mut state = self.inner.lock();
+        let row = state.entries.find(&DstAddr::compute(sid, asker, target));
+        let entry = row.and_then(|row| state.entries.get_mut(row));
+        entry.is_some_and(|entry| matches!(entry.state, EntryState::Registered(_)))
+    }
+
     /// Activates as [`TransferTable::activate_soon`] does, without the grace period. The error tells whether the reason may
     /// pass.
     ///
