@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_carry::{ibb_handle::IbbHandle, shares::Full};
+use fingerpost_carry::{ibb_handle::IbbHandle, iq::Answer, shares::Full};
 use fingerpost_wire::{
     ibb::IbbError,
     ibb_xml::IbbStanza,
     jingle,
     jingle::Reason,
     ns,
-    stanza::{RequestKind, Stanza},
+    stanza::{Condition, ErrorType, Refusal, RequestKind, Stanza},
     transport_kind::TransportKind,
 };
 use futures::FutureExt as _;
@@ -275,13 +275,17 @@ impl SessionDriver {
                     wait = self.session.patience();
                 }
                 let peer = &self.session.peers()[side];
-                let pending = self
-                    .shared
-                    .requests
-                    .send(RequestKind::Set, peer.mask(), peer.user(), payload)
-                    .await;
+                let (requests, kind) = (&self.shared.requests, RequestKind::Set);
+                let pending = match payload.is("si", ns::SI) {
+                    true => requests.ask_person(kind, peer.mask(), peer.user(), payload).await,
+                    false => Ok(requests.send(kind, peer.mask(), peer.user(), payload).await),
+                };
                 self.work.spawn(async move {
-                    SessionEvent::told(SessionInput::Answered(number, pending.answer(wait).await))
+                    let answer = match pending {
+                        Ok(pending) => pending.answer(wait).await,
+                        Err(_) => Answer::Error(too_many_offers()),
+                    };
+                    SessionEvent::told(SessionInput::Answered(number, answer))
                 });
             }
             SessionAction::CountDirect { bytes, first } => {
@@ -472,6 +476,12 @@ async fn delivered(bytes: Option<u64>, progress: &StreamProgress) {
     while progress.forward() < bytes || progress.holds() {
         sleep(LOOK).await;
     }
+}
+
+/// Returns the answer in the place of a user who has too many offers to answer already.
+fn too_many_offers() -> Element {
+    let text = "Too many offers wait for this user; try again later";
+    Refusal::new(ErrorType::Wait, Condition::ResourceConstraint, text).to_element()
 }
 
 /// Waits until this time; for ever, if there is none.

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     outbound::Outbound,
-    shares::{Limits, Place, Shares},
+    shares::{Full, Limits, Place, Shares},
 };
 
 /// How a request ended.
@@ -30,21 +30,38 @@ pub enum Answer {
     Timeout,
 }
 
-/// The most requests that wait at once: in all, to one user, and how many times the free ones to one domain.
+/// The most requests to programs that wait at once: in all, to one user, and how many times the free ones to one domain.
 const LIMITS: Limits = Limits::new(20_000, 512, 8);
+/// The same of requests that a person answers. They wait for minutes, and take no place from the others.
+const OFFERS: Limits = Limits::new(10_000, 64, 8);
+
+/// Who answers a request.
+#[derive(Clone, Copy, Debug)]
+enum Answerer {
+    Program,
+    Person,
+}
 
 /// By id: the addressee, and the waiting sender.
 #[derive(Debug, Default)]
 struct WaitingRequest {
-    asked: HashMap<String, (Jid, oneshot::Sender<Answer>, Place)>,
+    asked: HashMap<String, (Jid, oneshot::Sender<Answer>, Place, Answerer)>,
     /// Shares by addressee: a domain that never answers does not block requests to others.
     shares: Shares,
+    offers: Shares,
 }
 
 impl WaitingRequest {
+    fn shares(&mut self, answerer: Answerer) -> (&mut Shares, &'static Limits) {
+        match answerer {
+            Answerer::Program => (&mut self.shares, &LIMITS),
+            Answerer::Person => (&mut self.offers, &OFFERS),
+        }
+    }
+
     fn remove(&mut self, id: &str) -> Option<oneshot::Sender<Answer>> {
-        let (_, sender, place) = self.asked.remove(id)?;
-        self.shares.give_back(&place);
+        let (_, sender, place, answerer) = self.asked.remove(id)?;
+        self.shares(answerer).0.give_back(&place);
         Some(sender)
     }
 }
@@ -126,19 +143,44 @@ impl Requests {
 
     /// Sends an IQ. It has its place in the queue when this returns: later stanzas come after it.
     pub async fn send(&self, kind: RequestKind, from: &Jid, to: &Jid, payload: Element) -> Pending {
+        let unsent = || Pending { requests: self.clone(), id: String::new(), answer: None };
+        self.ask(Answerer::Program, kind, from, to, payload).await.unwrap_or_else(|_| unsent())
+    }
+
+    /// Sends an IQ that a person answers, as [`Self::send`] does.
+    ///
+    /// # Errors
+    /// If too many of them wait for this user, or in all.
+    pub async fn ask_person(
+        &self,
+        kind: RequestKind,
+        from: &Jid,
+        to: &Jid,
+        payload: Element,
+    ) -> Result<Pending, Full> {
+        self.ask(Answerer::Person, kind, from, to, payload).await
+    }
+
+    async fn ask(
+        &self,
+        answerer: Answerer,
+        kind: RequestKind,
+        from: &Jid,
+        to: &Jid,
+        payload: Element,
+    ) -> Result<Pending, Full> {
         let id = random_id();
         let iq = kind.iq(from.as_str(), to.as_str(), &id, payload);
         let (sender, receiver) = oneshot::channel();
         {
             let mut waiting = self.lock();
-            let Ok(place) = waiting.shares.take(&to.to_bare(), 1, &LIMITS) else {
-                return Pending { requests: self.clone(), id, answer: None };
-            };
-            waiting.asked.insert(id.clone(), (to.clone(), sender, place));
+            let (shares, limits) = waiting.shares(answerer);
+            let place = shares.take(&to.to_bare(), 1, limits)?;
+            waiting.asked.insert(id.clone(), (to.clone(), sender, place, answerer));
         }
         let pending = Pending { requests: self.clone(), id, answer: Some(receiver) };
         let _ = self.outbound.send(iq.into()).await;
-        pending
+        Ok(pending)
     }
 
     /// Takes an answer if it belongs to one of these requests and comes from the addressee.
@@ -205,6 +247,31 @@ mod tests {
         assert!(requests.handle(&answer("romeo@montague.lit/orchard")));
         assert!(!requests.handle(&answer("romeo@montague.lit/orchard")));
         assert!(matches!(task.await.unwrap(), Answer::Result(None)));
+    }
+
+    #[tokio::test]
+    async fn offers_that_nobody_answers_take_no_place_from_other_requests() {
+        let (outbound, mut sent) = mpsc::channel(1);
+        tokio::spawn(async move { while sent.recv().await.is_some() {} });
+        let requests = Requests::new(outbound);
+        let from = Jid::new("xtls.example.org").unwrap();
+        let romeo = Jid::new("romeo@montague.lit/orchard").unwrap();
+        let offer = async |to: &Jid| {
+            let payload = Element::bare("si", ns::SI);
+            requests.ask_person(RequestKind::Set, &from, to, payload).await
+        };
+        let mut pending = Vec::new();
+        for _ in 0..2 * OFFERS.per_user {
+            pending.extend(offer(&romeo).await);
+        }
+        assert_eq!(pending.len(), OFFERS.per_user);
+        assert!(offer(&Jid::new("tybalt@capulet.lit/x").unwrap()).await.is_ok());
+        let ping = Element::bare("ping", ns::PING);
+        let asked = requests.send(RequestKind::Get, &from, &romeo, ping).await;
+        assert!(asked.answer.is_some());
+        drop((pending, asked));
+        assert!(offer(&romeo).await.is_ok());
+        assert_eq!((requests.lock().offers.taken(), requests.lock().shares.taken()), (0, 0));
     }
 
     #[tokio::test]
