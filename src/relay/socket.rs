@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -75,6 +76,14 @@ impl Socket {
     ) -> io::Result<(std::net::TcpStream, Vec<u8>, Option<ConnectionPlace>)> {
         let place = self.admission.map(SocketAdmission::into_place);
         Ok((self.stream.into_std()?, self.early, place))
+    }
+
+    /// Returns a second descriptor of the connection, for a look at what its peer has got. It keeps the connection open.
+    ///
+    /// # Errors
+    /// The system's, for example if there are too many open files.
+    pub(crate) fn watch(&self) -> io::Result<OwnedFd> {
+        self.stream.as_fd().try_clone_to_owned()
     }
 
     /// Returns the connection alone, without the bytes that were read early.

@@ -2,12 +2,19 @@
 
 use std::{
     future::poll_fn,
+    os::fd::OwnedFd,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use fingerpost_carry::{ibb_handle::IbbHandle, iq::Answer, shares::Full};
+use fingerpost_carry::{
+    ibb_handle::IbbHandle,
+    iq::Answer,
+    leg_end::{self, Delivery},
+    shares::Full,
+    tcp,
+};
 use fingerpost_wire::{
     ibb::IbbError,
     ibb_xml::IbbStanza,
@@ -81,6 +88,8 @@ pub(super) struct SessionDriver {
     sockets: PerSide<Option<Box<Socket>>>,
     legs: PerSide<Option<SocketLeg>>,
     streams: PerSide<Option<IbbHandle>>,
+    /// The connection of a receiver whose success is that it has got all bytes.
+    receiver: Option<OwnedFd>,
     /// Whether each in-band leg waits for its user, as the session knows; `None` before both legs are joined.
     waits: PerSide<Option<bool>>,
     /// What ends the stream between the legs.
@@ -118,6 +127,7 @@ impl SessionDriver {
             sockets: PerSide::default(),
             legs: PerSide::default(),
             streams: PerSide::default(),
+            receiver: None,
             waits: PerSide::default(),
             relaying: None,
             parted: 0,
@@ -166,7 +176,7 @@ impl SessionDriver {
                         SessionInput::Arrived(side)
                     }
                     Ok(SessionEvent::Relayed(_, outcome)) => {
-                        self.relaying = None;
+                        (self.relaying, self.receiver) = (None, None);
                         self.session.peers().iter().for_each(|peer| self.shared.see(peer, None));
                         let broken = self.broken();
                         self.session.handle(SessionInput::Broken(broken), Instant::now());
@@ -178,8 +188,18 @@ impl SessionDriver {
                     self.waits[side] = Some(waits);
                     SessionInput::Waits(side, waits)
                 }
-                () = delivered(self.session.awaited(), &self.facts.progress) => {
-                    SessionInput::Delivered
+                moved = delivered(
+                    self.session.awaited(),
+                    &self.facts.progress,
+                    |written| has_got(&self.streams.responder, &self.receiver, written),
+                ) => {
+                    if self.session.awaited() == Some(moved)
+                        && let Some(connection) = self.receiver.take()
+                    {
+                        // It has everything, so it is closed in order, whatever the sender does with its half.
+                        leg_end::set_reset(&connection, false);
+                    }
+                    SessionInput::Delivered(moved)
                 }
                 () = until(self.session.deadline()) => SessionInput::Timeout,
             };
@@ -200,6 +220,7 @@ impl SessionDriver {
     /// Ends what is left: requests that came too late, then bytes.
     async fn leave(&mut self) {
         self.facts.inbox.close();
+        self.receiver = None;
         self.guard.leave();
         while let Some(input) = self.facts.inbox.try_next() {
             if let Some(stanza) = input.into_request() {
@@ -336,6 +357,9 @@ impl SessionDriver {
                 if let (Some(line), Some(renewable)) = (&mut self.line, self.session.renewable()) {
                     line.renew(self.session.peers(), renewable);
                 }
+                if let (Some(_), SocketLeg::Socket(socket)) = (self.session.awaited(), &b) {
+                    self.receiver = socket.watch().ok();
+                }
                 if !self.session.is_activated_late() {
                     self.registrations = Vec::new();
                 }
@@ -351,6 +375,7 @@ impl SessionDriver {
                 // Nothing of the old legs is kept, however often they are replaced.
                 self.relaying.take().iter().chain(&self.expected).for_each(AbortHandle::abort);
                 self.expected.clear();
+                self.receiver = None;
                 self.registrations.clear();
                 self.parted += 1;
                 self.facts.progress.part();
@@ -470,12 +495,35 @@ fn poll_waiting(
     Poll::Pending
 }
 
-/// Waits until a stream has moved so many bytes to its second leg; for ever, if no number is given.
-async fn delivered(bytes: Option<u64>, progress: &StreamProgress) {
-    let Some(bytes) = bytes else { return std::future::pending().await };
-    while progress.forward() < bytes || progress.holds() {
+/// Returns how many bytes a receiver has surely got, given how many were written to it.
+fn has_got(stream: &Option<IbbHandle>, connection: &Option<OwnedFd>, written: u64) -> u64 {
+    match (stream, connection) {
+        (Some(stream), _) => stream.delivered(),
+        (None, Some(connection)) if !Delivery::Tcp(tcp::info(connection)).is_complete() => 0,
+        (None, _) => written,
+    }
+}
+
+/// Waits until the second leg of a stream has got so many bytes, or more than that have come; for ever, if no number is given.
+/// Returns how many have come.
+async fn delivered(
+    expected: Option<u64>,
+    progress: &StreamProgress,
+    has_got: impl Fn(u64) -> u64,
+) -> u64 {
+    let Some(expected) = expected else { return std::future::pending().await };
+    loop {
+        let moved = progress.forward();
+        if is_delivered(expected, moved, progress.holds(), &has_got) {
+            return moved;
+        }
         sleep(LOOK).await;
     }
+}
+
+/// Returns whether a receiver has got so many bytes, or more than that have come for it.
+fn is_delivered(expected: u64, moved: u64, holds: bool, has_got: impl Fn(u64) -> u64) -> bool {
+    moved > expected || moved == expected && !holds && has_got(moved) >= expected
 }
 
 /// Returns the answer in the place of a user who has too many offers to answer already.
@@ -489,5 +537,19 @@ async fn until(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_on_their_way_are_not_delivered() {
+        assert!(is_delivered(3, 3, false, |moved| moved));
+        assert!(!is_delivered(3, 3, false, |_| 2), "a block without an answer");
+        assert!(!is_delivered(3, 3, true, |moved| moved), "a byte that was not written");
+        assert!(!is_delivered(3, 2, false, |moved| moved));
+        assert!(is_delivered(3, 4, true, |_| 0), "too many have come, delivered or not");
     }
 }

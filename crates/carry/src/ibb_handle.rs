@@ -209,6 +209,11 @@ impl IbbHandle {
         Poll::Pending
     }
 
+    /// Returns how many bytes the peer has acknowledged.
+    pub fn delivered(&self) -> u64 {
+        self.link.lock().machine.delivered()
+    }
+
     /// Returns why the stream broke, if it did.
     pub fn failure(&self) -> Option<IbbError> {
         self.link.lock().machine.failure()

@@ -45,6 +45,14 @@ impl Delivery {
         matches!(self, Self::Tcp(Some(info)) if info.is_gone())
     }
 
+    /// Returns whether the peer's kernel has all bytes, as far as the kernel says anything, and the connection lives.
+    pub fn is_complete(self) -> bool {
+        match self {
+            Self::ByShutdown => false,
+            Self::Tcp(info) => info.is_none_or(|info| !info.closed && info.is_delivered()),
+        }
+    }
+
     /// Returns whether bytes may be on their way.
     pub fn is_open(self) -> bool {
         matches!(self, Self::Tcp(Some(info)) if !info.closed && !info.is_delivered())

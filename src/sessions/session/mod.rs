@@ -103,7 +103,7 @@ pub(crate) enum SessionInput {
     /// The SOCKS5 connection of a side is established.
     Arrived(Side),
     /// The responder's leg has taken all the bytes that the session awaits.
-    Delivered,
+    Delivered(u64),
     /// Which in-band leg broke, and why; [`SessionInput::Relayed`] follows.
     Broken(Option<(Side, IbbError)>),
     /// The link was lost for a while: check that both users are present.
@@ -457,7 +457,7 @@ impl BrokeredSession {
             }
             SessionInput::Check => self.check_users_at(now),
             // Users of Jingle say so themselves.
-            SessionInput::Delivered => {}
+            SessionInput::Delivered(_) => {}
             // The running stream may end in time.
             // Nothing of it is under way here.
             SessionInput::Drain(_) if matches!(self.phase, SessionPhase::Restored) => self.stop(),

@@ -73,7 +73,7 @@ enum EndStage {
 }
 
 /// The purpose of a request of this end.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EndQuestion {
     Offer,
     Hosts,
@@ -106,10 +106,15 @@ pub(crate) struct SiEnd {
     asked: u32,
     /// Whether the sender's SOCKS5 addresses have been answered.
     has_hosts: bool,
+    /// Whether the receiver uses our SOCKS5 address, and whether its connection is there.
+    has_chosen: bool,
+    has_arrived: bool,
     /// Whether the user has gone.
     is_gone: bool,
     /// Whether bytes may flow.
     is_joined: bool,
+    /// A request of the machine that waits for an answer of the user.
+    held: Option<(u32, Element)>,
     actions: VecDeque<SessionAction>,
 }
 
@@ -197,8 +202,11 @@ impl SiEnd {
             questions: Vec::new(),
             asked: 0,
             has_hosts: false,
+            has_chosen: false,
+            has_arrived: false,
             is_gone: false,
             is_joined: false,
+            held: None,
             actions: VecDeque::new(),
         }
     }
@@ -213,7 +221,7 @@ impl SiEnd {
         self.actions.pop_front()
     }
 
-    /// Returns after how many bytes from the sender [`SessionInput::Delivered`] is due, if it is.
+    /// Returns with how many bytes from the sender [`SessionInput::Delivered`] is due, if it is.
     pub(in crate::sessions) fn awaited(&self) -> Option<u64> {
         let awaits = self.side == Side::Responder
             && self.is_joined
@@ -243,6 +251,11 @@ impl SiEnd {
                 self.is_gone = false;
                 self.handle_open(session, stanza, now);
             }
+            SessionInput::Arrived(side) if side == self.side => {
+                self.has_arrived = true;
+                session.handle(SessionInput::Arrived(side), now);
+                self.keep_connection(session, now);
+            }
             SessionInput::Jingle(side, stanza) if side == self.side => {
                 self.send(stanza.refuse(SessionRefusal::Over));
             }
@@ -250,9 +263,9 @@ impl SiEnd {
                 self.is_gone = true;
                 session.handle(SessionInput::Gone(side), now);
             }
-            SessionInput::Delivered if self.awaited().is_some() => {
+            SessionInput::Delivered(moved) if self.awaited().is_some() => {
+                self.judge(session, moved, now);
                 self.stage = EndStage::Over;
-                self.terminate(session, Reason::Success, "", now);
             }
             SessionInput::Relayed(outcome) => self.relayed(session, outcome, now),
             input => session.handle(input, now),
@@ -311,6 +324,10 @@ impl SiEnd {
         self.asked = self.asked.wrapping_sub(1);
         self.questions.push((self.asked, question));
         self.actions.push_back(SessionAction::Ask(self.side, self.asked, payload));
+    }
+
+    fn awaits(&self, question: EndQuestion) -> bool {
+        self.questions.iter().any(|(_, asked)| *asked == question)
     }
 
     fn take_question(&mut self, number: u32) -> Option<EndQuestion> {
@@ -415,6 +432,11 @@ impl SiEnd {
     ) {
         if payload.is("open", ns::IBB) && self.side == Side::Responder {
             xml::set(&mut payload, "sid", &self.peer.sid);
+            if matches!(self.stage, EndStage::Asked) {
+                // The other user is early: nothing is opened for a user that has not accepted.
+                self.held = Some((number, payload));
+                return;
+            }
             self.stage = EndStage::Accepted(SiMethod::Ibb);
             return self.actions.push_back(SessionAction::Ask(self.side, number, payload));
         }
@@ -433,17 +455,17 @@ impl SiEnd {
                 answer(Answer::Error(refusal(Condition::ItemNotFound)));
             }
             (Some(Action::SessionInfo), _) => answer(Answer::Result(None)),
+            // The user may still connect: it has not said which address it uses.
+            (Some(Action::TransportReplace), Side::Responder)
+                if self.awaits(EndQuestion::Hosts) =>
+            {
+                self.held = Some((number, payload));
+            }
             (Some(Action::TransportReplace), Side::Responder) => {
-                let transport = transport::given(contents(&payload).next());
-                answer(Answer::Result(None));
-                self.say_transport(session, Action::TransportAccept, transport, now);
+                self.go_along(session, (number, payload), now);
             }
             // The sender goes in-band by itself, or not at all.
-            (Some(Action::TransportReplace), Side::Initiator) => {
-                let refusal = Refusal::new(ErrorType::Cancel, Condition::Conflict, "");
-                let refusal = refusal.with_extra("tie-break", ns::JINGLE_ERRORS);
-                answer(Answer::Error(refusal.to_element()));
-            }
+            (Some(Action::TransportReplace), Side::Initiator) => answer(tie_break()),
             _ => answer(Answer::Error(refusal(Condition::FeatureNotImplemented))),
         }
     }
@@ -451,18 +473,23 @@ impl SiEnd {
     /// Handles the end of the stream: it is the only word of the user on what has become of the file.
     fn relayed(&mut self, session: &mut BrokeredSession, outcome: StreamOutcome, now: Instant) {
         self.is_joined = false;
-        let is_open = outcome.end == Ended::Eof && matches!(self.stage, EndStage::Accepted(_));
-        let (moved, expected) = (outcome.a_to_b, self.expected);
+        if outcome.end == Ended::Eof && matches!(self.stage, EndStage::Accepted(_)) {
+            self.judge(session, outcome.a_to_b, now);
+        }
+        session.handle(SessionInput::Relayed(outcome), now);
+    }
+
+    /// Says in the user's place what so many bytes are.
+    fn judge(&mut self, session: &mut BrokeredSession, moved: u64, now: Instant) {
+        let expected = self.expected;
         let text = format!("The stream had {moved} bytes, and {expected} were expected");
         match moved.cmp(&expected) {
-            _ if !is_open => {}
-            // A receiver of Jingle says itself when it has the file.
-            Ordering::Equal if self.side == Side::Initiator => {}
+            // A receiver of Jingle says itself when it has the file, and a sender that has gone since has done its part.
+            Ordering::Equal if self.side == Side::Initiator => self.is_gone = false,
             Ordering::Equal => self.terminate(session, Reason::Success, "", now),
             Ordering::Less => self.terminate(session, Reason::ConnectivityError, &text, now),
             Ordering::Greater => self.terminate(session, Reason::FailedApplication, &text, now),
         }
-        session.handle(SessionInput::Relayed(outcome), now);
     }
 
     /// Takes the part of the file that the receiver asks for. Returns whether it can be had.
@@ -615,6 +642,9 @@ impl SiEnd {
         };
         self.stage = EndStage::Accepted(method);
         self.say_accept(session, content, range, method, now);
+        if let Some((number, open)) = self.held.take() {
+            self.actions.push_back(SessionAction::Ask(self.side, number, open));
+        }
         if method == SiMethod::Socks5 {
             let component = self.options.jid.as_str();
             let hosts = si::hosts(&self.peer.sid, component, &self.options.advertise);
@@ -638,7 +668,7 @@ impl SiEnd {
             SiMethod::Ibb => transport::ibb(ns::JINGLE_IBB, sid, self.options.block_size),
         };
         file::set_range(&mut content, range);
-        let content = jingle::content(&content, Some(ours), None);
+        let content = jingle::content(&&content, Some(ours), None);
         let frame = self.peer.frame(self.side);
         let mut jingle = jingle::own(Action::SessionAccept, &frame);
         xml::set(&mut jingle, "responder", self.peer.user().as_str());
@@ -646,8 +676,20 @@ impl SiEnd {
         self.say(session, jingle, now);
     }
 
+    /// Takes the transport that the machine wants in place of SOCKS5, in the place of the receiver.
+    fn go_along(
+        &self,
+        session: &mut BrokeredSession,
+        (number, replace): (u32, Element),
+        now: Instant,
+    ) {
+        let transport = transport::given(contents(&replace).next());
+        session.handle(SessionInput::Answered(number, Answer::Result(None)), now);
+        self.say_transport(session, Action::TransportAccept, transport, now);
+    }
+
     /// Handles the receiver's choice of a SOCKS5 address.
-    fn hosts_answered(&self, session: &mut BrokeredSession, answer: Answer, now: Instant) {
+    fn hosts_answered(&mut self, session: &mut BrokeredSession, answer: Answer, now: Instant) {
         let component = self.options.jid.as_str();
         let is_used =
             matches!(&answer, Answer::Result(Some(used)) if si::uses_host(used, component));
@@ -655,7 +697,28 @@ impl SiEnd {
             let news = if is_used { "candidate-used" } else { "candidate-error" };
             self.say_news(session, news, now);
         }
+        self.has_chosen = is_used;
+        self.keep_connection(session, now);
+        if !is_used && let Some(replace) = self.held.take() {
+            self.go_along(session, replace, now);
+        }
     }
+
+    /// Lets no other transport take the place of a connection that has come after all.
+    fn keep_connection(&mut self, session: &mut BrokeredSession, now: Instant) {
+        if self.has_chosen
+            && self.has_arrived
+            && let Some((number, _)) = self.held.take()
+        {
+            session.handle(SessionInput::Answered(number, tie_break()), now);
+        }
+    }
+}
+
+/// Returns the answer to a transport-replace that loses against the user's own choice (XEP-0166, 7.2.16).
+fn tie_break() -> Answer {
+    let refusal = Refusal::new(ErrorType::Cancel, Condition::Conflict, "");
+    Answer::Error(refusal.with_extra("tie-break", ns::JINGLE_ERRORS).to_element())
 }
 
 #[cfg(test)]

@@ -473,7 +473,7 @@ mod from_si {
         world.hosts(COMPONENT);
         world.open(Side::Initiator, "a-sid");
         world.jingle(Side::Initiator, "session-terminate", "<reason><success/></reason>");
-        world.tell(SessionInput::Delivered);
+        world.tell(SessionInput::Delivered(3));
         assert_eq!(world.errors(Side::Initiator).len(), 3);
         world.answer("session-initiate", Answer::Result(None));
         world.accept(FILE);
@@ -514,6 +514,16 @@ mod from_si {
         world.relayed(1, Ended::Error(io::ErrorKind::ConnectionReset));
         world.wait();
         assert_eq!(world.ends(Side::Responder).len(), 1, "a leg that dies");
+    }
+
+    #[test]
+    fn a_sender_that_goes_after_its_last_byte_has_sent_the_file() {
+        let mut world = streams();
+        world.tell(SessionInput::Gone(Side::Initiator));
+        world.relayed(3, Ended::Eof);
+        assert_eq!((world.reason(), world.ends(Side::Responder).len()), (None, 0));
+        world.jingle(Side::Responder, "session-terminate", "<reason><success/></reason>");
+        assert_eq!(world.reason(), Some("success"));
     }
 
     #[test]
@@ -632,9 +642,9 @@ mod from_jingle {
         assert!(world.joined());
         assert_eq!(world.machine.awaited(), Some(3));
         // Not every sender ends its stream before it is told that the receiver has the file.
-        world.tell(SessionInput::Delivered);
+        world.tell(SessionInput::Delivered(3));
         assert_eq!(world.machine.awaited(), None);
-        world.tell(SessionInput::Delivered);
+        world.tell(SessionInput::Delivered(3));
         world.wait();
         assert_eq!(world.reason(), Some("success"));
         assert_eq!(world.ends(Side::Initiator), [("success".to_owned(), String::new())]);
@@ -695,11 +705,61 @@ mod from_jingle {
         // One that says nothing of our addresses gets an in-band stream after a while.
         let mut world = World::accepted(SiMethod::Socks5);
         world.wait();
+        world.answer("query", Answer::Timeout);
         world.answer("open", Answer::Result(None));
-        let used = si::host_used("b-sid", COMPONENT);
-        world.answer("query", Answer::Result(Some(used)));
         world.open(Side::Initiator, "a-stream");
         assert!(world.joined());
+    }
+
+    #[test]
+    fn a_receiver_that_connects_late_keeps_its_connection() {
+        for arrives_first in [false, true] {
+            let mut world = World::accepted(SiMethod::Socks5);
+            world.open(Side::Initiator, "a-stream");
+            world.wait();
+            if arrives_first {
+                world.tell(SessionInput::Arrived(Side::Responder));
+            }
+            world.answer("query", Answer::Result(Some(si::host_used("b-sid", COMPONENT))));
+            world.tell(SessionInput::Arrived(Side::Responder));
+            assert!(world.joined(), "{arrives_first}");
+            let open = world.asked.iter().any(|(.., element)| element.name() == "open");
+            assert!(!open && world.reason().is_none());
+        }
+    }
+
+    #[test]
+    fn nothing_is_opened_for_a_receiver_that_has_not_accepted() {
+        for accepts in [false, true] {
+            let options = BrokerOptions { plain: PlainFiles::Mark, ..BrokerOptions::of_tests() };
+            let content = content("senders='initiator'", FILE);
+            let mut world = World::by_jingle(&content, options, &[ns::SI_FILE, ns::IBB]);
+            world.open(Side::Initiator, "a-stream");
+            let names = |world: &World| -> Vec<String> {
+                world.told(Side::Responder).iter().map(|told| told.name().to_owned()).collect()
+            };
+            assert_eq!(names(&world), ["si"]);
+            if accepts {
+                world.choose(SiMethod::Ibb, None);
+                assert_eq!(names(&world), ["open"]);
+                world.answer("open", Answer::Result(None));
+                assert!(world.joined());
+            } else {
+                let refusal = Refusal::new(ErrorType::Cancel, Condition::Forbidden, "");
+                world.answer("si", Answer::Error(refusal.to_element()));
+                assert_eq!(world.reason(), Some("decline"));
+                assert_eq!(names(&world), [""; 0]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_longer_than_the_file_has_failed_before_it_ends() {
+        let mut world = World::streams(SiMethod::Socks5);
+        world.tell(SessionInput::Delivered(4));
+        world.wait();
+        assert_eq!(world.reason(), Some("failed-application"));
+        assert_eq!(world.ends(Side::Initiator)[0].0, "failed-application");
     }
 
     #[test]
@@ -917,7 +977,7 @@ mod in_any_order {
             8 => world.jingle(side, "session-info", "<received xmlns='urn:x'/>"),
             9 => world.tell(SessionInput::Gone(side)),
             10 if world.machine.deadline().is_some() => world.wait(),
-            11 => world.tell(SessionInput::Delivered),
+            11 => world.tell(SessionInput::Delivered(3)),
             12 if world.joined() => world.relayed(u64::from(which % 5), Ended::Eof),
             13 if world.joined() => {
                 world.relayed(1, Ended::Error(io::ErrorKind::ConnectionReset));

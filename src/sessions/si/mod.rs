@@ -256,7 +256,7 @@ impl SiSession {
             }
             SessionInput::Broken(_)
             | SessionInput::Check
-            | SessionInput::Delivered
+            | SessionInput::Delivered(_)
             | SessionInput::GoOnElsewhere
             | SessionInput::Keys(..)
             | SessionInput::Waits(..) => {}
