@@ -228,6 +228,16 @@ impl FileOffer {
     }
 }
 
+/// Returns a copy of a content that has the description of the file and nothing else. What else a user may have offered, its peer
+/// cannot accept.
+pub fn only(content: &Element) -> Element {
+    let mut out = xml::head_in(content, &content.ns());
+    content.children().filter(|child| describes_file(child)).for_each(|description| {
+        out.append_child(description.clone());
+    });
+    out
+}
+
 /// Sets the part of the file that the answer of a receiver asks for: in the description of a session-accept's content.
 pub fn set_range(content: &mut Element, range: FileRange) {
     let found = content.children_mut().find(|child| describes_file(child));

@@ -668,7 +668,7 @@ impl SiEnd {
             SiMethod::Ibb => transport::ibb(ns::JINGLE_IBB, sid, self.options.block_size),
         };
         file::set_range(&mut content, range);
-        let content = jingle::content(&&content, Some(ours), None);
+        let content = jingle::content(&file::only(&content), Some(ours), None);
         let frame = self.peer.frame(self.side);
         let mut jingle = jingle::own(Action::SessionAccept, &frame);
         xml::set(&mut jingle, "responder", self.peer.user().as_str());

@@ -754,6 +754,22 @@ mod from_jingle {
     }
 
     #[test]
+    fn nothing_but_the_file_is_accepted_in_the_receivers_place() {
+        let options = BrokerOptions { plain: PlainFiles::Mark, ..BrokerOptions::of_tests() };
+        let more = format!("<paths xmlns='{}'/>", ns::PATHS);
+        let content = content("senders='initiator'", FILE);
+        let content = content.replace("<transport", &format!("{more}<transport"));
+        let mut world = World::by_jingle(&content, options, &SI_FILES);
+        world.choose(SiMethod::Ibb, None);
+        let told = world.told(Side::Initiator);
+        let accept = told.iter().find(|told| told.attr("action") == Some("session-accept"));
+        let content = accept.unwrap().get_child("content", ns::JINGLE).unwrap();
+        let names: Vec<_> = content.children().map(Element::name).collect();
+        assert_eq!(names, ["description", "transport", "unencrypted"]);
+        assert!(world.machine.renewable().is_none());
+    }
+
+    #[test]
     fn a_stream_that_is_longer_than_the_file_has_failed_before_it_ends() {
         let mut world = World::streams(SiMethod::Socks5);
         world.tell(SessionInput::Delivered(4));
