@@ -35,7 +35,7 @@ const LIMITS: Limits = Limits::new(20_000, 512, 8);
 /// The same of requests that a person answers. They wait for minutes, and take no place from the others.
 const OFFERS: Limits = Limits::new(10_000, 64, 8);
 
-/// Who answers a request.
+/// Whether a program or a person answers a request.
 #[derive(Clone, Copy, Debug)]
 enum Answerer {
     Program,
