@@ -271,7 +271,8 @@ mod tests {
         assert!(asked.answer.is_some());
         drop((pending, asked));
         assert!(offer(&romeo).await.is_ok());
-        assert_eq!((requests.lock().offers.taken(), requests.lock().shares.taken()), (0, 0));
+        let waiting = requests.lock();
+        assert_eq!((waiting.offers.taken(), waiting.shares.taken()), (0, 0));
     }
 
     #[tokio::test]
