@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Makes a Debian 13 root with its Prosody and ejabberd: trixie.sh [ROOT]; by default target/trixie.
+# Makes a Debian 13 root with packages: trixie.sh [ROOT [PACKAGE...]]; by default target/trixie with its Prosody and ejabberd.
 # Does nothing if ROOT is complete. The packages come from where this machine's apt takes its own.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 suite=trixie
-packages=(prosody prosody-modules ejabberd)
 root=${1:-target/$suite}
+packages=("${@:2}")
+[ ${#packages[@]} -gt 0 ] || packages=(prosody prosody-modules ejabberd)
 stamp=.fingerpost-packages
 [ "$(cat "$root/$stamp" 2>/dev/null)" = "$suite ${packages[*]}" ] && exit 0
 [ "$(id -u)" -eq 0 ] || { echo "error: trixie.sh: making a Debian root takes root" >&2; exit 1; }
