@@ -48,12 +48,12 @@ xep-test: nextest ## Replay the examples of docs/xep; XEPS=DIRECTORY, a checkout
 gajim-plugin: ## Write the plugin for Gajim, target/gajim/fingerpost.zip
 	deploy/ci/gajim-plugin.sh target/gajim/fingerpost.zip
 
-gajim-test: ## Run two Gajims with the plugin of gajim/, and xtls, each in a network of its own (as root); SCREENSHOTS=1 also writes those of docs/
-	@deploy/ci/install-peers.sh cc openssl prosody python relays gajim
+gajim-test: ## Run two Gajims with the plugin of gajim/, and xtls, each in a network of its own (as root); DEBIAN=trixie takes the Gajim 2 of Debian 13; SCREENSHOTS=1 also writes those of docs/
+	@deploy/ci/install-peers.sh cc openssl prosody python relays $(if $(DEBIAN),,gajim)
 	@deploy/ci/install-python.sh $(VENV)
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --test programs
-	$(if $(SCREENSHOTS),FINGERPOST_WRITE_SCREENSHOTS=1 )deploy/ci/gajim-test.sh $(VENV)/bin/python target/debug
+	$(if $(SCREENSHOTS),FINGERPOST_WRITE_SCREENSHOTS=1 )$(if $(DEBIAN),FINGERPOST_TEST_DEBIAN=$(DEBIAN) )deploy/ci/gajim-test.sh $(VENV)/bin/python target/debug
 
 direct-test: nextest ## Direct paths through every pair of NATs, and 50 cuts of a gigabyte (as root); writes the table of docs/INTEROP.md
 	@deploy/ci/install-peers.sh cc openssl prosody ejabberd postgresql relays

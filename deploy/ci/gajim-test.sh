@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Tests the plugin for Gajim with `fingerpost` and `xtls`, in network namespaces of their own: gajim-test.sh PYTHON PROGRAMS
+# FINGERPOST_TEST_DEBIAN=trixie takes the Gajim of Debian 13, in a root that trixie.sh makes in target/trixie-gajim.
 # FINGERPOST_WRITE_SCREENSHOTS=1 writes the screenshots of docs/.
 set -euo pipefail
 python=$(realpath -s "$1")
@@ -7,6 +8,17 @@ FINGERPOST_PROGRAMS=$(realpath "$2")
 export FINGERPOST_PROGRAMS PYTHONDONTWRITEBYTECODE=1
 cd "$(dirname "$0")/../.."
 [ "$(id -u)" -eq 0 ] || { echo "error: network namespaces need root" >&2; exit 1; }
+
+case ${FINGERPOST_TEST_DEBIAN:-} in
+    '') ;;
+    trixie)
+        root=target/trixie-gajim
+        deploy/ci/trixie.sh $root gajim python3-openssl xvfb xauth dbus fonts-dejavu-core librsvg2-common
+        # The parts without Gajim and GTK, with its libraries.
+        timeout 300 deploy/ci/in-root.sh $root "$PWD" /usr/bin/python3 "$PWD/gajim/tests/test_parts.py"
+        ;;
+    *) echo "error: FINGERPOST_TEST_DEBIAN: expected trixie or nothing, found $FINGERPOST_TEST_DEBIAN" >&2; exit 1 ;;
+esac
 
 # a ── hub ── b: the hub has an address in both networks, and forwards nothing.
 hub=gajim-$$-hub

@@ -113,8 +113,14 @@ class Fingerpost(BaseModule):
         if self.online:
             self._connected()
 
+    def stop(self) -> None:
+        """The plugin is switched off. Gajim unregisters the handlers afterwards, but Gajim 2 forgets them in `cleanup`."""
+        handlers = list(self.handlers)
+        self.cleanup()
+        self.handlers = handlers
+
     def cleanup(self) -> None:
-        """The plugin is switched off, or the account goes."""
+        """The account goes."""
         self._withdraw()
         self._disconnected()
         BaseModule.cleanup(self)
@@ -227,7 +233,7 @@ class Fingerpost(BaseModule):
             failure = PeerRefused("there is no connection to the server", "remote-server-timeout")
             GLib.idle_add(answer, failure)
             return
-        # A timeout of our own: nbxmpp 4.2 takes that of a second request as if it had passed.
+        # A timeout of our own: nbxmpp 4.2 and 6.1 take that of a second request as if it had passed.
         timer = GLib.timeout_add(int(timeout * 1000), late)
         self._client.connection.send_stanza(iq, callback=answered)
         self._requests[iq.getID()] = finish

@@ -8,10 +8,7 @@ from typing import Any
 
 from gajim.common import app
 from gajim.common.const import COMMON_FEATURES
-from gajim.common.events import Notification
 from gajim.common.modules.contacts import BareContact
-from gajim.gtk.dialogs import ErrorDialog
-from gajim.gtk.filechoosers import FileChooserDialog
 from gajim.plugins import GajimPlugin
 from gi.repository import Gio, GLib, Gtk
 from nbxmpp.protocol import JID
@@ -19,6 +16,7 @@ from nbxmpp.protocol import JID
 from . import account as module
 from .account import FEATURES, Fingerpost
 from .fingerpost_core.errors import XtlsError
+from .toolkit import ChatMenu, attract, choose_files, complain, notify, when_closed
 from .transfer import Phase, Transfer
 from .windows import KeysWindow, TransfersWindow
 
@@ -39,7 +37,8 @@ class FingerpostPlugin(GajimPlugin):
             "update_caps": (self._update_caps, None),
         }
         Fingerpost.observer = self
-        self._button: Any = None
+        self._actions: Any = None
+        self._menu: ChatMenu | None = None
         self._transfers: TransfersWindow | None = None
         self.keys: KeysWindow | None = None
 
@@ -65,12 +64,13 @@ class FingerpostPlugin(GajimPlugin):
         for name in (SEND, TRANSFERS, KEYS):
             app.app.remove_action(name)
         for account in self.accounts():
-            account.cleanup()
+            account.stop()
         if self._transfers is not None:
             self._transfers.destroy()
             self._transfers = None
         if self.keys is not None:
             self.keys.destroy()
+            self.keys = None
 
     def accounts(self) -> list[Fingerpost]:
         found = []
@@ -104,7 +104,7 @@ class FingerpostPlugin(GajimPlugin):
         if transfer.incoming and new:
             self._notify(account, transfer.peer, f"{transfer.peer} wants to send you a file", transfer.name)
         elif transfer.phase is Phase.COMPARING:
-            self._show()
+            attract(self.transfers)
         if transfer.phase is Phase.DONE and self.keys is not None:
             self.keys.refresh()
 
@@ -122,33 +122,36 @@ class FingerpostPlugin(GajimPlugin):
         return item is not None
 
     def _notify(self, account: Fingerpost, peer: str, title: str, text: str) -> None:
-        app.ged.raise_event(Notification(account=account._account, type="file-request-received", title=title, text=text, jid=peer))
-        self._show()
-
-    def _show(self) -> None:
-        """Shows the window, but does not take the keyboard away from what the user types into."""
-        self.transfers.set_focus_on_map(False)
-        self.transfers.show()
-        self.transfers.set_urgency_hint(not self.transfers.is_active())
+        notify(account._account, peer, title, text)
+        attract(self.transfers)
 
     # --- the menu
 
     def _connect_box(self, actions: Any, box: Gtk.Box) -> None:
-        self._button = _named(box, "settings_menu")
-        try:
-            shown = actions.get_current_contact()
-        except AssertionError:
-            # No chat was shown yet.
-            return
-        self._switch_contact(shown)
+        self._actions, self._menu = actions, ChatMenu(box, self._fill)
+        # A chat may be shown already.
+        if self._contact() is not None:
+            self._menu.contact_shown()
 
     def _disconnect_box(self, _actions: Any, _box: Gtk.Box) -> None:
-        self._button = None
+        if self._menu is not None:
+            self._menu.close()
+            self._menu = None
 
-    def _switch_contact(self, contact: Any) -> None:
-        """Gajim makes a new menu for each contact that is shown."""
-        menu = None if self._button is None else self._button.get_menu_model()
-        if not isinstance(menu, Gio.Menu) or not isinstance(contact, BareContact) or contact.is_self:
+    def _switch_contact(self, _contact: Any) -> None:
+        if self._menu is not None:
+            self._menu.contact_shown()
+
+    def _contact(self) -> Any:
+        """The contact whose chat is shown; None if there is none."""
+        try:
+            return self._actions.get_current_contact()
+        except AssertionError:
+            return None
+
+    def _fill(self, menu: Gio.Menu) -> None:
+        contact = self._contact()
+        if not isinstance(contact, BareContact) or contact.is_self:
             return
         section = Gio.Menu()
         send = Gio.MenuItem.new("Send File End-to-End Encrypted…", None)
@@ -171,13 +174,9 @@ class FingerpostPlugin(GajimPlugin):
         name, peer = target.unpack()
         account = app.get_client(name).get_module(module.name)
         if not account.broker:
-            ErrorDialog("No Fingerpost component",
-                        "Your server has no Fingerpost component. Name one in “Keys for Encrypted Files”.")  # fmt: skip
+            complain("No Fingerpost component", "Your server has no Fingerpost component. Name one in “Keys for Encrypted Files”.")
             return
-        FileChooserDialog(
-            lambda paths: self.send_files(account, peer, [Path(path) for path in paths]),
-            select_multiple=True, transient_for=app.window,
-        )  # fmt: skip
+        choose_files(lambda paths: self.send_files(account, peer, paths))
 
     def send_files(self, account: Fingerpost, peer: str, paths: list[Path]) -> None:
         for path in paths:
@@ -190,20 +189,8 @@ class FingerpostPlugin(GajimPlugin):
     def show_keys(self, parent: Gtk.Window | None) -> None:
         if self.keys is None:
             self.keys = KeysWindow(self, parent)
-            self.keys.connect("destroy", self._keys_closed)
+            when_closed(self.keys, self._keys_closed)
         self.keys.present()
 
-    def _keys_closed(self, _window: Gtk.Window) -> None:
+    def _keys_closed(self) -> None:
         self.keys = None
-
-
-def _named(widget: Gtk.Widget, name: str) -> Gtk.Widget | None:
-    """The widget with this name in Gajim's description of the window."""
-    if Gtk.Buildable.get_name(widget) == name:
-        return widget
-    if isinstance(widget, Gtk.Container):
-        for child in widget.get_children():
-            found = _named(child, name)
-            if found is not None:
-                return found
-    return None

@@ -1,4 +1,4 @@
-"""The two windows: transfers, and keys."""
+"""The two windows: transfers, and keys. In GTK 3 and in GTK 4."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from gi.repository import Gio, GLib, Gtk, Pango
 from .fingerpost_core.elements import Print
 from .fingerpost_core.errors import XtlsError
 from .fingerpost_core.files import visible
+from .fingerpost_core.tls import best
 from .standing import Standing, text
+from .toolkit import children, keep, put, show, style
 from .transfer import Phase, Transfer
 
 if TYPE_CHECKING:
@@ -23,20 +25,33 @@ MAX_ENDED = 50
 """Transfers and refusals that stay in the window after their end."""
 
 
+def _column(spacing: int, margin: int = 0) -> Gtk.Box:
+    return Gtk.Box(orientation=Gtk.Orientation.VERTICAL, spacing=spacing, margin_top=margin, margin_bottom=margin,
+                   margin_start=margin, margin_end=margin)  # fmt: skip
+
+
 def _label(text: str = "", *styles: str, selectable: bool = False) -> Gtk.Label:
     label = Gtk.Label(label=text, xalign=0, wrap=True, wrap_mode=Pango.WrapMode.WORD_CHAR, selectable=selectable)
     # Otherwise a selectable label takes the focus, and shows its whole text as selected.
     label.set_can_focus(False)
-    for style in styles:
-        label.get_style_context().add_class(style)
+    label.set_attributes(_attributes())
+    for name in styles:
+        style(label, name)
     return label
 
 
 def _monospace(label: Gtk.Label, scale: float) -> None:
-    attributes = Pango.AttrList()
+    attributes = _attributes()
     attributes.insert(Pango.attr_family_new("monospace"))
     attributes.insert(Pango.attr_scale_new(scale))
     label.set_attributes(attributes)
+
+
+def _attributes() -> Pango.AttrList:
+    attributes = Pango.AttrList()
+    # A hyphen where a long address is broken would look like a part of it.
+    attributes.insert(Pango.attr_insert_hyphens_new(False))
+    return attributes
 
 
 def _of_stranger(error: XtlsError | None) -> str:
@@ -57,8 +72,8 @@ class TransferRow(Gtk.ListBoxRow):
     def __init__(self, window: TransfersWindow, transfer: Transfer, stranger: bool):
         Gtk.ListBoxRow.__init__(self, activatable=False, selectable=False)
         self._window, self.transfer, self._stranger = window, transfer, transfer.incoming and stranger
-        box = Gtk.Box(orientation=Gtk.Orientation.VERTICAL, spacing=6, margin=12)
-        self.add(box)
+        box = _column(6, margin=12)
+        put(self, box)
         self.title = _label("", "bold")
         self.peer_note = _label(f"{transfer.peer} is not one of your contacts.", "warning-color")
         self.key = _label()
@@ -82,14 +97,14 @@ class TransferRow(Gtk.ListBoxRow):
         self.cancel.connect("clicked", lambda _: transfer.cancel())
         self.open.connect("clicked", self._open_directory)
         for button in (self.accept, self.same):
-            button.get_style_context().add_class("suggested-action")
+            style(button, "suggested-action")
         buttons = Gtk.Box(spacing=6, halign=Gtk.Align.END)
         for button in (self.open, self.cancel, self.decline, self.accept, self.different, self.same):
-            buttons.pack_start(button, False, False, 0)
+            put(buttons, button)
         for part in (self.title, self.peer_note, self.key, self.fingerprint, self.question, self.digits, self.progress,
                      self.status, buttons):  # fmt: skip
-            box.pack_start(part, False, False, 0)
-        self.show_all()
+            put(box, part)
+        show(self)
         self._shown: Phase | None = None
         self.update()
 
@@ -108,15 +123,14 @@ class TransferRow(Gtk.ListBoxRow):
             own = f" (your account {transfer.account.jid.partition('/')[0]})"
         self.title.set_text(f"{transfer.name}{size} {way} {transfer.peer}{own}")
         standing = transfer.standing
-        style = self.key.get_style_context()
         for kind in ("success-color", "warning-color", "error-color"):
-            style.remove_class(kind)
+            style(self.key, kind, False)
         if standing is not None:
             self.key.set_text(text(standing, transfer.peer, transfer.assurance))
             # The registry's word is no proof: only a key that the user has accepted is green.
             colors = {Standing.REMEMBERED: "success-color", Standing.UNKNOWN: "warning-color", Standing.EXPIRED: "warning-color"}
             if standing.refused or standing in colors:
-                style.add_class(colors.get(standing, "error-color"))
+                style(self.key, colors.get(standing, "error-color"))
         if transfer.fingerprint is not None:
             self.fingerprint.set_text(lines(transfer.fingerprint))
         comparing = phase is Phase.COMPARING
@@ -168,15 +182,13 @@ class TransfersWindow(Gtk.Window):
         self._plugin = plugin
         self.list = Gtk.ListBox(selection_mode=Gtk.SelectionMode.NONE)
         nothing = _label("No transfers. Send a file from the menu of a chat.", "dim-label")
-        nothing.show()
+        show(nothing)
         self.list.set_placeholder(nothing)
         scrolled = Gtk.ScrolledWindow(hscrollbar_policy=Gtk.PolicyType.NEVER)
-        scrolled.add(self.list)
-        self.add(scrolled)
-        scrolled.show_all()
-        # It is hidden, and keeps what is in it.
-        self.connect("delete-event", lambda window, _event: window.hide() or True)
-        self.connect("focus-in-event", lambda window, _event: window.set_urgency_hint(False))
+        put(scrolled, self.list)
+        put(self, scrolled)
+        show(scrolled)
+        keep(self)
 
     def directory(self) -> Path:
         return self._plugin.directory()
@@ -185,7 +197,8 @@ class TransfersWindow(Gtk.Window):
         return len(self._plugin.accounts()) > 1
 
     def rows(self) -> list[Any]:
-        return self.list.get_children()
+        # In GTK 4 the placeholder is a child, too.
+        return [child for child in children(self.list) if isinstance(child, Gtk.ListBoxRow)]
 
     def show_transfer(self, transfer: Transfer, stranger: bool) -> bool:
         """Shows a transfer as it is now; whether it is a new one."""
@@ -200,11 +213,11 @@ class TransfersWindow(Gtk.Window):
     def show_refusal(self, peer: str, error: XtlsError) -> None:
         """Shows an offer that was refused before anybody was asked."""
         row = Gtk.ListBoxRow(activatable=False, selectable=False)
-        box = Gtk.Box(orientation=Gtk.Orientation.VERTICAL, spacing=6, margin=12)
-        box.pack_start(_label(f"An offer of {peer} was refused", "bold"), False, False, 0)
-        box.pack_start(_label(_of_stranger(error), "error-color"), False, False, 0)
-        row.add(box)
-        row.show_all()
+        box = _column(6, margin=12)
+        put(box, _label(f"An offer of {peer} was refused", "bold"))
+        put(box, _label(_of_stranger(error), "error-color"))
+        put(row, box)
+        show(row)
         self.list.prepend(row)
         self._tidy()
 
@@ -219,41 +232,44 @@ class KeysWindow(Gtk.Window):
 
     def __init__(self, plugin: FingerpostPlugin, parent: Gtk.Window | None = None):
         Gtk.Window.__init__(self, title="Keys for End-to-End Encrypted Files", default_width=600, default_height=480)
-        if parent is not None:
+        # Newer Gajims have windows that are not GTK's.
+        if isinstance(parent, Gtk.Window):
             self.set_transient_for(parent)
         self._plugin = plugin
-        self._box = Gtk.Box(orientation=Gtk.Orientation.VERTICAL, spacing=18, margin=18)
+        self._box = _column(18, margin=18)
         scrolled = Gtk.ScrolledWindow(hscrollbar_policy=Gtk.PolicyType.NEVER)
-        scrolled.add(self._box)
-        self.add(scrolled)
+        put(scrolled, self._box)
+        put(self, scrolled)
         self.refresh()
 
     def refresh(self) -> None:
-        for child in self._box.get_children():
-            child.destroy()
+        for child in children(self._box):
+            self._box.remove(child)
         for account in self._plugin.accounts():
-            self._box.pack_start(AccountKeys(self, self._plugin, account), False, False, 0)
-        self.show_all()
+            put(self._box, AccountKeys(self, self._plugin, account))
+        if not best().exports:
+            put(self._box, _label("pyOpenSSL is not installed: with a new key you compare the fingerprint, not twelve digits.", "dim-label"))
+        show(self)
 
 
 class AccountKeys(Gtk.Box):
     def __init__(self, window: KeysWindow, plugin: FingerpostPlugin, account: Fingerpost):
         Gtk.Box.__init__(self, orientation=Gtk.Orientation.VERTICAL, spacing=6)
         self._window, self.account = window, account
-        self.pack_start(_label(account.bare, "bold"), False, False, 0)
+        put(self, _label(account.bare, "bold"))
         line = Gtk.Box(spacing=6)
         self.component = Gtk.Entry(text=account.chosen, placeholder_text=account.broker or "none was found", hexpand=True)
         use = Gtk.Button(label="Use")
         use.connect("clicked", lambda _: plugin.choose(account, self.component.get_text().strip()))
-        line.pack_start(_label("Component"), False, False, 0)
-        line.pack_start(self.component, True, True, 0)
-        line.pack_start(use, False, False, 0)
-        self.pack_start(line, False, False, 0)
+        put(line, Gtk.Label(label="Component"))
+        put(line, self.component)
+        put(line, use)
+        put(self, line)
 
-        self.pack_start(_label("Your key in this Gajim"), False, False, 0)
+        put(self, _label("Your key in this Gajim"))
         own = _label(lines(account.identity.fingerprint), selectable=True)
         _monospace(own, 0.85)
-        self.pack_start(own, False, False, 0)
+        put(self, own)
         states = {None: "The registry was not reached yet.", "": "The registry does not have it: peers are warned, or refuse it if you have registered other keys.",
                   "asserted": "It is registered, but not proven.", "proven": "It is registered and proven.",
                   "attested": "It is registered, and an administrator vouches for it."}  # fmt: skip
@@ -261,26 +277,26 @@ class AccountKeys(Gtk.Box):
         self.register = Gtk.Button(label="Register", halign=Gtk.Align.START)
         self.register.connect("clicked", self._register)
         self.register.set_sensitive(bool(account.broker) and account.registered in ("", "asserted"))
-        self.pack_start(self.state, False, False, 0)
-        self.pack_start(self.register, False, False, 0)
+        put(self, self.state)
+        put(self, self.register)
 
         known = account.trust.peers()
-        self.pack_start(_label("Keys that you have accepted" if known else "You have accepted no keys."), False, False, 0)
+        put(self, _label("Keys that you have accepted" if known else "You have accepted no keys."))
         self.removals: dict[tuple[str, str], Gtk.Button] = {}
         for jid, fingerprint in known:
             row = Gtk.Box(spacing=12)
-            text_of_key = Gtk.Box(orientation=Gtk.Orientation.VERTICAL)
+            text_of_key = Gtk.Box(orientation=Gtk.Orientation.VERTICAL, hexpand=True)
             printed = _label(lines(fingerprint), selectable=True)
             _monospace(printed, 0.85)
-            text_of_key.pack_start(_label(jid), False, False, 0)
-            text_of_key.pack_start(printed, False, False, 0)
+            put(text_of_key, _label(jid))
+            put(text_of_key, printed)
             remove = Gtk.Button(label="Remove", valign=Gtk.Align.CENTER)
             remove.set_tooltip_text("The next key of this peer is a new one: you compare the digits again.")
             remove.connect("clicked", self._remove, jid, fingerprint)
             self.removals[jid, str(fingerprint)] = remove
-            row.pack_start(text_of_key, True, True, 0)
-            row.pack_start(remove, False, False, 0)
-            self.pack_start(row, False, False, 0)
+            put(row, text_of_key)
+            put(row, remove)
+            put(self, row)
 
     def _register(self, _button: Gtk.Button) -> None:
         self.register.set_sensitive(False)

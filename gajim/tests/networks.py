@@ -25,6 +25,8 @@ sys.path[:0] = [str(ROOT / "python"), str(ROOT / "python/tests")]
 
 from world import COMPONENT, DOMAIN, LIMIT, PASSWORD, Program, World
 
+GAJIM_ROOT = ROOT / "target/trixie-gajim" if os.environ.get("FINGERPOST_TEST_DEBIAN") else None
+"""The Debian whose Gajim is tested, if it is not this machine's."""
 NOBODY = 65534
 """The user of the Gajims, which refuse to run as root."""
 FILES, KEYS, CHAT = "End-to-End Encrypted Files", "Keys for End-to-End Encrypted Files", "Gajim"
@@ -59,6 +61,10 @@ class Networks(World):
     def namespace(self, which: str) -> list[str]:
         return ["ip", "netns", "exec", os.environ[f"FINGERPOST_NETNS_{which.upper()}"]]
 
+    def debian(self) -> list[str]:
+        """Comes before a command of the Debian whose Gajim is tested. It sees the directory of this world, and no other of this machine."""
+        return [] if GAJIM_ROOT is None else [str(ROOT / "deploy/ci/in-root.sh"), str(GAJIM_ROOT), str(self.directory)]
+
     def xtls_prefix(self) -> list[str]:
         return self.namespace("b")
 
@@ -76,6 +82,7 @@ class Gajim:
 
     def __init__(self, world: Networks, user: str, which: str, installed: bool, others: tuple[str, ...] = ()):
         """`installed`: the plugin is there when Gajim starts. `others` are more accounts."""
+        self._world = world
         self.jid = f"{user}@{DOMAIN}"
         self.home = world.directory / f"gajim-{user}"
         self.downloads = self.home / "Downloads"
@@ -101,13 +108,13 @@ class Gajim:
         (self.home / "run").mkdir(mode=0o700)
         os.chown(self.home / "run", NOBODY, NOBODY)
         environment = {
-            "PATH": "/usr/bin:/bin:/usr/games", "HOME": str(self.home), "XDG_RUNTIME_DIR": str(self.home / "run"), "LANG": "C.UTF-8",
+            "PATH": "/usr/bin:/bin:/usr/sbin:/usr/games", "HOME": str(self.home), "XDG_RUNTIME_DIR": str(self.home / "run"), "LANG": "C.UTF-8",
             "FINGERPOST_DRIVER": str(self.home / "driver"), "NO_AT_BRIDGE": "1", "GDK_BACKEND": "x11", "PYTHONDONTWRITEBYTECODE": "1",
-            "GTK_CSD": "0", "GSETTINGS_BACKEND": "memory", "GIO_USE_VFS": "local",
+            "GTK_CSD": "0", "GSETTINGS_BACKEND": "memory", "GIO_USE_VFS": "local", "GSK_RENDERER": "cairo",
         }  # fmt: skip
-        inside = [*world.namespace(which), "setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
-        subprocess.run([*inside, "/usr/bin/python3", ROOT / "gajim/tests/prepare.py", json.dumps(settings)], check=True,
-                       env=environment, cwd="/")  # fmt: skip
+        inside = [*world.namespace(which), *world.debian(), "setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+        with open(ROOT / "gajim/tests/prepare.py", "rb") as prepare:
+            subprocess.run([*inside, "/usr/bin/python3", "-", json.dumps(settings)], check=True, stdin=prepare, env=environment, cwd="/")
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.home / "driver"))
         os.chown(self.home / "driver", NOBODY, NOBODY)
@@ -155,8 +162,10 @@ class Gajim:
             if "Gajim - Error" in self.do("windows"):
                 break
             time.sleep(0.1)
-        windows = {title: self.do("texts", window=title) for title in self.do("windows") if title}
-        raise AssertionError(f"{self.jid}: {what} did not come; on the screen: {json.dumps(windows, indent=1)}\n{self.log[-6000:]}")
+        screens = {
+            gajim.jid: {title: gajim.do("texts", window=title) for title in gajim.do("windows") if title} for gajim in self._world.gajims
+        }
+        raise AssertionError(f"{self.jid}: {what} did not come; on the screens: {json.dumps(screens, indent=1)}\n{self.log[-6000:]}")
 
     # --- the user
 

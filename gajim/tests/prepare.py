@@ -1,4 +1,4 @@
-"""Writes the settings of a Gajim with some accounts: prepare.py JSON. Runs under Debian's Python, as the user of that Gajim."""
+"""Writes the settings of a Gajim with some accounts: prepare.py JSON. Runs under the Python of that Gajim, as its user."""
 
 import json
 import sys
@@ -6,9 +6,12 @@ from pathlib import Path
 
 import gi
 
-gi.require_version("Gdk", "3.0")
-gi.require_version("Gtk", "3.0")
-gi.require_version("GtkSource", "4")
+import gajim
+
+NEW = not gajim.__version__.startswith("1.")
+gi.require_version("Gdk", "4.0" if NEW else "3.0")
+gi.require_version("Gtk", "4.0" if NEW else "3.0")
+gi.require_version("GtkSource", "5" if NEW else "4")
 
 from gajim.common import app, configpaths
 from gajim.common.settings import Settings
@@ -24,8 +27,9 @@ for name in ("use_keyring", "show_notifications", "autoaway", "autoxa", "sounds_
     settings.set(name, False)
 for user in given["users"]:
     settings.add_account(user)
+    address = {"address": f"{user}@{given['domain']}"} if NEW else {"name": user, "hostname": given["domain"]}
     for name, value in {
-        "name": user, "hostname": given["domain"], "password": given["password"], "savepass": True, "active": True,
+        **address, "password": given["password"], "savepass": True, "active": True,
         "use_custom_host": True, "custom_host": given["host"], "custom_port": given["port"], "custom_type": "START TLS",
         "resource": "gajim", "autoconnect": True,
     }.items():  # fmt: skip

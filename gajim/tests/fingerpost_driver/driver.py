@@ -7,20 +7,18 @@ import json
 import logging
 import os
 
-from gi.repository import Gdk, Gio, GLib, Gtk
+from gi.repository import Gio, GLib, Gtk
 from nbxmpp.protocol import JID, Presence
 
 from gajim.common import app
 from gajim.plugins import GajimPlugin
 
+if Gtk.get_major_version() == 3:
+    from . import screen3 as screen
+else:
+    from . import screen4 as screen
+
 log = logging.getLogger("gajim.p.driver")
-
-
-def children(widget):
-    found = []
-    if isinstance(widget, Gtk.Container):
-        widget.forall(found.append)
-    return found
 
 
 def visible(widget):
@@ -28,29 +26,35 @@ def visible(widget):
     if not widget.get_mapped():
         return
     yield widget
-    for child in children(widget):
+    for child in screen.children(widget):
         yield from visible(child)
 
 
 def label_of(widget):
     """The text on a button or an entry of a menu."""
-    if isinstance(widget, Gtk.ModelButton):
-        return widget.get_property("text")
-    if isinstance(widget, Gtk.Button):
-        return widget.get_label()
-    return None
+    return widget.get_label() if isinstance(widget, Gtk.Button) else screen.entry_of(widget)
 
 
 def texts(widget):
-    for part in visible(widget):
-        if isinstance(part, Gtk.Label) and part.get_text():
-            yield part.get_text()
-        elif isinstance(part, Gtk.Entry):
-            yield part.get_text() or part.get_placeholder_text() or ""
-        elif isinstance(part, Gtk.TextView):
-            yield part.get_buffer().get_property("text")
-        elif isinstance(part, Gtk.ProgressBar):
-            yield part.get_text() or ""
+    if not widget.get_mapped():
+        return
+    if isinstance(widget, Gtk.Entry):
+        yield widget.get_text() or widget.get_placeholder_text() or ""
+    elif isinstance(widget, Gtk.TextView):
+        yield widget.get_buffer().get_property("text")
+    elif isinstance(widget, Gtk.ProgressBar):
+        yield widget.get_text() or ""
+    else:
+        if isinstance(widget, Gtk.Label) and widget.get_text():
+            yield widget.get_text()
+        for child in screen.children(widget):
+            yield from texts(child)
+
+
+def rows_of(window):
+    """The rows of the list in a window."""
+    [rows] = [w for w in visible(window) if isinstance(w, Gtk.ListBox)]
+    return [row for row in screen.children(rows) if isinstance(row, Gtk.ListBoxRow) and row.get_mapped()]
 
 
 class Driver(GajimPlugin):
@@ -88,14 +92,17 @@ class Driver(GajimPlugin):
 
     @staticmethod
     def _windows(title=None):
-        found = [w for w in Gtk.Window.list_toplevels() if w.get_mapped() and not isinstance(w, Gtk.Invisible)]
-        return [w for w in found if title is None or (w.get_title() or "").startswith(title)]
+        return [w for w in screen.windows() if title is None or (w.get_title() or "").startswith(title)]
 
     def _window(self, title):
         return self._windows(title)[0]
 
     def _menu_button(self):
-        return next(w for w in visible(app.window) if Gtk.Buildable.get_name(w) == "settings_menu")
+        return next(w for w in visible(app.window) if screen.is_menu_button(w))
+
+    def _entries(self):
+        popover = self._menu_button().get_popover()
+        return [w for w in visible(popover) if screen.entry_of(w)] if popover is not None else []
 
     # --- commands
 
@@ -127,42 +134,36 @@ class Driver(GajimPlugin):
     def do_rows(self, window):
         """For each row of the list in a window: its texts, and its buttons that can be pressed."""
         found = self._windows(window)
-        if not found:
-            return []
-        [rows] = [w for w in visible(found[0]) if isinstance(w, Gtk.ListBox)]
         return [
             {"texts": list(texts(row)), "buttons": [label_of(w) for w in visible(row) if label_of(w) and w.get_sensitive()]}
-            for row in rows.get_children() if row.get_mapped()
-        ]  # fmt: skip
+            for row in rows_of(found[0])
+        ] if found else []  # fmt: skip
+
+    def do_focus(self, window):
+        """The button that the keyboard would press in a window; None if it would press nothing."""
+        focus = self._window(window).get_focus()
+        return None if focus is None else label_of(focus)
 
     def do_chat(self, jid):
         # The first account is enough for all tests.
         account = next(iter(app.settings.get_active_accounts()))
-        app.window.add_chat(account, JID.from_string(jid), "contact", select=True)
+        kind = "contact" if Gtk.get_major_version() == 3 else "chat"
+        app.window.add_chat(account, JID.from_string(jid), kind, select=True)
 
     def do_open_menu(self):
-        popover = self._menu_button().get_popover()
-        # There is no window manager that would let it have the keyboard.
-        popover.set_modal(False)
-        popover.set_transitions_enabled(False)
-        popover.popup()
+        screen.open_menu(self._menu_button())
 
     def do_menu(self):
         """The entries of the open menu of the chat."""
-        popover = self._menu_button().get_popover()
-        return [w.get_property("text") for w in visible(popover) if isinstance(w, Gtk.ModelButton)]
+        return [screen.entry_of(entry) for entry in self._entries()]
 
     def do_choose(self, entry):
         """Chooses an entry of the open menu."""
-        popover = self._menu_button().get_popover()
-        next(w for w in visible(popover) if isinstance(w, Gtk.ModelButton) and w.get_property("text") == entry).clicked()
+        screen.choose(next(w for w in self._entries() if screen.entry_of(w) == entry))
 
     def do_select_file(self, path):
         """Selects a file in the open dialog, and says what is selected."""
-        dialog = self._dialog()
-        if dialog.get_filenames() != [path]:
-            dialog.select_filename(path)
-        return dialog.get_filenames()
+        return screen.select(self._dialog(), path)
 
     def do_accept_files(self):
         self._dialog().response(Gtk.ResponseType.ACCEPT)
@@ -174,35 +175,20 @@ class Driver(GajimPlugin):
         """Clicks a button in a window, or in one row of its list; `number` is which of several."""
         within = self._window(window)
         if row is not None:
-            [rows] = [w for w in visible(within) if isinstance(w, Gtk.ListBox)]
-            within = rows.get_children()[row]
-        [w for w in visible(within) if label_of(w) == button and w.get_sensitive()][number].clicked()
+            within = rows_of(within)[row]
+        [w for w in visible(within) if label_of(w) == button and w.get_sensitive()][number].emit("clicked")
 
     def do_close(self, window):
         self._window(window).close()
 
     def do_resize(self, window, width, height):
-        self._window(window).resize(width, height)
+        screen.resize(self._window(window), width, height)
 
     def do_size(self, window):
-        within = self._window(window)
-        return [within.get_allocated_width(), within.get_allocated_height()]
+        return screen.size(self._window(window))
 
     def do_screenshot(self, window, path):
-        widget = self._window(window)
-        window = widget.get_window()
-        window.raise_()
-        # What was opened just now is drawn in the next frames.
-        frames = []
-        widget.queue_draw()
-        widget.add_tick_callback(lambda *_: frames.append(True) or len(frames) < 5)
-        while len(frames) < 5:
-            Gtk.main_iteration()
-        Gdk.Display.get_default().sync()
-        # From the screen: what is open above the window belongs to the picture.
-        _, x, y = window.get_origin()
-        picture = Gdk.pixbuf_get_from_window(Gdk.get_default_root_window(), x, y, window.get_width(), window.get_height())
-        picture.savev(path, "png", ["compression"], ["9"])
+        screen.draw(self._window(window), path)
 
     def do_poke(self):
         """Sends something, so that a cut connection is noticed."""
