@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from xml.etree.ElementTree import Element
 
 from gajim.common import app, configpaths
-from gajim.common.const import SimpleClientState
+from gajim.common.const import COMMON_FEATURES, SimpleClientState
 from gajim.common.modules.base import BaseModule
 from gi.repository import GLib
 from nbxmpp.namespaces import Namespace
@@ -36,6 +36,8 @@ DISCO_INFO = "http://jabber.org/protocol/disco#info"
 DISCO_ITEMS = "http://jabber.org/protocol/disco#items"
 FEATURES = (xml.JINGLE, xml.FILE_TRANSFER, xml.SECURITY, xml.OFFER, xml.C2CTLS, xml.XTLS, xml.S5B, xml.IBB)
 """Without the raw TLS stream: it would take streams away from the user's other programs, and refuse them. The component translates."""
+GAJIM_TAKES_FILES = xml.FILE_TRANSFER in COMMON_FEATURES
+"""Whether Gajim itself takes files over Jingle. Gajim 2 acknowledges an offer, and shows it nowhere."""
 FIRST = 5
 """The priority of the handlers: before those of nbxmpp and Gajim."""
 ANNOUNCE = 60
@@ -321,9 +323,14 @@ class Fingerpost(BaseModule):
             sid = jingle.get("sid", "")
             transfer = self._sessions.get((sender, sid))
             if transfer is None:
-                if not self._is_broker(sender) or not _offers_tls(jingle):
+                if self._is_broker(sender) and _offers_tls(jingle):
+                    self._incoming(stanza, jingle, sender)
+                elif _offers_files(jingle) and not GAJIM_TAKES_FILES:
+                    # FEATURES says that this client takes files.
+                    self._acknowledge(stanza)
+                    self._end(sender, sid, "unsupported-applications", "this client takes only files that are encrypted end to end")
+                else:
                     return
-                self._incoming(stanza, jingle, sender)
             else:
                 assert transfer.session is not None
                 try:
@@ -357,13 +364,20 @@ class Fingerpost(BaseModule):
         except OfferError as error:
             self._acknowledge(stanza)
             self.observer.offer_refused(self, peer, error)
-            end = xml.element(xml.JINGLE, "jingle", xml.write_reason(error.reason), action="session-terminate", sid=sid)
-            self.request(sender, "set", end, REQUEST_TIMEOUT, lambda _answer: None)
+            self._end(sender, sid, error.reason)
             return
         self._acknowledge(stanza)
         transfer = Transfer.offered(self, session)
         transfer.run()
         self.observer.transfer_changed(self, transfer)
+
+    def _end(self, peer: str, sid: str, condition: str, text: str | None = None) -> None:
+        """Ends a session that was never begun. Nothing waits for the answer: strangers can cause many of these."""
+        if self.online:
+            iq = Iq("set", to=peer)
+            end = xml.element(xml.JINGLE, "jingle", xml.write_reason(condition, text), action="session-terminate", sid=sid)
+            iq.addChild(node=node_of(end))
+            self._client.connection.send_stanza(iq)
 
     def _ibb(self, _client: Any, stanza: Any, _properties: Any) -> None:
         sender = str(stanza.getFrom())
@@ -400,10 +414,17 @@ class Fingerpost(BaseModule):
 
 
 def _offers_tls(jingle: Element) -> bool:
-    """Whether a request begins a session with TLS. Files without it, which the component may pass on, are Gajim's."""
+    """Whether a request begins a session with TLS."""
     return jingle.get("action") == "session-initiate" and any(
         content.description is not None and xml.parse_offer(content.element, content.description) is not None
         for content in xml.contents(jingle)
+    )
+
+
+def _offers_files(jingle: Element) -> bool:
+    """Whether a request begins a session with files, of any version of the protocol."""
+    return jingle.get("action") == "session-initiate" and any(
+        part.tag.startswith("{urn:xmpp:jingle:apps:file-transfer:") for content in jingle for part in content
     )
 
 

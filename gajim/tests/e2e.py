@@ -397,6 +397,22 @@ class Stories(unittest.IsolatedAsyncioTestCase):
         self.assertEqual(sum("does not have it" in text for text in shown), 1)
         self.bob.do("close", window=KEYS)
 
+    def test_19_files_without_tls(self):
+        if GAJIM_ROOT is None:
+            self.skipTest("Gajim 1.7 takes them itself")
+        offer = f"""
+            <iq xmlns='jabber:client' type='set' to='{BOB}/gajim' id='plain-1'><jingle xmlns='urn:xmpp:jingle:1' action='session-initiate' sid='plain'
+             initiator='{ALICE}/gajim'><content creator='initiator' name='file' senders='initiator'>
+              <description xmlns='urn:xmpp:jingle:apps:file-transfer:5'><file><name>letter.pdf</name><size>5</size></file></description>
+              <transport xmlns='urn:xmpp:jingle:transports:ibb:1' block-size='4096' sid='plain-ibb'/>
+            </content></jingle></iq>"""
+        self.alice.do("send", stanza=offer)
+        self.alice.until("the refusal", lambda: any(
+            "session-terminate" in stanza and "unsupported-applications" in stanza and "encrypted end to end" in stanza
+            for stanza in self.alice.do("received")
+        ))  # fmt: skip
+        self.nothing(self.bob.downloads)
+
     def test_99_no_handler_has_failed(self):
         for gajim in (self.alice, self.bob):
             self.assertIsNone(re.search("Traceback|Error executing", gajim.log), gajim.log)

@@ -8,7 +8,8 @@ import logging
 import os
 
 from gi.repository import Gio, GLib, Gtk
-from nbxmpp.protocol import JID, Presence
+from nbxmpp.protocol import JID, Iq, Presence
+from nbxmpp.simplexml import Node
 
 from gajim.common import app
 from gajim.plugins import GajimPlugin
@@ -189,6 +190,19 @@ class Driver(GajimPlugin):
 
     def do_screenshot(self, window, path):
         screen.draw(self._window(window), path)
+
+    def do_send(self, stanza):
+        """Sends an IQ of the first account, and remembers what this account receives from now on."""
+        connection = app.get_clients()[0].connection
+        self._received = []
+        connection.subscribe("stanza-received", self._remember)
+        connection.send_stanza(Iq(node=Node(node=stanza)))
+
+    def _remember(self, _client, _signal, stanza):
+        self._received.append(str(stanza))
+
+    def do_received(self):
+        return self._received
 
     def do_poke(self):
         """Sends something, so that a cut connection is noticed."""
