@@ -14,8 +14,10 @@ case ${FINGERPOST_TEST_DEBIAN:-} in
     trixie)
         root=target/trixie-gajim
         deploy/ci/trixie.sh $root gajim python3-openssl xvfb xauth dbus fonts-dejavu-core librsvg2-common
-        # The parts without Gajim and GTK, with its libraries.
-        timeout 300 deploy/ci/in-root.sh $root "$PWD" /usr/bin/python3 "$PWD/gajim/tests/test_parts.py"
+        # The protocol, and the parts without Gajim and GTK, with its libraries.
+        for test in python/tests/test_session.py gajim/tests/test_parts.py; do
+            timeout 300 deploy/ci/in-root.sh $root "$PWD" env PYTHONPATH="$PWD/python" /usr/bin/python3 "$PWD/$test"
+        done
         ;;
     *) echo "error: FINGERPOST_TEST_DEBIAN: expected trixie or nothing, found $FINGERPOST_TEST_DEBIAN" >&2; exit 1 ;;
 esac

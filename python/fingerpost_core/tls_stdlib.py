@@ -16,6 +16,8 @@ from .errors import HandshakeFailed
 from .tls import MAX_PLAIN, SERVER_NAME, TlsStream, is_one_of
 
 CERTIFICATE = 11
+NO_RX_CERTIFICATE_COMPRESSION = 1 << 33
+"""SSL_OP_NO_RX_CERTIFICATE_COMPRESSION of OpenSSL 3.2: a compressed certificate (RFC 8879) is another message, which cannot be read here."""
 NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL: the dates of a certificate have no meaning here."""
 
@@ -46,6 +48,8 @@ class StdlibTls(TlsStream):
         )
         # Python 3.13 asks for extensions that a self-signed certificate of a user does not have.
         context.verify_flags &= ~ssl.VerifyFlags(getattr(ssl, "VERIFY_X509_STRICT", 0))
+        if ssl.OPENSSL_VERSION_INFO >= (3, 2):
+            context.options |= ssl.Options(NO_RX_CERTIFICATE_COMPRESSION)
         context.load_cert_chain(certificate)
         if server:
             context.num_tickets = 0
