@@ -18,7 +18,7 @@ def windows():
 
 def entry_of(widget):
     """The text of an entry of a menu; None if it is something else."""
-    # The class is GTK's own: Python has no name for it.
+    # Python cannot name the class, which is internal to GTK.
     return widget.get_property("text") if widget.__gtype__.name == "GtkModelButton" else None
 
 
