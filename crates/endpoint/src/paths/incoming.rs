@@ -71,58 +71,69 @@ impl Incoming {
         if let Some(end) = self.end.filter(|end| stop > *end) {
             return Err(Fault::AfterEnd { end, offset: stop });
         }
-        let Some(ahead) = offset.checked_sub(self.received) else {
-            let overlap = usize::try_from(self.received - offset).unwrap_or(usize::MAX);
-            if let Some(new) = bytes.get(overlap..).filter(|new| !new.is_empty()) {
-                self.append(new)?;
-                self.close_gaps()?;
+        let (mut offset, mut rest) = (offset, bytes);
+        while !rest.is_empty() {
+            let known = self.known_until(offset);
+            if known > offset {
+                let length = usize::try_from(known - offset).unwrap_or(usize::MAX);
+                (offset, rest) = (known, rest.get(length..).unwrap_or_default());
+                continue;
             }
-            return Ok(());
-        };
-        if ahead == 0 {
-            self.append(bytes)?;
-            return self.close_gaps();
+            let ahead = self.runs.iter().map(|run| run.start).filter(|start| *start > offset);
+            let gap = ahead
+                .min()
+                .map_or(usize::MAX, |next| usize::try_from(next - offset).unwrap_or(usize::MAX));
+            let (new, behind) = rest.split_at(gap.min(rest.len()));
+            if offset == self.received {
+                self.append(new);
+                self.close_gaps();
+            } else {
+                self.keep(path, offset, new)?;
+            }
+            (offset, rest) = (offset + new.len() as u64, behind);
         }
-        self.room(bytes.len())?;
+        Ok(())
+    }
+
+    /// Returns where what has come from an offset on ends; the offset itself if nothing has.
+    ///
+    /// A byte that comes again is skipped. So all that is kept fits into the window, although an honest other end may send more than a
+    /// window while it repeats what another path has lost.
+    fn known_until(&self, offset: u64) -> u64 {
+        let run = self.runs.iter().find(|run| (run.start..run.end()).contains(&offset));
+        run.map_or(offset, Run::end).max(self.received)
+    }
+
+    /// Keeps bytes that came before those in front of them, and of which none is there.
+    fn keep(&mut self, path: u32, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
         let gaps = self.runs.len();
-        match self.runs.iter_mut().rfind(|run| run.path == path) {
-            Some(run) if run.end() == offset => run.bytes.extend(bytes),
-            _ if gaps >= RUNS => return Err(Fault::Gaps),
-            _ => self.runs.push(Run { path, start: offset, bytes: bytes.to_vec() }),
+        match self.runs.iter_mut().find(|run| run.path == path && run.end() == offset) {
+            Some(run) => run.bytes.extend(bytes),
+            None if gaps >= RUNS => return Err(Fault::Gaps),
+            None => self.runs.push(Run { path, start: offset, bytes: bytes.to_vec() }),
         }
         self.held += bytes.len();
         Ok(())
     }
 
-    /// Checks that so many more bytes are not more than a window, which no honest other end exceeds.
-    fn room(&self, length: usize) -> Result<(), Fault> {
-        let all = (self.inbox.len() + self.held + length) as u64;
-        if all > WINDOW { Err(Fault::Window { offset: self.taken + all }) } else { Ok(()) }
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+    fn append(&mut self, bytes: &[u8]) {
         self.received += bytes.len() as u64;
         self.overdue |= self.is_whole();
         if self.discards {
             (self.taken, self.has_dropped) = (self.received, true);
-            return Ok(());
+            return;
         }
-        self.room(bytes.len())?;
         self.inbox.extend(bytes);
-        Ok(())
     }
 
     /// Takes what came from behind a gap, where it is closed now.
-    fn close_gaps(&mut self) -> Result<(), Fault> {
+    fn close_gaps(&mut self) {
         while let Some(index) = self.runs.iter().position(|run| run.start <= self.received) {
             let run = self.runs.swap_remove(index);
             self.held -= run.bytes.len();
             let overlap = usize::try_from(self.received - run.start).unwrap_or(usize::MAX);
-            if let Some(new) = run.bytes.get(overlap..).filter(|new| !new.is_empty()) {
-                self.append(new)?;
-            }
+            self.append(run.bytes.get(overlap..).unwrap_or_default());
         }
-        Ok(())
     }
 
     /// Forgets what came on a path from behind a gap: the other end sends it again.

@@ -468,6 +468,53 @@ impl World {
     }
 }
 
+/// The other end has a whole window behind a gap when the relay, which alone has carried what is missing, breaks. What it has comes
+/// once more then.
+#[test]
+fn a_relay_that_breaks_soon_after_the_move_does_not_end_the_stream() {
+    for pieces in [1_000, 16_005, 50_000] {
+        let mut world = World::new();
+        world.write(0, 16_000);
+        while world.push(0) || world.transmit(0, RELAY) {}
+        world.connect();
+        for _ in 0..300 {
+            world.write(0, 16_000);
+        }
+        while world.push(0) | world.transmit(0, 1) | world.deliver(1, 1, 50_000) {}
+        assert_eq!(world.read[1] + world.ends[1].chunk().len(), 0);
+        world.cut(false, [0, 0], false);
+        assert!(world.deliver(0, RELAY, 50_000));
+        while world.transmit(0, 1) {}
+        while world.deliver(1, 1, pieces) {}
+        assert!(world.ends[1].memory()[1] > usize::try_from(WINDOW).unwrap() - 16_005);
+        world.settle(usize::MAX);
+    }
+}
+
+/// The relay goes on to deliver, and what it has comes on the direct connection too: the second time from further ahead, and over what
+/// the first time has brought.
+#[test]
+fn bytes_that_come_again_in_the_middle_of_what_is_kept_take_no_room() {
+    let now = Instant::now();
+    let mut machine = Machine::new(Role::Follows, now);
+    machine.open(now);
+    assert!(machine.install(1, now));
+    let stream: Vec<u8> = (0..40).flat_map(|_| [23, 3, 3, 0, 5, 1, 2, 3, 4, 5]).collect();
+    let mut say = |path: u32, from: usize, to: usize| {
+        let mut bytes = Vec::new();
+        Control::From(from as u64).put(&mut bytes);
+        bytes.extend(&stream[from..to]);
+        machine.receive(path, &bytes, now).unwrap();
+        machine.memory()[1]
+    };
+    assert_eq!(say(1, 300, 400), 100);
+    assert_eq!(say(1, 200, 250), 150);
+    assert_eq!(say(1, 100, 400), 300);
+    assert_eq!(say(RELAY, 50, 350), 350);
+    assert_eq!(say(RELAY, 0, 200), 400);
+    assert_eq!(machine.chunk(), stream);
+}
+
 /// Where the direct connection and the relay have the same bottleneck, the stream stands still while bytes come twice.
 #[test]
 fn nothing_is_sent_again_while_the_relay_delivers() {
