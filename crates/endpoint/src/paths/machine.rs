@@ -778,6 +778,10 @@ impl Machine {
             path.silent_since.get_or_insert(now);
         }
         let echoes = std::mem::take(&mut path.echoes);
+        if echoes {
+            // Also if nothing is acknowledged any more: then it would be due again at once.
+            path.heard = None;
+        }
         if ((is_current && incoming.is_overdue()) || echoes)
             && let Some(offset) = incoming.acknowledgement()
         {

@@ -915,6 +915,32 @@ fn a_path_whose_address_is_gone_stays_if_the_stream_could_not_go_on_without_it()
 }
 
 #[test]
+fn a_stream_that_nobody_reads_any_more_does_not_keep_the_processor_busy() {
+    let start = Instant::now();
+    let mut machine = Machine::new(Role::Follows, start);
+    machine.open(start);
+    assert!(machine.install(1, start));
+    machine.transmit(1, start, &mut Vec::new());
+    let mut bytes = Vec::new();
+    Control::Pong(1).put(&mut bytes);
+    Control::From(0).put(&mut bytes);
+    bytes.extend([23, 3, 3, 0, 2, 7, 7]);
+    machine.receive(1, &bytes, start).unwrap();
+    machine.discard();
+    let (mut now, mut calls) = (start, 0);
+    while let Some(deadline) = machine.deadline().filter(|at| *at < start + IDLE_DIRECT) {
+        now = now.max(deadline);
+        machine.handle_deadline(now);
+        for number in [RELAY, 1] {
+            machine.transmit(number, now, &mut Vec::new());
+        }
+        calls += 1;
+        assert!(calls < 5, "it is called again and again");
+    }
+    assert_eq!(machine.current(), 1);
+}
+
+#[test]
 fn a_direct_connection_can_replace_one_that_is_the_only_path() {
     let (mut machine, now) = sent();
     assert!(machine.install(1, now));
