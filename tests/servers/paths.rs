@@ -264,6 +264,27 @@ fn a_transfer_in_band_survives_a_crash_and_a_restart_of_the_component() {
     survives_the_component("ibb", 24 << 20);
 }
 
+/// All blocks under way are lost with the component, so nobody refuses one to the sender.
+#[test]
+fn a_transfer_in_band_survives_a_crash_with_all_blocks_under_way() {
+    let mut world = World::start();
+    world.cut("drop");
+    world.slow_down();
+    random_file(&world.alice.home().join("large.bin"), 24 << 20);
+    let over = ["--transport", "ibb"];
+    let (sender, listener) = world.send_over(["always", "always"], &over);
+    let logs = || world.logs(&sender, &listener);
+    wait_for("both legs", PATIENCE, logs, || world.joined() > 0);
+    wait_for_bytes(&listener, 64 << 10, logs);
+    // It answers nothing more, and what comes now is never read.
+    world.component.signal("STOP");
+    let had = world.joined();
+    world.component.kill_and_restart();
+    wait_for("new legs", PATIENCE, || world.logs(&sender, &listener), || world.joined() > had);
+    world.speed_up();
+    world.arrived(sender, listener, "in-band");
+}
+
 #[test]
 fn a_direct_transfer_survives_a_crash_of_the_component_and_can_still_return_to_the_relay() {
     let mut world = World::start();

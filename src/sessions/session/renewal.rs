@@ -82,11 +82,23 @@ impl BrokeredSession {
             // It had one, and takes another only in place of that.
             LegState { ready: true, ..leg }
         });
+        let is_in_band = renewable.transports.iter().any(|namespace| *namespace != ns::JINGLE_S5B);
         let content = BrokeredContent::accepted(renewable.content);
         let state = (SessionPhase::Restored, Acceptance::Accepted);
         let mut session = Self::begin(options, ids, peers, legs, content, state, deadline);
         session.direct = Some(Box::new(DirectUse::new(now)));
+        if is_in_band {
+            session.tell_lost();
+        }
         session
+    }
+
+    /// Tells the initiator's program that its leg is gone. The kernel does that for a connection. But the blocks under way were lost
+    /// with the earlier run, so nobody refuses one, and the program would wait for answers.
+    fn tell_lost(&mut self) {
+        let mut info = jingle::own(jingle::Action::SessionInfo, &self.frame(Side::Initiator));
+        info.append_child(Element::bare("lost", ns::PATHS));
+        self.tell(Side::Initiator, info);
     }
 
     /// Returns whether a transport of the initiator replaces both legs: once they were joined, and also when it tries again

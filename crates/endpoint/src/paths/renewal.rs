@@ -89,10 +89,15 @@ impl Renewer {
         }
     }
 
-    /// Takes the peer's word for the loss of a leg.
+    /// Takes the peer's word for the loss of a leg, or that of a component that has been started again. The component does not know
+    /// the number.
     fn heed(&self, jingle: &Element) {
-        let lost = jingle.get_child("lost", ns::PATHS).and_then(|lost| lost.attr("number"));
-        if let Some(number) = lost.and_then(|number| number.parse().ok()) {
+        let Some(lost) = jingle.get_child("lost", ns::PATHS) else { return };
+        let number = match lost.attr("number") {
+            Some(number) => number.parse().ok(),
+            None => Some(self.paths.leg()),
+        };
+        if let Some(number) = number {
             self.paths.told_lost(number);
         }
     }

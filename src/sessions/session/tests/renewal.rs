@@ -3,7 +3,7 @@
 use fingerpost_wire::transport;
 
 use super::*;
-use crate::sessions::journal::LeftSession;
+use crate::sessions::journal::{LeftSession, Renewable};
 
 const PATHS: &str = "<paths xmlns='urn:fingerpost:paths:0'/>";
 
@@ -262,8 +262,12 @@ fn restored(left: &World) -> (World, Duration) {
 
 /// Does the same with the options of that run.
 fn restored_with(left: &World, options: BrokerOptions) -> (World, Duration) {
+    restored_as(left, options, left.session.renewable().unwrap())
+}
+
+/// Does the same with what that run has read.
+fn restored_as(left: &World, options: BrokerOptions, renewable: Renewable) -> (World, Duration) {
     let patience = Duration::from_secs(90);
-    let renewable = left.session.renewable().unwrap();
     let peers = left.session.peers().clone();
     let options = Arc::new(options);
     let left_session = LeftSession { session: "s".to_owned(), peers, renewable };
@@ -337,6 +341,22 @@ fn another_run_goes_on_with_a_session_over_new_legs() {
     connect_over(&mut world, ["another", &sid(&offered)]);
     assert!(world.joined() && world.terminated().is_empty());
     assert!(world.session.renewable().is_some(), "and the next run too");
+}
+
+/// Nobody else tells it: the blocks under way were lost with the earlier run.
+#[test]
+fn another_run_tells_the_initiator_that_an_in_band_leg_is_gone() {
+    let left = joined(PATHS);
+    for (namespace, is_told) in [(ns::JINGLE_IBB, true), (ns::JINGLE_S5B, false)] {
+        let mut renewable = left.session.renewable().unwrap();
+        renewable.transports.responder = namespace;
+        let (mut world, _) = restored_as(&left, BrokerOptions::of_tests(), renewable);
+        world.tell(SessionInput::Check);
+        let told = world.told(Side::Initiator, "session-info");
+        let lost = told.iter().filter(|told| told.has_child("lost", ns::PATHS));
+        assert_eq!(lost.count(), usize::from(is_told), "{namespace}");
+        assert!(world.told(Side::Responder, "session-info").is_empty() && world.asked.is_empty());
+    }
 }
 
 /// The operator has switched SOCKS5 off since.
