@@ -189,7 +189,9 @@ class Fingerpost(BaseModule):
         """Tells the component that this client can be reached."""
         if self.online and self.broker:
             client = self._client
-            client.get_module("Presence").send_presence(self.broker, priority=client.priority, show=client.status)
+            # Since 2.3.5 Gajim has no priority.
+            priority = {"priority": client.priority} if hasattr(client, "priority") else {}
+            client.get_module("Presence").send_presence(self.broker, show=client.status, **priority)
         return True
 
     def _withdraw(self) -> None:

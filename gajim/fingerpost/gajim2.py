@@ -111,7 +111,7 @@ class ChatMenu:
 
 
 def _named(widget: Gtk.Widget | None, name: str) -> Gtk.Widget | None:
-    """Returns the widget with this name in Gajim's description of the window: `name`, or `_name` since Gajim 2.2."""
+    """Returns the widget with this name in Gajim's description of the window: `name`, or `_name` since 2.3."""
     if widget is None or (isinstance(widget, Gtk.Buildable) and (widget.get_buildable_id() or "").lstrip("_") == name):
         return widget
     for child in children(widget):

@@ -27,6 +27,8 @@ from world import COMPONENT, DOMAIN, LIMIT, PASSWORD, Program, World
 
 GAJIM_ROOT = ROOT / "target/trixie-gajim" if os.environ.get("FINGERPOST_TEST_DEBIAN") else None
 """The Debian whose Gajim is tested, if it is not this machine's."""
+GAJIM = os.environ.get("FINGERPOST_TEST_GAJIM", "/usr")
+"""Where its `bin/gajim` and `bin/python3` are: another Gajim can be in a Python environment of that Debian."""
 NOBODY = 65534
 """The user of the Gajims, which refuse to run as root."""
 FILES, KEYS, CHAT = "End-to-End Encrypted Files", "Keys for End-to-End Encrypted Files", "Gajim"
@@ -114,15 +116,15 @@ class Gajim:
         }  # fmt: skip
         inside = [*world.namespace(which), *world.debian(), "setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
         with open(ROOT / "gajim/tests/prepare.py", "rb") as prepare:
-            subprocess.run([*inside, "/usr/bin/python3", "-", json.dumps(settings)], check=True, stdin=prepare, env=environment, cwd="/")
+            subprocess.run([*inside, f"{GAJIM}/bin/python3", "-", json.dumps(settings)], check=True, stdin=prepare, env=environment, cwd="/")
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.home / "driver"))
         os.chown(self.home / "driver", NOBODY, NOBODY)
         listener.listen(1)
         listener.settimeout(LIMIT)
         self._program = Program(
-            *inside, "xvfb-run", "-a", "-s", "-screen 0 1100x900x24", "dbus-run-session", "--", "gajim", "--config-path",
-            self.config, "--loglevel", "gajim.p=DEBUG", environment=environment, clean=True, cwd="/",
+            *inside, "xvfb-run", "-a", "-s", "-screen 0 1100x900x24", "dbus-run-session", "--", f"{GAJIM}/bin/gajim",
+            "--config-path", self.config, "--loglevel", "gajim.p=DEBUG", environment=environment, clean=True, cwd="/",
         )  # fmt: skip
         self._program.drain()
         try:
