@@ -84,7 +84,7 @@ class Gajim:
 
     def __init__(self, world: Networks, user: str, which: str, installed: bool, others: tuple[str, ...] = ()):
         """`installed`: the plugin is there when Gajim starts. `others` are more accounts."""
-        self._world = world
+        self._world, self._accounts = world, 1 + len(others)
         self.jid = f"{user}@{DOMAIN}"
         self.home = world.directory / f"gajim-{user}"
         self.downloads = self.home / "Downloads"
@@ -203,9 +203,9 @@ class Gajim:
         self.do("click", window=FILES, button=button, row=0)
 
     def wait_for_component(self, jid: str) -> None:
-        """Waits until the window of keys, which the menu of a chat opens, names the component."""
+        """Waits until the window of keys, which the menu of a chat opens, names the component for each account."""
         self.choose("Keys for Encrypted Files", jid)
-        self.until("the component", lambda: COMPONENT in (self.do("texts", window=KEYS) or []))
+        self.until("the component", lambda: (self.do("texts", window=KEYS) or []).count(COMPONENT) == self._accounts)
         self.do("close", window=KEYS)
 
     def register(self, jid: str) -> None:
