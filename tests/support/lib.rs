@@ -4,6 +4,7 @@
 #![allow(missing_debug_implementations, reason = "tests only")]
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
+pub mod debian;
 pub mod grammar;
 pub mod internet;
 pub mod netns;

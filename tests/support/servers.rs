@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::process::{Process, read};
-use super::{COMPONENT, DOMAIN, SECRET, USERS, free_port, make_certificate, root, wait_for};
+use super::{COMPONENT, DOMAIN, SECRET, USERS, debian, free_port, make_certificate, wait_for};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -32,43 +32,12 @@ impl Kind {
             Self::Prosody => "prosody",
             Self::Ejabberd => "ejabberd",
         };
-        let mut query = program("dpkg-query");
-        let output = query.args(["--show", "--showformat", "${Version}", package]).output();
-        String::from_utf8(output.expect("dpkg is there").stdout).unwrap()
+        debian::version(debian::of_servers().as_deref(), package)
     }
 }
 
-/// Returns the root directory of the Debian whose servers are started, if it is not this machine's.
-fn debian() -> Option<PathBuf> {
-    let name = std::env::var("FINGERPOST_TEST_DEBIAN").ok().filter(|name| !name.is_empty())?;
-    assert_eq!(name, "trixie", "FINGERPOST_TEST_DEBIAN: expected trixie or nothing");
-    let root = root().join("target").join(name);
-    let made = root.join("usr/bin/prosody").exists();
-    assert!(made, "{} is not there: run deploy/ci/trixie.sh", root.display());
-    Some(root)
-}
-
-/// Returns a command that starts a program of the chosen Debian, with this machine's directory for temporary files.
 fn program(name: &str) -> Command {
-    let Some(root) = debian() else { return Command::new(name) };
-    let mut command = Command::new("unshare");
-    if !rustix::process::geteuid().is_root() {
-        command.arg("--map-root-user");
-    }
-    // Only this program sees the mounts, and they end with it. All programs replace themselves, so signals reach the
-    // last.
-    command
-        .args(["--mount", "--propagation", "private", "sh", "-euc"])
-        .arg(
-            "mkdir -p \"$0$1\"; for directory in /dev /proc \"$1\"; do \
-             mount --rbind \"$directory\" \"$0$directory\"; done; \
-             root=$0; shift; exec chroot \"$root\" \"$@\"",
-        )
-        .arg(root)
-        .arg(std::env::temp_dir())
-        .arg(name)
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    command
+    debian::program(debian::of_servers().as_deref(), name)
 }
 
 /// A second component, with users of a load generator.
@@ -669,7 +638,7 @@ Component "{COMPONENT}"
             .args(["--mount", "--propagation", "private", "sh", "-euc"])
             .arg("mount --bind \"$0\" \"$1\"; shift; exec \"$@\"")
             .arg(resolver)
-            .arg(debian().unwrap_or_else(|| PathBuf::from("/")).join("etc/resolv.conf"))
+            .arg(debian::of_servers().unwrap_or_else(|| PathBuf::from("/")).join("etc/resolv.conf"))
             .arg(command.get_program())
             .args(command.get_args());
         wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -823,7 +792,7 @@ impl Drop for Server {
 
 /// Returns the directory of ejabberd's code, from its starter.
 fn ejabberd_libraries() -> String {
-    let root = debian().unwrap_or_else(|| PathBuf::from("/"));
+    let root = debian::of_servers().unwrap_or_else(|| PathBuf::from("/"));
     let starter = root.join("usr/sbin/ejabberdctl");
     read(&starter)
         .lines()
