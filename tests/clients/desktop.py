@@ -21,7 +21,8 @@ program = None
 def start_screen():
     """Starts an X server; GTK and Qt find it in the environment. This program is alone in its network and with its sockets."""
     os.environ["DISPLAY"] = ":1"
-    command = ["Xvfb", ":1", "-nolock", "-screen", "0", "1200x900x24", "-nolisten", "tcp"]
+    # A server that resets itself when its last client leaves refuses one that comes meanwhile.
+    command = ["Xvfb", ":1", "-nolock", "-noreset", "-screen", "0", "1200x900x24", "-nolisten", "tcp"]
     server = subprocess.Popen(command)
     wait("the screen", lambda: subprocess.run(["xdotool", "getdisplaygeometry"], capture_output=True).returncode == 0)
     return server
@@ -57,7 +58,7 @@ def _keys(window, *arguments):
 
 def type_into(title, text):
     window = wait(f"the window {title}", lambda: windows(title))[-1]
-    _keys(window, "type", text)
+    _keys(window, "type", "--", text)
 
 
 def press(title, key):
@@ -91,14 +92,19 @@ def click_at(window, x, y):
     subprocess.run(command, stderr=subprocess.DEVNULL, timeout=PATIENCE)
 
 
-def press_until_gone(title, key):
-    """Presses a key that answers a window."""
+def press_until_gone(title, *keys):
+    """Presses keys that answer a window."""
     window = wait(f"the window {title}", lambda: windows(title))[-1]
 
     def is_gone():
         if window not in windows(title):
             return True
-        _keys(window, "key", key)
+        _keys(window, "key", *keys)
+        # The next keys would reach the window below it.
+        for _ in range(30):
+            if window not in windows(title):
+                return True
+            time.sleep(0.1)
         return False
 
     wait(f"the answer to {title}", is_gone)

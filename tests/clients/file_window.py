@@ -1,15 +1,19 @@
-"""A real client with its window that sends a file to a contact, or receives one.
+"""A real client with its window that sends a file to a contact, receives one, or chats with the component.
 
-Runs under Debian's Python in a network namespace. Settings: `client`, `jid`, `password`, `contact` (a bare address), `component`,
-`contact_name`, `home`; `file`, if it sends; `name` and `size` of the file, if it receives; `screenshot`: the file for a picture of the end, if one is wanted.
+Runs under Debian's Python in a network namespace. Settings: `client`, `prefix` (the words before the command of a program of another
+Debian), `jid`, `password`, `contact` (a bare address), `component`, `contact_name`, `home`; `file`, if it sends; `name` and `size` of the
+file, if it receives; `chat`, if it chats: pairs of what it writes and a part of the answer; `screenshot`: the file for a picture of the
+end, if one is wanted.
 Prints `ready` when it can receive, and then `report: ` with the received file, or with what a sender says of the transfer.
 """
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -37,7 +41,7 @@ def saved():
 
 
 class Dino:
-    """Dino 0.4: GTK 4."""
+    """Dino 0.4 and 0.5: GTK 4."""
 
     def __init__(self):
         self.data = home / ".local/share/dino"
@@ -55,33 +59,59 @@ class Dino:
                 "INSERT INTO account (bare_jid, resourcepart, password, alias, enabled) VALUES (?, 'dino', ?, '', 1)",
                 (settings["jid"], settings["password"]),
             )
+            if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'account_settings'").fetchone():
+                # Dino 0.5 has "OMEMO by default" on, and then sends nothing to a contact without it.
+                database.execute("INSERT INTO account_settings (account_id, key, value) SELECT id, 'default-encryption', '0' FROM account")
         self._start()
 
     def _start(self):
-        self.process = desktop.program = subprocess.Popen(["dino-im"])
+        self.process = desktop.program = subprocess.Popen([*settings["prefix"], "dino-im"])
         desktop.wait("the window", lambda: desktop.windows("Dino"))
 
     def _connection(self):
         return sqlite3.connect(self.data / "dino.db", timeout=desktop.PATIENCE)
 
-    def _transfers(self, condition):
+    def _find(self, query, *values):
         with self._connection() as database:
-            return database.execute(f"SELECT path FROM file_transfer WHERE {condition}").fetchone()
+            return database.execute(query, values).fetchone()
+
+    def _transfers(self, condition):
+        return self._find(f"SELECT path FROM file_transfer WHERE {condition}")
+
+    def _open(self, address):
+        uri = f"xmpp:{quote(address, safe='@')}?message"
+        subprocess.run([*settings["prefix"], "dino-im", uri], check=True, timeout=desktop.PATIENCE)
+
+    def chat(self, lines):
+        address = settings["component"]
+        self._open(address)
+        is_open = "SELECT 1 FROM conversation JOIN jid ON jid_id = jid.id WHERE bare_jid = ? AND active = 1"
+        desktop.wait("the chat", lambda: self._find(is_open, address))
+        for text, answer in lines:
+            desktop.type_into("Dino", text)
+            desktop.press("Dino", "Return")
+            # 0: received.
+            desktop.wait(answer, lambda: self._find("SELECT 1 FROM message WHERE direction = 0 AND instr(body, ?)", answer))
 
     def send(self, path):
-        uri = f"xmpp:{quote(settings['contact'], safe='@')}?message"
-        subprocess.run(["dino-im", uri], check=True, timeout=desktop.PATIENCE)
+        self._open(settings["contact"])
 
-        # The key works once the contact has come and has said what it takes.
-        desktop.press_until("Dino", "ctrl+u", "Select file")
-        desktop.type_into("Select file", path)
-        desktop.press_until_gone("Select file", "Return")
+        # The last entry of the home directory: what is typed into the dialog is completed while it is typed.
+        shutil.copy(path, home)
 
         def sent():
-            # The button for it has the keyboard.
-            desktop.press("Dino", "Return")
-            # 1: sent.
-            return self._transfers("direction = 1")
+            # The key works once the contact has come and has said what it takes.
+            desktop.press_until("Dino", "ctrl+u", "Select file")
+            desktop.press_until_gone("Select file", "alt+Home", "End", "Return")
+            for _ in range(100):
+                # The button for it has the keyboard.
+                desktop.press("Dino", "Return")
+                # 1: sent.
+                if found := self._transfers("direction = 1"):
+                    return found
+                time.sleep(0.1)
+            # The dialog has closed without a file.
+            return None
 
         desktop.wait("the sent file", sent)
 
@@ -125,6 +155,20 @@ class Pidgin:
         purple = self._purple()
         buddy = purple.PurpleFindBuddy(purple.PurpleAccountsGetAllActive()[0], contact)
         return buddy and purple.PurplePresenceIsOnline(purple.PurpleBuddyGetPresence(buddy))
+
+    def chat(self, lines):
+        purple = self._purple()
+        # 1: with a person.
+        window = purple.PurpleConversationNew(1, purple.PurpleAccountsGetAllActive()[0], settings["component"])
+        title = purple.PurpleConversationGetTitle(window)
+
+        def said():
+            return [purple.PurpleConversationMessageGetMessage(message) for message in purple.PurpleConversationGetMessageHistory(window)]
+
+        for text, answer in lines:
+            desktop.type_into(title, text)
+            desktop.press(title, "Return")
+            desktop.wait(answer, lambda: any(answer in message for message in said()))
 
     def send(self, path):
         desktop.wait("the contact", lambda: self._is_here(settings["contact"]))
@@ -213,6 +257,9 @@ def main():
             report(client.send(settings["file"]))
             # The file is on its way: the test ends this program.
             client.process.wait()
+        elif "chat" in settings:
+            client.chat(settings["chat"])
+            report()
         else:
             say("ready")
             report(client.receive())

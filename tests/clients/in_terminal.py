@@ -1,7 +1,9 @@
 """Shows pages in poezio or Profanity, in a pseudo-terminal, and looks for every text on the screen.
 
-Settings: `client`, `pages` (a file), `secret` and `component_address` of the replaying component, `home`, and `screenshots`: for the
-name of a page, the text file to write. The report has the number of pages, and the texts that were not shown, by page.
+Settings: `client`, `prefix` (the words before the command of a program of another Debian), `pages` (a file), `secret` and
+`component_address` of the replaying component, `home`, `adds` (whether it also adds a key by the component's own command), and
+`screenshots`: for the name of a page, the text file to write. The report has the number of pages, and the texts that were not shown, by
+page.
 """
 
 import asyncio
@@ -10,6 +12,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import struct
 import sys
@@ -24,6 +27,9 @@ from replay import Replay
 
 # So high that no page must be scrolled.
 WIDTH, HEIGHT = 120, 200
+# The key ↓, and what sends a form in poezio.
+DOWN, SEND = "\x1b[B", "\x19"
+PRINT = ":".join(["5A"] * 32)
 
 
 class Terminal:
@@ -55,6 +61,14 @@ class Terminal:
 
     def text(self):
         return "\n".join(line.rstrip() for line in self.screen.display)
+
+    def is_marked(self, text):
+        """Whether a text is shown in other colours."""
+        for number, line in enumerate(self.screen.display):
+            if text in line:
+                character = self.screen.buffer[number][line.index(text)]
+                return character.reverse or (character.fg, character.bg) != ("default", "default")
+        return False
 
     async def wait(self, condition, what):
         """Waits until the screen is as expected."""
@@ -93,7 +107,7 @@ def prepare(settings):
         directory = home / "config/profanity"
         directory.mkdir(parents=True)
         (directory / "profrc").write_text("[connection]\nautoping=0\n[ui]\nsplash=false\ntitlebar.show=true\n")
-        return ["profanity"], environment
+        return [*settings["prefix"], "profanity"], environment
     directory = home / "config/poezio"
     directory.mkdir(parents=True)
     authority = home / "ca.pem"
@@ -114,7 +128,7 @@ use_log = false
         for path in [home, *home.rglob("*")]:
             shutil.chown(path, "nobody")
         command = ["setpriv", "--reuid=nobody", "--clear-groups", *command]
-    return command, environment
+    return [*settings["prefix"], *command], environment
 
 
 async def profanity(terminal, settings, pages):
@@ -144,24 +158,39 @@ async def profanity(terminal, settings, pages):
         await terminal.wait(lambda text: not is_open(text), "the end of the page")
 
 
+async def add_in_profanity(terminal, component):
+    """Adds a key by the component's own command."""
+    terminal.type(f"/cmd exec urn:fingerpost:cmd:add {component}\n")
+    await terminal.wait(lambda text: "Form title: Add a key" in text and "See '/form help'" in text, "the form")
+    for label, value in (("A name for it", "laptop"), ("Or its print, hexadecimal", PRINT)):
+        tag = re.search(rf"\[(field\d+)\] {label}:", terminal.text())[1]
+        terminal.type(f"/{tag} {value}\n")
+        await terminal.wait(lambda text: squeeze(f"[{tag}] {label}: {value}") in squeeze(text), label)
+    terminal.type("/form submit\n")
+    await terminal.wait(lambda text: "Form title: Add this key?" in text and "See '/form help'" in text, "the question")
+    terminal.type("/form submit\n")
+
+
+async def command_in_poezio(terminal, text):
+    """Types a command."""
+
+    def ends(wanted):
+        return lambda screen: screen.rstrip().splitlines()[-1].endswith(wanted)
+
+    # In a list, the first key opens the line for input.
+    terminal.type("/")
+    await terminal.wait(ends("/"), "the line for input")
+    terminal.type(text)
+    await terminal.wait(ends("/" + text), text)
+    terminal.type("\r")
+
+
 async def poezio(terminal, settings, pages):
     """Shows each page, and gives it with the texts that are missing, and the screen."""
-
-    def last_line():
-        return terminal.text().rstrip().splitlines()[-1]
-
-    async def command(text):
-        # In a list, the first key opens the line for input.
-        terminal.type("/")
-        await terminal.wait(lambda _: last_line().endswith("/"), "the line for input")
-        terminal.type(text)
-        await terminal.wait(lambda _: last_line().endswith("/" + text), text)
-        terminal.type("\r")
-
     await terminal.wait(lambda text: "Your JID is" in text.replace("\n", " "), "the login")
     for number, page in enumerate(pages):
         jid = f"p{number}@{REPLAY}"
-        await command(f"ad-hoc {jid}")
+        await command_in_poezio(terminal, f"ad-hoc {jid}")
         await terminal.wait(lambda text: f"page-{number} " in text, "the list")
         terminal.type("\r")
         await terminal.wait(lambda text: "Ctrl+Y: send form" in text, page.name)
@@ -182,8 +211,30 @@ async def poezio(terminal, settings, pages):
         terminal.type("\x07")
         in_list = lambda text: f"page-{number} " in text and "Ctrl+Y: send form" not in text
         await terminal.wait(in_list, "the end of the page")
-        await command("close")
+        await command_in_poezio(terminal, "close")
         await terminal.wait(lambda text: f"page-{number} " not in text, "the end of the list")
+
+
+async def add_in_poezio(terminal, component):
+    """Adds a key by the component's own command."""
+    await command_in_poezio(terminal, f"ad-hoc {component}")
+    await terminal.wait(lambda text: "urn:fingerpost:cmd:erase " in text, "the list")
+    # What is typed at once is taken for text from the clipboard.
+    for node in ("lookup", "add"):
+        terminal.type(DOWN)
+        await terminal.wait(lambda _: terminal.is_marked(f"urn:fingerpost:cmd:{node} "), f"the mark on {node}")
+    terminal.type("\r")
+    await terminal.wait(lambda text: "Or its print, hexadecimal" in text, "the form")
+    labels = re.findall("Please note|Kind of key|A name for it|The certificate|Or its print, hexadecimal", terminal.text())
+    for label in labels:
+        value = {"A name for it": "laptop", "Or its print, hexadecimal": PRINT}.get(label)
+        if value:
+            terminal.type(value)
+            await terminal.wait(lambda text: value[-8:] in text, value)
+        terminal.type(DOWN)
+    terminal.type(SEND)
+    await terminal.wait(lambda text: "Add this key?" in text, "the question")
+    terminal.type(SEND)
 
 
 async def story(settings):
@@ -209,6 +260,9 @@ async def story(settings):
             if page.name in settings["screenshots"]:
                 lines = [line for line in shot.splitlines() if line.strip(" │")]
                 Path(settings["screenshots"][page.name]).write_text("\n".join(lines) + "\n")
+        if settings["adds"]:
+            await {"poezio": add_in_poezio, "profanity": add_in_profanity}[settings["client"]](terminal, settings["component"])
+            await terminal.wait(lambda text: "The key is registered" in text, "the registered key")
     finally:
         if terminal.process.returncode is None:
             terminal.process.kill()

@@ -1,4 +1,5 @@
-//! Every page of every command in the clients that people have: `make clients-test`.
+//! Every page of every command in the clients that people have: `make clients-test`. They are those of this machine, or, with
+//! `FINGERPOST_TEST_CLIENTS=trixie`, those of the Debian 13 that deploy/ci/trixie.sh creates in target/trixie-clients.
 
 mod files;
 
@@ -10,7 +11,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use support::programs::{Component, Options, script};
 use support::servers::{Kind, Server};
-use support::{SECRET, root};
+use support::{SECRET, debian, root};
 use tempfile::TempDir;
 
 /// The screenshots that the documentation has.
@@ -20,8 +21,15 @@ const SCREENSHOTS: [(&str, &str, &str); 3] = [
     ("profanity", "keys-1", "docs/keys-in-profanity.txt"),
 ];
 
-/// Returns a server with a second component that shows again what the first one has sent, and a file with the pages.
-fn collected(language: &str) -> (Server, TempDir) {
+/// A server with two components, and a directory with all pages of the first one. The second one shows them again.
+struct Collected {
+    // Dropped in this order.
+    _component: Component,
+    server: Server,
+    directory: TempDir,
+}
+
+fn collected(language: &str) -> Collected {
     let mut server = Server::start(Kind::Prosody);
     server.reconfigure(true, |text| {
         format!("{text}\nComponent \"replay.example.test\"\n\tcomponent_secret = \"{SECRET}\"\n")
@@ -34,13 +42,14 @@ fn collected(language: &str) -> (Server, TempDir) {
     let pages = script("../clients/collect.py", &server, settings);
     let directory = TempDir::new().unwrap();
     fs::write(directory.path().join("pages.json"), pages.to_string()).unwrap();
-    (server, directory)
+    Collected { _component: component, server, directory }
 }
 
-/// Returns the files for a client's screenshots, by the name of the page. Those of the documentation are English.
+/// Returns the files for a client's screenshots, by the name of the page. Those of the documentation are English and of this
+/// machine's clients.
 fn screenshots(client: &str, language: &str, directory: &Path) -> Value {
     let chosen = SCREENSHOTS.iter().filter(|(of, ..)| *of == client && language == "en");
-    let written = std::env::var_os("FINGERPOST_WRITE_SCREENSHOTS").is_some();
+    let written = writes_screenshots();
     let place = |path: &str| match written {
         true => root().join(path),
         false => directory.join(Path::new(path).file_name().unwrap()),
@@ -48,12 +57,14 @@ fn screenshots(client: &str, language: &str, directory: &Path) -> Value {
     chosen.map(|(_, page, path)| ((*page).to_owned(), json!(place(path)))).collect()
 }
 
+fn writes_screenshots() -> bool {
+    let is_wanted = std::env::var_os("FINGERPOST_WRITE_SCREENSHOTS").is_some();
+    is_wanted && debian::of_clients().is_none()
+}
+
 /// Returns the version of a client's package.
 fn version(package: &str) -> String {
-    let query = ["--show", "--showformat", "${Version}", package];
-    let output = Command::new("dpkg-query").args(query).output().expect("dpkg is there");
-    assert!(output.status.success(), "{package} is not installed: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    debian::version(debian::of_clients().as_deref(), package)
 }
 
 /// Checks what a client has shown, and says so.
@@ -67,20 +78,23 @@ fn check(client: &str, language: &str, directory: &Path, report: &Value) {
 }
 
 fn in_a_terminal(client: &str, language: &str) {
-    let (server, directory) = collected(language);
+    let Collected { server, directory, .. } = &collected(language);
     let home = directory.path().join("home");
     fs::create_dir(&home).unwrap();
     // poezio runs as another user.
     Command::new("chmod").arg("755").args([directory.path(), &home]).status().unwrap();
     let settings = json!({
         "client": client,
+        "prefix": debian::words(debian::of_clients().as_deref()),
         "pages": directory.path().join("pages.json"),
         "secret": SECRET,
         "component_address": server.component_address(),
         "home": home,
+        // The client's own language is English.
+        "adds": language == "en",
         "screenshots": screenshots(client, language, directory.path()),
     });
-    let report = script("../clients/in_terminal.py", &server, settings);
+    let report = script("../clients/in_terminal.py", server, settings);
     check(client, language, directory.path(), &report);
 }
 
@@ -88,13 +102,13 @@ fn in_a_terminal(client: &str, language: &str) {
 #[test]
 fn every_page_of_every_command_is_laid_out_for_every_client_in_every_language() {
     for language in ["en", "de"] {
-        let (server, directory) = collected(language);
+        let Collected { server, directory, .. } = &collected(language);
         let file = directory.path().join("pages.json");
         let pages: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
         let names = pages.as_array().unwrap().iter().map(|page| page["name"].as_str().unwrap());
         let names: BTreeSet<&str> = names.map(|name| name.rsplit_once('-').unwrap().0).collect();
         assert_eq!(names.len(), 21, "{names:?}");
-        let lost = script("nbxmpp_pages.py", &server, json!({"pages": file}));
+        let lost = script("nbxmpp_pages.py", server, json!({"pages": file}));
         assert_eq!(lost, json!({}), "{language}");
     }
 }
@@ -124,7 +138,7 @@ fn gajim_shows_every_page() {
 }
 
 fn in_gajim(language: &str) {
-    let (_server, directory) = collected(language);
+    let Collected { directory, .. } = &collected(language);
     let home = directory.path().join("home");
     fs::create_dir(&home).unwrap();
     let settings = json!({
@@ -132,9 +146,17 @@ fn in_gajim(language: &str) {
         "home": home,
         "screenshots": screenshots("gajim", language, directory.path()),
     });
+    // Another Debian has no other directory of this machine than that for temporary files.
+    for script in ["common.py", "gajim2_window.py", "gajim_pages.py", "gajim_window.py"] {
+        fs::copy(root().join("tests/clients").join(script), directory.path().join(script)).unwrap();
+    }
+    let debian = debian::of_clients();
+    let script = if debian.is_some() { "gajim2_window.py" } else { "gajim_window.py" };
     let output = Command::new("xvfb-run")
-        .args(["-a", "dbus-run-session", "--", "/usr/bin/python3"])
-        .arg(root().join("tests/clients/gajim_window.py"))
+        .args(["-a", "dbus-run-session", "--"])
+        .args(debian::words(debian.as_deref()))
+        .arg("/usr/bin/python3")
+        .arg(directory.path().join(script))
         .arg(settings.to_string())
         .output()
         .expect("xvfb-run is there");

@@ -1,12 +1,18 @@
-//! Files between clients with their windows, through the addresses at the component: `make clients-test`.
+//! Clients with their windows send files through the addresses at the component, and chat with it: `make clients-test`.
 //!
-//! Each client is in a network of its own, behind a NAT, from which it reaches the servers and nothing else.
+//! Each client is in a network of its own, behind a NAT, from which it reaches the servers and nothing else. Dino is that of the
+//! chosen Debian; Pidgin and Psi+ are always this machine's.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::{Value, json};
 use support::{
-    COMPONENT, DOMAIN, PATIENCE, USERS,
+    COMPONENT, DOMAIN, PATIENCE, USERS, debian,
     netns::{Nat, Place, TwoNats},
     process::Process,
     programs::{Component, Options, page},
@@ -16,7 +22,7 @@ use support::{
 };
 use tempfile::TempDir;
 
-use super::version;
+use super::writes_screenshots;
 
 /// How many bytes a file has: several times what fits into all buffers on its way.
 const SIZE: usize = 4_000_000;
@@ -82,10 +88,13 @@ impl World {
         let directory = self.directory.path();
         let home = directory.join(name);
         fs::create_dir(&home).unwrap();
-        fs::create_dir(home.join("run")).unwrap();
-        fs::set_permissions(home.join("run"), fs::Permissions::from_mode(0o700)).unwrap();
+        // Hidden from the dialogs for files.
+        let run = home.join(".run");
+        fs::create_dir(&run).unwrap();
+        fs::set_permissions(&run, fs::Permissions::from_mode(0o700)).unwrap();
         let mut settings = json!({
             "client": client,
+            "prefix": debian::words(debian_of(client).as_deref()),
             "jid": format!("{name}@{DOMAIN}"),
             "password": password,
             "contact": proxied(USERS[peer].0),
@@ -101,12 +110,13 @@ impl World {
         command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc"]);
         command.arg(
             "mkdir -p /tmp/.X11-unix; mount -t tmpfs none /tmp/.X11-unix; \
-             mount --bind \"$0/resolv.conf\" /etc/resolv.conf; mount --bind \"$0/trusted.pem\" \"$1\"; shift; \
+             mount --bind \"$0/resolv.conf\" \"$1/etc/resolv.conf\"; mount --bind \"$0/trusted.pem\" \"$1$2\"; shift 2; \
              exec dbus-run-session -- \"$@\"",
         );
-        command.arg(directory).arg(TRUSTED).arg("/usr/bin/python3");
+        let debian = debian_of(client).unwrap_or_else(|| PathBuf::from("/"));
+        command.arg(directory).arg(debian).arg(TRUSTED).arg("/usr/bin/python3");
         command.arg(root().join("tests/clients/file_window.py")).arg(settings.to_string());
-        command.env("HOME", &home).env("LANG", "C.UTF-8").env("XDG_RUNTIME_DIR", home.join("run"));
+        command.env("HOME", &home).env("LANG", "C.UTF-8").env("XDG_RUNTIME_DIR", run);
         for (name, path) in [("CONFIG", ".config"), ("DATA", ".local/share"), ("CACHE", ".cache")] {
             command.env(format!("XDG_{name}_HOME"), home.join(path));
         }
@@ -127,7 +137,7 @@ impl World {
         let file = self.directory.path().join("letter.bin");
         random_file(&file, SIZE);
         let mut settings = json!({"name": "letter.bin", "size": SIZE});
-        if to == "dino" && std::env::var_os("FINGERPOST_WRITE_SCREENSHOTS").is_some() {
+        if to == "dino" && writes_screenshots() {
             settings["screenshot"] = json!(root().join("docs/file-in-dino.png"));
         }
         let mut receiver = self.client(to, Place::HostB, settings);
@@ -155,23 +165,42 @@ impl World {
         let log = self.component.log();
         let legs = log.lines().find_map(|line| line.split_once("both legs up "));
         let (_, legs) = legs.expect("the legs in the log");
-        println!(
-            "{from} {} to {to} {}: {SIZE} bytes, {legs}",
-            version(package(from)),
-            version(package(to))
-        );
+        println!("{from} {} to {to} {}: {SIZE} bytes, {legs}", version(from), version(to));
     }
+}
+
+#[expect(clippy::print_stdout, reason = "the report of `make clients-test`")]
+fn adds_a_key_in_a_chat(client: &str) {
+    let print = ["5A"; 32].join(":");
+    let chat = [
+        ("help", "lookup"),
+        ("keys", "You have no keys"),
+        ("add x509", "A name for it"),
+        ("laptop", "The certificate"),
+        ("-", "Or its print"),
+        (&print, "It replaces"),
+        ("-", "Add this key?"),
+        ("yes", "The key is registered"),
+        ("keys", "laptop (x509, active, asserted)"),
+    ];
+    let world = World::start();
+    let mut started = world.client(client, Place::HostA, json!({"chat": chat}));
+    waits_for_line(&mut started, "report: ");
+    println!("{client} {}: {} messages and their answers", version(client), chat.len());
 }
 
 /// Where Debian has the certificates that programs trust.
 const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// Returns the package of a client.
-fn package(client: &str) -> &str {
-    match client {
-        "dino" => "dino-im",
-        other => other,
-    }
+/// Returns the root directory of the Debian that has a client, if it is not this machine's.
+fn debian_of(client: &str) -> Option<PathBuf> {
+    debian::of_clients().filter(|_| client == "dino")
+}
+
+/// Returns the version of a client's package.
+fn version(client: &str) -> String {
+    let package = if client == "dino" { "dino-im" } else { client };
+    debian::version(debian_of(client).as_deref(), package)
 }
 
 /// Returns the address of a user at the component.
@@ -272,4 +301,16 @@ fn pidgin_sends_dino_a_file() {
 #[ignore = "needs clients: `make clients-test`"]
 fn dino_sends_psi_a_file() {
     World::start().transfers("dino", "psi-plus");
+}
+
+#[test]
+#[ignore = "needs clients: `make clients-test`"]
+fn dino_adds_a_key_in_a_chat() {
+    adds_a_key_in_a_chat("dino");
+}
+
+#[test]
+#[ignore = "needs clients: `make clients-test`"]
+fn pidgin_adds_a_key_in_a_chat() {
+    adds_a_key_in_a_chat("pidgin");
 }
