@@ -82,12 +82,18 @@ direct-bench: nextest ## Measure a direct path against openssl in the same netwo
 # Set, it lets the tests of clients write the screenshots of docs/.
 SCREENSHOTS ?=
 
-clients-test: peers nextest ## Every page of every command, and files, in real clients (as root); SCREENSHOTS=1 also writes those of docs/
+# trixie: the clients of Debian 13, in a root directory that is made once.
+DEBIAN ?=
+CLIENTS_OF_trixie := profanity poezio gajim dino-im ca-certificates fonts-dejavu-core
+TESTS_OF_CLIENTS := binary(servers) & test(/^clients::$(if $(DEBIAN),.*(dino|gajim|poezio|profanity))/)
+
+clients-test: peers nextest ## Every page of every command, and files, in real clients (as root), or in those of Debian 13 with DEBIAN=trixie; SCREENSHOTS=1 also writes those of docs/
 	@deploy/ci/install-peers.sh clients
+	$(if $(DEBIAN),@deploy/ci/$(DEBIAN).sh target/$(DEBIAN)-clients $(CLIENTS_OF_$(DEBIAN)))
 	@# With a test among the targets the programs are those of `make test`: nothing is built twice.
 	cargo build --locked --workspace --bins --tests
-	$(if $(SCREENSHOTS),FINGERPOST_WRITE_SCREENSHOTS=1 )cargo nextest run --locked --workspace --lib --bins --tests \
-		--run-ignored only --success-output final -E 'binary(servers) & test(/^clients::/)'
+	$(if $(SCREENSHOTS),FINGERPOST_WRITE_SCREENSHOTS=1 )FINGERPOST_TEST_CLIENTS=$(DEBIAN) cargo nextest run --locked --workspace --lib \
+		--bins --tests --run-ignored only --success-output final -E '$(TESTS_OF_CLIENTS)'
 
 test-trixie: peers trixie nextest ## Run the tests with XMPP servers on those of Debian 13 (as root)
 	FINGERPOST_TEST_DEBIAN=trixie cargo nextest run --locked --profile trixie --tests
