@@ -115,7 +115,18 @@ fn no_stanza_holds_an_address_that_a_user_keeps(kind: Kind) {
             );
         }
     }
-    // They know each other by now.
+    // By now both programs have kept the other's key, but no user has vouched for it. Without a terminal nobody can be asked.
+    for (paths, hidden) in [(["always", "auto"], 1), (["auto", "always"], 0)] {
+        for more in [&[][..], &["--direct"]] {
+            let recorded = recorder.session(more, paths, false);
+            let mut addresses = recorded.addresses();
+            // Without a broker, the other one's are in its offer.
+            addresses.retain(|address| more.is_empty() || MACHINES[hidden].contains(address));
+            assert_eq!(addresses, none, "{kind:?}, {paths:?}, {more:?}\n{}", recorded.text);
+        }
+    }
+    internet.alice.trust(&internet.bob);
+    internet.bob.trust(&internet.alice);
     for paths in [["auto", "auto"], ["always", "always"]] {
         let mut recorded = recorder.session(&[], paths, true);
         let observed = recorded.take_observed();

@@ -453,9 +453,10 @@ fn a_network_that_is_gone_ends_every_stage_on_both_sides() {
 fn a_stream_outlives_its_server(kind: Kind, has_paths: bool) {
     let mut world = World::start_at(kind, None, None);
     if has_paths {
-        // They know each other by now, so their streams may leave the relay.
-        for user in [&world.alice, &world.bob] {
+        // They trust each other, so their streams may leave the relay.
+        for (user, other) in [(&world.alice, &world.bob), (&world.bob, &world.alice)] {
             user.allow_direct_paths();
+            user.trust(other);
         }
     }
     for (what, links) in [("reload", 0), ("restart", 1), ("kill", 1)] {

@@ -94,15 +94,6 @@ impl Scene {
     }
 }
 
-/// The print of a device's certificate.
-fn print(device: &Xtls) -> String {
-    let mut openssl = Command::new("openssl");
-    let cert = device.home().join("xtls").join(device.jid()).join("cert.pem");
-    openssl.args(["x509", "-noout", "-fingerprint", "-sha256", "-in"]).arg(cert);
-    let output = run(openssl, LONG);
-    output.stdout.trim().rsplit('=').next().unwrap().to_owned()
-}
-
 fn ok(output: &Output) {
     assert_eq!(output.code, 0, "{output:?}");
 }
@@ -113,7 +104,7 @@ fn a_further_device_is_shown_and_asked_for_once(kind: Kind) {
     ok(&bob.run(["prove"]));
     ok(&scene.send(bob, &[]).0);
     let laptop = scene.device();
-    let new = print(&laptop);
+    let new = laptop.print();
 
     // One that is not registered, and one that only bob's account has named.
     let (sent, _) = scene.send(&laptop, &["--accept-new-device", "registry"]);
@@ -155,7 +146,7 @@ fn a_further_device_is_shown_and_asked_for_once(kind: Kind) {
     assert_eq!(sent["status"], 0, "{sent}");
     let screen = sent["screens"][0].as_str().unwrap().replace('\n', "");
     assert!(screen.contains("The registry calls it a proven key of bob@example.test."), "{screen}");
-    assert!(screen.contains(&format!("known: x509 {}", print(bob))), "{screen}");
+    assert!(screen.contains(&format!("known: x509 {}", bob.print())), "{screen}");
     assert!(screen.contains(&format!("shown: x509 {new}")), "{screen}");
     assert!(screen.contains("\"the laptop\""), "{screen}");
     ok(&scene.send(&laptop, &["--accept-new-device", "never"]).0);
@@ -165,7 +156,7 @@ fn a_further_device_is_shown_and_asked_for_once(kind: Kind) {
     assert_eq!(known.len(), 2, "{known:?}");
     assert_eq!(of(&new)["label"], "the laptop", "{known:?}");
     assert_eq!((&of(&new)["verified"], &of(&new)["method"]), (&json!("asked"), &json!("x509")));
-    assert_eq!(of(&print(bob))["verified"], "first-use", "{known:?}");
+    assert_eq!(of(&bob.print())["verified"], "first-use", "{known:?}");
     assert!(of(&new)["first_seen"].as_str().unwrap().starts_with("20"), "{known:?}");
     let text = alice.run(["trust", "list"]).stdout;
     assert!(text.contains("\"the laptop\"  first seen 20"), "{text}");
@@ -485,7 +476,7 @@ fn one_listener_takes_all_kinds(kind: Kind) {
         environment.lines().any(|line| line == "XTLS_PEER=alice@example.test"),
         "{environment}"
     );
-    let print = format!("XTLS_PRINT={}", print(alice));
+    let print = format!("XTLS_PRINT={}", alice.print());
     assert!(environment.lines().any(|line| line == print), "{environment}");
     assert!(!environment.contains("no command sees this"), "{environment}");
 

@@ -101,7 +101,7 @@ impl Apart {
 }
 
 #[test]
-fn without_a_broker_two_programs_that_know_each_other_connect_directly_unless_one_says_never() {
+fn without_a_broker_two_users_that_trust_each_other_connect_directly_unless_one_says_never() {
     let apart = Apart::start();
     let file = apart.alice.home().join("letter.bin");
     random_file(&file, 300_000);
@@ -110,10 +110,17 @@ fn without_a_broker_two_programs_that_know_each_other_connect_directly_unless_on
         ("a first session", ["auto", "auto"], "ibb"),
         ("the sender says never", ["never", "always"], "ibb"),
         ("the listener says never", ["always", "never"], "ibb"),
-        ("they know each other", ["", "auto"], "s5b"),
+        ("they have kept each other's key", ["", "auto"], "ibb"),
+        ("only the sender trusts the listener", ["", "auto"], "ibb"),
+        ("they trust each other", ["", "auto"], "s5b"),
         ("always", ["always", "always"], "s5b"),
         ("the sender's account says never", ["", "always"], "ibb"),
     ] {
+        match case {
+            "only the sender trusts the listener" => apart.alice.trust(&apart.bob),
+            "they trust each other" => apart.bob.trust(&apart.alice),
+            _ => {}
+        }
         if case.contains("account") {
             let account = apart.alice.home().join("xtls/alice@example.test/account.toml");
             let text = std::fs::read_to_string(&account).unwrap();

@@ -339,6 +339,21 @@ impl Xtls {
         std::fs::write(account, changed).unwrap();
     }
 
+    /// Returns the SHA-256 print of its certificate.
+    pub fn print(&self) -> String {
+        let mut openssl = Command::new("openssl");
+        let certificate = self.home().join("xtls").join(&self.jid).join("cert.pem");
+        openssl.args(["x509", "-noout", "-fingerprint", "-sha256", "-in"]).arg(certificate);
+        let output = run(openssl, Duration::from_secs(60));
+        output.stdout.trim().rsplit('=').next().unwrap().to_owned()
+    }
+
+    /// Has the user vouch for the key of another one.
+    pub fn trust(&self, other: &Self) {
+        let output = self.run(["trust", "set", &other.jid, &other.print()]);
+        assert_eq!(output.code, 0, "xtls trust: {output:?}");
+    }
+
     /// Returns the user's address.
     pub fn jid(&self) -> &str {
         &self.jid

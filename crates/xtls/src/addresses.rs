@@ -24,8 +24,8 @@ const SETTLED: Duration = Duration::from_secs(5);
 /// The most answers about peers that the trust store does not know, for example because they have only a password.
 const MOST: usize = 1024;
 
-/// Decides for `--direct-path auto`: peers in the trust store may, unless the user has said no; the user is asked once about
-/// every other one, if there is a terminal.
+/// Decides for `--direct-path auto`: peers that the user trusts may, unless the user has said no; the user is asked about every
+/// other one, if there is a terminal, until there is an answer.
 #[derive(Debug)]
 pub(super) struct AskUser {
     dir: PathBuf,
@@ -110,22 +110,22 @@ mod tests {
         BareJid::new(name).unwrap()
     }
 
-    fn device(byte: u8) -> Device {
+    fn device(byte: u8, verified: Verified) -> Device {
         let print = Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
-        Device::seen_now(Method::X509, print, "", Verified::FirstUse)
+        Device::seen_now(Method::X509, print, "", verified)
     }
 
     #[test]
-    fn known_peers_may_learn_addresses_until_the_user_says_no() {
+    fn peers_that_the_user_trusts_may_learn_addresses_until_the_user_says_no() {
         let dir = tempfile::tempdir().unwrap();
         let (bob, carol) = (jid("bob@example.org"), jid("carol@example.org"));
         let user = AskUser::new(dir.path().to_owned());
         assert_eq!(user.remembered(&bob), None);
-        Trust::load(dir.path()).unwrap().add(&bob, device(1)).unwrap();
+        Trust::load(dir.path()).unwrap().add(&bob, device(1, Verified::Set)).unwrap();
         assert_eq!(user.remembered(&bob), Some(true));
         // The answer is kept with the peer, also for its further keys and for other processes.
         user.keep(&bob, false);
-        Trust::load(dir.path()).unwrap().add(&bob, device(2)).unwrap();
+        Trust::load(dir.path()).unwrap().add(&bob, device(2, Verified::Asked)).unwrap();
         let other = AskUser::new(dir.path().to_owned());
         assert_eq!((user.remembered(&bob), other.remembered(&bob)), (Some(false), Some(false)));
         let trust = Trust::load(dir.path()).unwrap();
@@ -138,11 +138,61 @@ mod tests {
         assert_eq!((user.remembered(&carol), other.remembered(&carol)), (Some(true), None));
     }
 
+    /// A stranger gets its key into the store by a session.
+    #[test]
+    fn a_key_that_the_user_has_not_vouched_for_is_no_consent() {
+        use Verified::{Asked, Compared, FirstUse, Registry, Set};
+        for (keys, remembered) in [
+            (&[FirstUse][..], None),
+            (&[FirstUse, Registry], None),
+            (&[FirstUse, Asked], None),
+            (&[Registry], None),
+            (&[Compared], Some(true)),
+            (&[Set], Some(true)),
+            (&[Set, Asked, Registry], Some(true)),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let mallory = jid("mallory@example.org");
+            let mut trust = Trust::load(dir.path()).unwrap();
+            for (byte, verified) in (0..).zip(keys) {
+                trust.add(&mallory, device(byte, *verified)).unwrap();
+            }
+            let user = AskUser::new(dir.path().to_owned());
+            assert_eq!(user.remembered(&mallory), remembered, "{keys:?}");
+            user.keep(&mallory, true);
+            let other = AskUser::new(dir.path().to_owned());
+            assert_eq!(other.remembered(&mallory), Some(true), "{keys:?}");
+        }
+        // A key of the older form: nobody knows how it came there.
+        let dir = tempfile::tempdir().unwrap();
+        let bob = jid("bob@example.org");
+        let unknown = Device { verified: None, ..device(1, Set) };
+        Trust::load(dir.path()).unwrap().add(&bob, unknown).unwrap();
+        assert_eq!(AskUser::new(dir.path().to_owned()).remembered(&bob), None);
+    }
+
+    #[test]
+    fn digits_that_are_compared_later_vouch_for_a_key_of_first_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let bob = jid("bob@example.org");
+        let (first, set) = (device(1, Verified::FirstUse), device(2, Verified::Set));
+        let mut trust = Trust::load(dir.path()).unwrap();
+        trust.add(&bob, first.clone()).unwrap();
+        trust.add(&bob, set.clone()).unwrap();
+        let user = AskUser::new(dir.path().to_owned());
+        for (key, remembered) in [(&set, None), (&first, Some(true))] {
+            trust.set_compared(&bob, key.method, &key.print, &[]).unwrap();
+            assert_eq!(user.remembered(&bob), remembered);
+        }
+        let verified = trust.keys(&bob).iter().map(|key| key.verified);
+        assert!(verified.eq([Some(Verified::Compared), Some(Verified::Set)]));
+    }
+
     #[test]
     fn a_store_that_cannot_be_read_lets_nobody_learn_an_address() {
         let dir = tempfile::tempdir().unwrap();
         let bob = jid("bob@example.org");
-        Trust::load(dir.path()).unwrap().add(&bob, device(1)).unwrap();
+        Trust::load(dir.path()).unwrap().add(&bob, device(1, Verified::Set)).unwrap();
         std::fs::write(dir.path().join("trust.toml"), "").unwrap();
         assert_eq!(AskUser::new(dir.path().to_owned()).remembered(&bob), None);
     }

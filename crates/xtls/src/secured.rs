@@ -235,6 +235,10 @@ impl Client {
                 trust.keep(&learned.peer, device, &stream.forms()).map(|_| ())
             }
             Known::Further if !admitted.asked => Trust::load(&self.dir)?.add(&learned.peer, device),
+            Known::Same if confirms => {
+                let mut trust = Trust::load(&self.dir)?;
+                trust.set_compared(&learned.peer, learned.method, &learned.print, &stream.forms())
+            }
             _ => Ok(()),
         }
     }

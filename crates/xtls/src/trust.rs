@@ -59,10 +59,19 @@ impl Trust {
         self.peers.contains_key(peer)
     }
 
-    /// Returns whether a peer may learn this machine's addresses; `None` if it is not known. The user may have said no.
+    /// Returns whether a peer may learn this machine's addresses: the user's answer, otherwise yes if the user trusts the peer,
+    /// and `None` if nobody was asked.
+    ///
+    /// The user trusts a peer after vouching for its keys. A key of first use is anybody's, so none may be among them. The
+    /// registry's word is enough for a further key, because the user relies on it, but never for all keys.
     pub fn allows_direct(&self, peer: &BareJid) -> Option<bool> {
-        let keys = self.peers.get(peer)?;
-        Some(keys.iter().all(|key| key.direct != Some(false)))
+        let keys = self.keys(peer);
+        let answer = keys.iter().filter_map(|key| key.direct).min();
+        let is_vouched_for = |key: &Device| key.verified.is_some_and(Verified::is_by_user);
+        let is_acceptable =
+            |key: &Device| is_vouched_for(key) || key.verified == Some(Verified::Registry);
+        let is_trusted = keys.iter().all(is_acceptable) && keys.iter().any(is_vouched_for);
+        answer.or(is_trusted.then_some(true))
     }
 
     /// Keeps the user's answer whether a peer may learn this machine's addresses, if the peer is known.
@@ -73,6 +82,30 @@ impl Trust {
         self.change(|trust| {
             for key in trust.peers.get_mut(peer).into_iter().flatten() {
                 key.direct = Some(allowed);
+            }
+            Ok(())
+        })
+    }
+
+    /// Notes that the users have compared the digits of a session with a known key, if the user had not vouched for that key yet.
+    /// `forms` are its other prints.
+    ///
+    /// # Errors
+    /// If the store cannot be written.
+    pub fn set_compared(
+        &mut self,
+        peer: &BareJid,
+        method: Method,
+        print: &Print,
+        forms: &[Print],
+    ) -> Result<(), XtlsError> {
+        self.change(|trust| {
+            for key in trust.peers.get_mut(peer).into_iter().flatten() {
+                if key.is_shown_by(method, print, forms)
+                    && !key.verified.is_some_and(Verified::is_by_user)
+                {
+                    key.verified = Some(Verified::Compared);
+                }
             }
             Ok(())
         })
@@ -93,11 +126,7 @@ impl Trust {
         forms: &[Print],
     ) -> Known {
         let Some(keys) = self.peers.get(peer) else { return Known::First };
-        let is_shown = |known: &Print| {
-            known == print
-                || forms.iter().any(|form| form.as_bytes().len() == 32 && known.same_bytes(form))
-        };
-        if keys.iter().any(|key| key.method == method && is_shown(&key.print)) {
+        if keys.iter().any(|key| key.is_shown_by(method, print, forms)) {
             return Known::Same;
         }
         Known::Further
@@ -237,6 +266,12 @@ impl Device {
             verified: Some(verified),
             direct: None,
         }
+    }
+
+    /// Returns whether this is the key that a peer shows by its print or by one of its other prints.
+    fn is_shown_by(&self, method: Method, print: &Print, forms: &[Print]) -> bool {
+        let is_form = |form: &Print| form.as_bytes().len() == 32 && self.print.same_bytes(form);
+        self.method == method && (self.print == *print || forms.iter().any(is_form))
     }
 }
 

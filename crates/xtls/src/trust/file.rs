@@ -37,7 +37,7 @@ pub struct Device {
     pub first_seen: Option<OffsetDateTime>,
     /// How it was verified, if that is known.
     pub verified: Option<Verified>,
-    /// Whether its peer may learn this machine's addresses; `None`: yes, and nobody was asked.
+    /// The user's answer whether its peer may learn this machine's addresses; `None`: nobody was asked.
     pub direct: Option<bool>,
 }
 
@@ -58,6 +58,14 @@ pub enum Verified {
 }
 
 impl Verified {
+    /// Returns whether the user has vouched for the key.
+    pub(super) fn is_by_user(self) -> bool {
+        match self {
+            Self::Compared | Self::Asked | Self::Set => true,
+            Self::FirstUse | Self::Registry => false,
+        }
+    }
+
     /// The name in the file and in events.
     pub fn as_str(self) -> &'static str {
         match self {
