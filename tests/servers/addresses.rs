@@ -1,12 +1,18 @@
 //! Which stanzas show the addresses of the users: all stanzas of the clients and of the component are recorded and searched.
 
+use std::{fs::File, process::Command};
+
 use support::{
+    PATIENCE,
     internet::Internet,
     netns::{Nat, Place},
     programs::Options,
     servers::{Kind, Server},
     tap::Tap,
+    wait_for,
 };
+
+use crate::terminal::Terminal;
 
 /// The addresses of alice's machine and of bob's: each has one of its own and one that its NAT gives it.
 const MACHINES: [[&str; 2]; 2] = [["10.1.0.2", "198.18.1.2"], ["10.2.0.2", "198.18.2.2"]];
@@ -92,17 +98,23 @@ impl Recorder<'_> {
     }
 }
 
-fn no_stanza_holds_an_address_that_a_user_keeps(kind: Kind) {
+/// Starts two users behind NATs, and a record of the component's link.
+fn start(kind: Kind, change: impl FnOnce(Server) -> Server + Send) -> (Internet, Tap) {
     let mut link = None;
     let nats = [Nat::PortRestricted; 2];
-    let start = |address: &str| Server::start_at(kind, address).with_stanzas_recorded();
+    let start = |address: &str| change(Server::start_at(kind, address)).with_stanzas_recorded();
     let internet = Internet::start(nats, Place::Public, start, |_, server| {
         let port = server.component_address().rsplit(':').next().unwrap().parse().unwrap();
         let tap = link.insert(Tap::start(port));
         let address = format!("127.0.0.1:{}", tap.port());
         Options { env: vec![("FINGERPOST_COMPONENT__SERVER", address)], ..Options::default() }
     });
-    let mut recorder = Recorder { internet: &internet, link: link.unwrap(), seen: [0; 3] };
+    (internet, link.unwrap())
+}
+
+fn no_stanza_holds_an_address_that_a_user_keeps(kind: Kind) {
+    let (internet, link) = start(kind, |server| server);
+    let mut recorder = Recorder { internet: &internet, link, seen: [0; 3] };
     let none: [&str; 0] = [];
     for paths in [["never", "always"], ["always", "never"]] {
         for more in [&[][..], &["--direct"]] {
@@ -155,4 +167,32 @@ fn prosody_no_stanza_holds_an_address_that_a_user_keeps() {
 #[test]
 fn ejabberd_no_stanza_holds_an_address_that_a_user_keeps() {
     no_stanza_holds_an_address_that_a_user_keeps(Kind::Ejabberd);
+}
+
+/// The peer offers a new leg of the relay while the user at the terminal has not answered. In another window the user vouches for the
+/// peer's key: that is no answer in this session, which has begun without one.
+#[test]
+fn no_address_is_told_while_the_user_is_asked() {
+    let (mut internet, _link) = start(Kind::Prosody, |server| server);
+    let (alice, bob) = (&internet.alice, &internet.bob);
+    let listen = bob.command(["pipe", "--listen", "--direct", "--direct-path", "auto"]);
+    let terminal = Terminal::start(bob.home(), &listen, "true");
+    let shown = terminal.wait_for("listening as ");
+    let (_, jid) = shown.split_once("listening as ").unwrap();
+    let jid = jid.split(|c: char| c.is_whitespace() || c == ',').next().unwrap().to_owned();
+    let fifo = alice.home().join("in");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let _held = File::options().read(true).write(true).open(fifo).unwrap();
+    let args = ["pipe", &jid, "--json", "--direct", "--direct-path", "always"];
+    let pipe = alice.start_between(args, "in", "out");
+    let logs = || format!("{}\n{}", terminal.text(), pipe.log());
+    wait_for("the question", PATIENCE, logs, || terminal.text().contains("[y/N]"));
+    bob.trust(alice);
+    let seen = internet.server.stanzas().len();
+    internet.networks.inside(Place::Public, || internet.component.kill_and_restart());
+    let stanzas = || internet.server.stanzas()[seen..].join("\n");
+    wait_for("the answer", PATIENCE, logs, || stanzas().contains("transport-accept"));
+    let recorded = Recorded { text: stanzas() };
+    let addresses = recorded.addresses();
+    assert!(!MACHINES[1].iter().any(|of| addresses.contains(of)), "{}", recorded.text);
 }

@@ -13,12 +13,12 @@ use support::{DOMAIN, USERS, make_certificate, own_program, random_file, sha256,
 const LONG: Duration = Duration::from_secs(60);
 
 /// A terminal of 100 columns with a command in it. It shows the exit status at the end.
-struct Terminal {
+pub(crate) struct Terminal {
     socket: PathBuf,
 }
 
 impl Terminal {
-    fn start(home: &Path, command: &Command, after: &str) -> Self {
+    pub(crate) fn start(home: &Path, command: &Command, after: &str) -> Self {
         let quoted =
             |text: &std::ffi::OsStr| format!("'{}'", text.to_str().unwrap().replace('\'', "'\\''"));
         let mut line = String::from("env");
@@ -51,7 +51,7 @@ impl Terminal {
     }
 
     /// Returns the text on the screen.
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.tmux(&["capture-pane", "-p", "-J"])
     }
 
@@ -66,7 +66,7 @@ impl Terminal {
         self.tmux(&args);
     }
 
-    fn wait_for(&self, text: &str) -> String {
+    pub(crate) fn wait_for(&self, text: &str) -> String {
         let mut seen = String::new();
         wait_for(
             &format!("{text:?} on the screen"),

@@ -1,6 +1,10 @@
 //! Decides which peers may learn this machine's addresses.
 
-use std::{fmt, pin::Pin};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+};
 
 use jid::BareJid;
 
@@ -32,6 +36,35 @@ pub trait Consent: fmt::Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// The future is dropped if the session ends before the answer.
     fn ask<'a>(&'a self, peer: &'a BareJid) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+}
+
+/// Whether the peer of one session may learn this machine's addresses. All parts of the session share it.
+///
+/// It is decided once: by what is known before the peer shows a key, or by the user's answer after that. Until then nothing is
+/// told, whatever [`Consent`] comes to remember of the peer while the user thinks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SessionConsent(Arc<OnceLock<bool>>);
+
+impl SessionConsent {
+    /// Creates one with this decision, or without one yet.
+    pub(super) fn new(decision: Option<bool>) -> Self {
+        Self(Arc::new(decision.map_or_else(OnceLock::new, OnceLock::from)))
+    }
+
+    /// Returns the decision; `None` before there is one.
+    pub(super) fn decision(&self) -> Option<bool> {
+        self.0.get().copied()
+    }
+
+    /// Returns whether addresses may be told now.
+    pub(super) fn is_given(&self) -> bool {
+        self.decision() == Some(true)
+    }
+
+    /// Takes the user's answer, unless it is decided.
+    pub(super) fn decide(&self, answer: bool) {
+        let _ = self.0.set(answer);
+    }
 }
 
 /// Remembers nobody, and agrees to nothing.
@@ -98,6 +131,19 @@ mod tests {
             assert_eq!(choice.decide(&friends, &stranger), for_stranger);
         }
         assert_eq!(DirectPath::default().decide(&NoConsent, &friend), None);
+    }
+
+    #[test]
+    fn a_session_has_no_consent_until_there_is_an_answer_and_keeps_its_first_one() {
+        let open = SessionConsent::new(None);
+        let part = open.clone();
+        assert_eq!((part.decision(), part.is_given()), (None, false));
+        open.decide(true);
+        part.decide(false);
+        assert_eq!((open.decision(), part.is_given()), (Some(true), true));
+        let refused = SessionConsent::new(Some(false));
+        refused.decide(true);
+        assert!(!refused.is_given() && !SessionConsent::default().is_given());
     }
 
     #[tokio::test]

@@ -60,6 +60,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests may panic"))]
 
 mod application;
+#[cfg(test)]
+mod between;
 mod builder;
 mod cause;
 mod consent;

@@ -111,6 +111,7 @@ impl Endpoint {
         let sid = random_id();
         let inbox = self.hub().session(&address, &sid);
         let mut session = Session::new(self, inbox, address, sid);
+        session.remember_consent();
         let (offered, transport) = match session.offer(kind).await {
             Ok(offer) => offer,
             Err(error) => {
@@ -121,7 +122,7 @@ impl Endpoint {
         session.bytestream = transport.attr("sid").map(str::to_owned);
         let mut children = application.to_elements(&self.offered());
         children.push(transport);
-        let offers_paths = self.allows_direct_paths(&session.peer);
+        let offers_paths = session.allows_direct_paths();
         if offers_paths {
             children.push(Element::bare("paths", ns::PATHS));
         }
@@ -282,6 +283,7 @@ impl Request {
         protocol: Option<Protocol>,
     ) -> Result<(Session, SecureStream), Error> {
         let Self { mut session, content, .. } = self;
+        session.remember_consent();
         let given_way = session.place.as_ref().map(SessionPlace::given_way).unwrap_or_default();
         let peer = session.peer.clone();
         let work = async {
@@ -291,7 +293,7 @@ impl Request {
                 let hints = session.hints(&content)?;
                 let mut children = answer(&content, description.as_ref(), &endpoint.offered());
                 let paths = content.get_child("paths", ns::PATHS);
-                let has_paths = endpoint.allows_direct_paths(&session.peer) && paths.is_some();
+                let has_paths = session.allows_direct_paths() && paths.is_some();
                 if has_paths {
                     children.push(Element::bare("paths", ns::PATHS));
                 }
@@ -394,8 +396,6 @@ impl Session {
         let certificate = connection.peer_certificates().and_then(<[_]>::first);
         let certificate = certificate.map(AsRef::as_ref).unwrap_or_default();
         let method = self.endpoint.method();
-        // The policy may know the peer from now on.
-        let consent = self.endpoint.may_learn_addresses(&self.peer);
         let (known, standing, listed) = match method {
             // Nothing could be recognized later.
             Method::Srp => (Known::Same, Standing::NoRegistry, None),
@@ -432,7 +432,7 @@ impl Session {
             transport,
         };
         if let Some(paths) = leg.paths() {
-            self.find_paths(paths, Keys::of(&tls)?, consent);
+            self.find_paths(paths, Keys::of(&tls)?);
         }
         let me = self.endpoint.jid().to_bare();
         let sides = if self.initiator { [&me, &self.peer] } else { [&self.peer, &me] };

@@ -295,8 +295,7 @@ impl Session {
         let hash = theirs
             .attr("dstaddr")
             .map_or_else(|| DstAddr::compute(sid, &self.address, &me).to_string(), str::to_owned);
-        let may_learn = self.endpoint.may_learn_addresses(&self.peer) == Some(true);
-        let rules = DialRules::new(self.is_brokered(), may_learn, &own);
+        let rules = DialRules::new(self.is_brokered(), self.consent.is_given(), &own);
         let used = first(
             read_candidates(theirs),
             |candidate| dial_by(candidate, rules.clone()),

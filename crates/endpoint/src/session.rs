@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{
     cause::{AskedPeer, is_absent},
+    consent::SessionConsent,
     endpoint::Endpoint,
     error::{Detail, Error, condition},
     hub::Inbox,
@@ -84,6 +85,8 @@ pub struct Session {
     pub(super) asks_for_session: bool,
     /// The place of a session that the peer started.
     pub(super) place: Option<SessionPlace>,
+    /// Whether the peer may learn this machine's addresses.
+    pub(super) consent: SessionConsent,
     /// The id of the bytestream that was offered.
     pub(super) bytestream: Option<String>,
     /// Whether this is the part that negotiates the transport again: see [`aside`](Self::aside).
@@ -126,6 +129,7 @@ impl Session {
             paths: None,
             asks_for_session: false,
             place: None,
+            consent: SessionConsent::default(),
             bytestream: None,
             is_aside: false,
         }
@@ -153,6 +157,7 @@ impl Session {
             paths: None,
             asks_for_session: false,
             place: None,
+            consent: self.consent.clone(),
             bytestream: None,
             is_aside: true,
         })

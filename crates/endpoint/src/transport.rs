@@ -101,8 +101,8 @@ impl Session {
         }
         let proxies = s5b::proxies(&self.endpoint).await;
         // Nobody has proved to be the peer yet, so a question would ask about a stranger.
-        let may_tell = self.endpoint.may_learn_addresses(&self.peer) == Some(true)
-            && (has_agreed || self.takes_direct_connections().await);
+        let may_tell =
+            self.consent.is_given() && (has_agreed || self.takes_direct_connections().await);
         if !may_tell {
             return OwnCandidates { all: proxies, host: None };
         }

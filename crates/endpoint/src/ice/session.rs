@@ -69,7 +69,7 @@ impl Session {
             "a broker carries no connections by ICE"
         } else if self.endpoint.scope() != Scope::Network {
             "ICE is not used on this link"
-        } else if self.endpoint.may_learn_addresses(&self.peer) != Some(true) {
+        } else if !self.consent.is_given() {
             "direct connections with this peer are not allowed: offer another transport"
         } else {
             return Ok(());

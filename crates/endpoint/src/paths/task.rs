@@ -13,7 +13,7 @@ use std::{
 
 use fingerpost_carry::iq::Answer;
 use fingerpost_wire::{ns, stanza::RequestKind, xml};
-use jid::{BareJid, Jid};
+use jid::Jid;
 use minidom::Element;
 use tokio::{
     net::TcpStream,
@@ -29,8 +29,8 @@ use super::{
     machine::Need,
 };
 use crate::{
+    consent::SessionConsent,
     direct::{Connecting, Found, Listening, Mapping, Observation, addresses::Scope},
-    endpoint::Endpoint,
     hub::Hub,
     network::Network,
     session::Session,
@@ -57,14 +57,18 @@ const REPORT: Duration = Duration::from_secs(60);
 /// Whether addresses may be told and learned: known, or to be asked.
 type Consenting = Pin<Box<dyn Future<Output = bool> + Send>>;
 
-impl Endpoint {
-    /// Returns whether a session with this peer may have direct paths.
-    pub(crate) fn allows_direct_paths(&self, peer: &BareJid) -> bool {
-        self.may_learn_addresses(peer).unwrap_or_else(|| self.inner.builder.consent.can_ask())
-    }
-}
-
 impl Session {
+    /// Decides whether the peer may learn this machine's addresses, if that is known without a question.
+    pub(crate) fn remember_consent(&mut self) {
+        self.consent = SessionConsent::new(self.endpoint.may_learn_addresses(&self.peer));
+    }
+
+    /// Returns whether the session may have direct paths.
+    pub(crate) fn allows_direct_paths(&self) -> bool {
+        let can_ask = || self.endpoint.inner.builder.consent.can_ask();
+        self.consent.decision().unwrap_or_else(can_ask)
+    }
+
     /// Puts the path layer on a leg of a relay, if both sides have it.
     pub(crate) fn with_paths(&self, leg: SessionLeg, has_paths: bool) -> PathLeg {
         match leg {
@@ -75,8 +79,8 @@ impl Session {
         }
     }
 
-    /// Finds direct paths for the stream of the session, whose peer is verified. Without a `consent` the user is asked.
-    pub(crate) fn find_paths(&self, paths: Paths, keys: Keys, consent: Option<bool>) {
+    /// Finds direct paths for the stream of the session, whose peer is verified. If nothing is decided yet, the user is asked.
+    pub(crate) fn find_paths(&self, paths: Paths, keys: Keys) {
         paths.open();
         let hub = self.endpoint.hub();
         let address = || self.address.clone();
@@ -87,16 +91,21 @@ impl Session {
         tokio::spawn(follow_network(paths.clone(), hub.network()));
         self.renew_relay(paths.clone());
         let is_counted = self.is_brokered() && self.initiator;
-        if is_counted && consent != Some(false) {
+        let decision = self.consent.decision();
+        if is_counted && decision != Some(false) {
             let reporter = Reporter { hub: hub.clone(), address: address(), info: self.info() };
             tokio::spawn(reporter.run(paths.clone()));
         }
-        let consenting: Consenting = match consent {
+        let consenting: Consenting = match decision {
             Some(answer) => Box::pin(std::future::ready(answer)),
             None => {
                 let (ask, peer) =
                     (Arc::clone(&self.endpoint.inner.builder.consent), self.peer.clone());
-                Box::pin(async move { ask.ask(&peer).await })
+                let consent = self.consent.clone();
+                Box::pin(async move {
+                    consent.decide(ask.ask(&peer).await);
+                    consent.is_given()
+                })
             }
         };
         let scope = self.endpoint.scope();

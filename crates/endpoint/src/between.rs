@@ -1,0 +1,149 @@
+//! Two endpoints and a server between them, for tests: what the stanzas of their sessions say.
+
+use fingerpost_carry::outbound::QueuedStanza;
+use fingerpost_secure::identity::Identity;
+use fingerpost_wire::{
+    jingle::{self, Action},
+    ns,
+    stanza::{Kind, Refusal, Stanza},
+    transport_kind::TransportKind,
+    xml,
+};
+use jid::{BareJid, FullJid, Jid};
+use minidom::Element;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    application::Application,
+    builder::Builder,
+    consent::{Consent, DirectPath},
+    direct::addresses::{self, Scope},
+    endpoint::Endpoint,
+    login::Connection,
+    negotiate::Incoming,
+    policy::FirstUse,
+    session::Session,
+    stream::SecureStream,
+};
+
+/// What both sides have sent so far, in order.
+type Sent = watch::Receiver<Vec<Element>>;
+
+/// Returns how an endpoint of this user is to be, which keeps first keys.
+fn user(name: &str) -> Builder {
+    let jid = BareJid::new(&format!("{name}@example.org")).unwrap();
+    Endpoint::builder(Identity::generate(&jid).unwrap()).policy(FirstUse::default())
+}
+
+/// Starts the endpoints of alice and of bob at a server that passes their stanzas on, or answers questions about their features in
+/// their place by an error.
+fn between(users: [Builder; 2], answers_info: bool) -> ([(Endpoint, Incoming); 2], Sent) {
+    let jids = ["alice", "bob"].map(|name| FullJid::new(&format!("{name}@example.org/x")).unwrap());
+    let (sender, sent) = watch::channel(Vec::new());
+    let [to_alice, to_bob] = [(); 2].map(|()| mpsc::channel(256));
+    let deliver = [to_alice.0, to_bob.0];
+    let mut inbound = [to_alice.1, to_bob.1].into_iter();
+    let mut ends = users.into_iter().enumerate().map(|(end, builder)| {
+        let (outbound, mut stanzas) = mpsc::channel::<QueuedStanza>(256);
+        let (jids, deliver, sender) = (jids.clone(), deliver.clone(), sender.clone());
+        let connection = Connection {
+            jid: jids[end].clone(),
+            outbound,
+            inbound: inbound.next().unwrap(),
+            task: tokio::spawn(std::future::pending()),
+        };
+        tokio::spawn(async move {
+            while let Some(stanza) = stanzas.recv().await {
+                let mut stanza = stanza.into_element();
+                xml::set(&mut stanza, "from", jids[end].as_str());
+                sender.send_modify(|all| all.push(stanza.clone()));
+                let stanza = Stanza::parse(stanza).unwrap();
+                let is_info =
+                    stanza.payload().is_some_and(|payload| payload.has_ns(ns::DISCO_INFO))
+                        && stanza.is_request();
+                let is_there = stanza.to == jids[1 - end].clone();
+                if is_there && (answers_info || !is_info) {
+                    let _ = deliver[1 - end].send(stanza).await;
+                } else if stanza.kind == Kind::Iq && stanza.is_request() {
+                    let answer = stanza.refusal(&Refusal::service_unavailable());
+                    let _ = deliver[end].send(Stanza::parse(answer).unwrap()).await;
+                }
+            }
+        });
+        builder.over(connection)
+    });
+    let ends = [ends.next().unwrap(), ends.next().unwrap()];
+    (ends, sent)
+}
+
+type Secured = (Session, SecureStream);
+
+/// Lets the first end start a session with the second.
+async fn session(ends: &mut [(Endpoint, Incoming); 2]) -> [Secured; 2] {
+    let [(one, _), (other, incoming)] = ends;
+    let (peer, application) = (other.jid(), Application::tls());
+    let accepting = async { incoming.next().await.unwrap().accept().await };
+    let (started, accepted) = tokio::join!(one.initiate(&peer, &application), accepting);
+    [started.unwrap(), accepted.unwrap()]
+}
+
+/// Returns how many addresses of this machine a stanza holds.
+fn addresses_in(stanza: &Element) -> usize {
+    let text = String::from(stanza);
+    let own = addresses::offered(Scope::Network);
+    own.iter().filter(|ip| text.contains(&format!("{ip}"))).count()
+}
+
+/// A user who thinks about the question while the program has kept the peer's key.
+#[derive(Clone, Debug)]
+struct Undecided {
+    has_kept: watch::Sender<bool>,
+}
+
+impl Consent for Undecided {
+    fn remembered(&self, _peer: &BareJid) -> Option<bool> {
+        self.has_kept.borrow().then_some(true)
+    }
+
+    fn can_ask(&self) -> bool {
+        true
+    }
+
+    fn ask<'a>(
+        &'a self,
+        _peer: &'a BareJid,
+    ) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test]
+async fn no_address_is_told_while_the_user_is_asked() {
+    let alice = Undecided { has_kept: watch::Sender::new(false) };
+    let always = |name| user(name).direct_path(DirectPath::Always).prefer(TransportKind::Ibb);
+    let asked = || user("alice").consent(alice.clone()).prefer(TransportKind::Ibb);
+
+    // As the initiator: her offer of another leg.
+    let (mut ends, _sent) = between([asked(), always("bob")], true);
+    let [(session_of_alice, _stream), _bob] = session(&mut ends).await;
+    assert!(session_of_alice.paths.is_some());
+    alice.has_kept.send_replace(true);
+    let aside = session_of_alice.aside().unwrap();
+    let (_, transport) = aside.offer_transport(TransportKind::S5b).await;
+    assert_eq!(addresses_in(&transport), 0, "{transport:?}");
+
+    // As the responder: her answer to one.
+    alice.has_kept.send_replace(false);
+    let (mut ends, mut sent) = between([always("alice"), asked()], true);
+    let [(mut session_of_mallory, _mallory), _alice] = session(&mut ends).await;
+    alice.has_kept.send_replace(true);
+    let (_, transport) = session_of_mallory.offer_transport(TransportKind::S5b).await;
+    session_of_mallory.tell_transport(Action::TransportReplace, transport).await.unwrap();
+    let is_accept = |stanza: &Element| {
+        let jingle = stanza.get_child("jingle", ns::JINGLE);
+        jingle.is_some_and(|jingle| jingle::action(jingle) == Action::TransportAccept)
+    };
+    let all = sent.wait_for(|all| all.iter().any(is_accept)).await.unwrap();
+    let accept = all.iter().find(|stanza| is_accept(stanza)).unwrap();
+    assert_eq!(addresses_in(accept), 0, "{accept:?}");
+}
