@@ -169,6 +169,17 @@ fn ejabberd_no_stanza_holds_an_address_that_a_user_keeps() {
     no_stanza_holds_an_address_that_a_user_keeps(Kind::Ejabberd);
 }
 
+/// The programs ask each other what they have, and get an error. One of them may be the one that takes no direct connections.
+#[test]
+fn an_error_in_place_of_the_features_tells_no_address() {
+    let (internet, link) = start(Kind::Prosody, Server::without_features);
+    let mut recorder = Recorder { internet: &internet, link, seen: [0; 3] };
+    for paths in [["never", "always"], ["always", "never"]] {
+        let recorded = recorder.session(&["--direct"], paths, false);
+        assert_eq!(recorded.addresses(), [""; 0], "{paths:?}\n{}", recorded.text);
+    }
+}
+
 /// The peer offers a new leg of the relay while the user at the terminal has not answered. In another window the user vouches for the
 /// peer's key: that is no answer in this session, which has begun without one.
 #[test]

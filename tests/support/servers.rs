@@ -413,6 +413,29 @@ impl Server {
         self
     }
 
+    /// Has Prosody answer questions of clients about each other's features by an error.
+    ///
+    /// # Panics
+    /// With ejabberd.
+    pub fn without_features(mut self) -> Self {
+        assert_eq!(self.kind, Kind::Prosody);
+        let module = r#"local st = require "util.stanza";
+module:hook("pre-iq/full", function (event)
+	local stanza = event.stanza;
+	if stanza.attr.type == "get" and stanza:get_child("query", "http://jabber.org/protocol/disco#info") then
+		event.origin.send(st.error_reply(stanza, "cancel", "service-unavailable"));
+		return true;
+	end
+end, 1000);
+"#;
+        self.write("plugins/mod_no_features.lua", module);
+        let plugins = format!("plugin_paths = {{ \"{}\" }}\n", self.path("plugins").display());
+        self.reconfigure(true, |text| {
+            plugins + &text.replace("\"roster\", ", "\"roster\", \"no_features\", ")
+        });
+        self
+    }
+
     /// Returns the stanzas of clients that were recorded, in lines that may begin with the name of a log.
     pub fn stanzas(&self) -> Vec<String> {
         match self.kind {

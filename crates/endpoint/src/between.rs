@@ -147,3 +147,28 @@ async fn no_address_is_told_while_the_user_is_asked() {
     let accept = all.iter().find(|stanza| is_accept(stanza)).unwrap();
     assert_eq!(addresses_in(accept), 0, "{accept:?}");
 }
+
+#[tokio::test]
+async fn no_address_is_told_to_a_program_that_does_not_say_what_it_has() {
+    for never in [0, 1] {
+        let choices = [0, 1].map(|end| match end == never {
+            true => DirectPath::Never,
+            false => DirectPath::Always,
+        });
+        for answers_info in [true, false] {
+            let [alice, bob] = choices;
+            let users = [user("alice").direct_path(alice), user("bob").direct_path(bob)];
+            let (mut ends, sent) = between(users, answers_info);
+            let _secured = session(&mut ends).await;
+            for stanza in &*sent.borrow() {
+                assert_eq!(addresses_in(stanza), 0, "{choices:?}, {answers_info}: {stanza:?}");
+            }
+        }
+    }
+    // That the search finds what there is.
+    let users = ["alice", "bob"].map(|name| user(name).direct_path(DirectPath::Always));
+    let (mut ends, sent) = between(users, true);
+    let _secured = session(&mut ends).await;
+    let told = sent.borrow().iter().map(addresses_in).sum::<usize>();
+    assert_eq!(told == 0, addresses::offered(Scope::Network).is_empty());
+}

@@ -114,15 +114,15 @@ impl Session {
     }
 
     /// Returns whether addresses of this machine are of use to the peer's program: they would be in stanzas for nothing if it
-    /// is one of ours and its user takes no direct connections. Other programs have no such setting.
+    /// is one of ours and its user takes no direct connections. Other programs have no such setting. A program that does not say
+    /// what it has may be one of ours, so it gets none; proxies and in-band bytestreams remain for it.
     async fn takes_direct_connections(&self) -> bool {
         match self.endpoint.info_of(&self.address).await {
             Answer::Result(Some(info)) => {
                 let has = |feature: &str| xml::features(&info).any(|one| one == feature);
                 has(ns::PATHS) || !has(ns::HINTS)
             }
-            Answer::Timeout => false,
-            Answer::Error(_) | Answer::Result(None) => true,
+            Answer::Timeout | Answer::Error(_) | Answer::Result(None) => false,
         }
     }
 
