@@ -62,6 +62,8 @@ struct OpenSession {
     is_secured: bool,
     /// Whether we have offered another transport as the session's initiator, and the peer has neither accepted nor rejected it.
     replaces: bool,
+    /// Whether only we offer other transports: we are the initiator of a session whose stream gets new legs.
+    is_only_offerer: bool,
 }
 
 /// The rules for peers' sessions.
@@ -258,7 +260,9 @@ impl Hub {
             let mut is_crossed = false;
             let session = self.lock().sessions.get_mut(&key).map(|open| {
                 match action.known() {
-                    Some(Action::TransportReplace) => is_crossed = open.replaces,
+                    Some(Action::TransportReplace) => {
+                        is_crossed = open.replaces || open.is_only_offerer;
+                    }
                     Some(Action::TransportAccept | Action::TransportReject) => {
                         open.replaces = false;
                     }
@@ -362,7 +366,13 @@ impl Hub {
         let key = (peer.clone(), sid.to_owned());
         self.lock().sessions.insert(
             key.clone(),
-            OpenSession { inbox: sender, aside: None, is_secured: false, replaces: false },
+            OpenSession {
+                inbox: sender,
+                aside: None,
+                is_secured: false,
+                replaces: false,
+                is_only_offerer: false,
+            },
         );
         Inbox { hub: self.clone(), key, receiver, is_aside: false }
     }
@@ -446,10 +456,14 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// Returns an inbox for what concerns the session's transport from now on. It ends with this one.
-    pub(crate) fn aside(&self) -> Option<Self> {
+    /// Returns an inbox for what concerns the session's transport from now on. It ends with this one. If we are the session's
+    /// initiator, the peer's own offers of another transport are refused: each of ours would cross them.
+    pub(crate) fn aside(&self, is_initiator: bool) -> Option<Self> {
         let (sender, receiver) = mpsc::channel(32);
-        self.hub.lock().sessions.get_mut(&self.key)?.aside = Some(sender);
+        let mut state = self.hub.lock();
+        let open = state.sessions.get_mut(&self.key)?;
+        (open.aside, open.is_only_offerer) = (Some(sender), is_initiator);
+        drop(state);
         Some(Self { hub: self.hub.clone(), key: self.key.clone(), receiver, is_aside: true })
     }
 
@@ -572,6 +586,30 @@ mod tests {
                 let error = answer.get_child("error", ns::CLIENT).unwrap();
                 assert!(error.has_child("tie-break", ns::JINGLE_ERRORS));
                 assert_eq!(Condition::of(error), Some(Condition::Conflict));
+            }
+        }
+    }
+
+    /// The component offers an in-band bytestream after the time of an attempt that has failed, beside the next attempt.
+    #[tokio::test]
+    async fn only_the_initiator_offers_new_legs_of_a_stream() {
+        for is_initiator in [true, false] {
+            let (hub, mut sent, stanzas) = hub();
+            let peer = Jid::new("alice@example.org/x").unwrap();
+            let inbox = hub.session(&peer, "s");
+            let mut aside = inbox.aside(is_initiator).unwrap();
+            for action in ["transport-replace", "transport-accept", "transport-replace"] {
+                let say = xml::element("jingle", ns::JINGLE, &[("action", action), ("sid", "s")]);
+                stanzas.send(set(&peer, action, say)).await.unwrap();
+                let answer = sent.recv().await.unwrap().into_element();
+                if is_initiator && action == "transport-replace" {
+                    let error = answer.get_child("error", ns::CLIENT).unwrap();
+                    assert!(error.has_child("tie-break", ns::JINGLE_ERRORS));
+                    assert_eq!(Condition::of(error), Some(Condition::Conflict));
+                } else {
+                    assert_eq!(answer.attr("type"), Some("result"));
+                    assert_eq!(aside.next().await.unwrap().id, action);
+                }
             }
         }
     }

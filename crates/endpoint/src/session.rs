@@ -140,7 +140,7 @@ impl Session {
     pub(super) fn aside(&self) -> Option<Self> {
         Some(Self {
             endpoint: self.endpoint.clone(),
-            inbox: self.inbox.aside()?,
+            inbox: self.inbox.aside(self.initiator)?,
             address: self.address.clone(),
             peer: self.peer.clone(),
             sid: self.sid.clone(),
