@@ -172,3 +172,36 @@ async fn no_address_is_told_to_a_program_that_does_not_say_what_it_has() {
     let told = sent.borrow().iter().map(addresses_in).sum::<usize>();
     assert_eq!(told == 0, addresses::offered(Scope::Network).is_empty());
 }
+
+#[tokio::test]
+async fn what_belongs_to_another_attempt_does_not_count() {
+    let users = ["alice", "bob"]
+        .map(|name| user(name).direct_path(DirectPath::Never).prefer(TransportKind::Ibb));
+    let (mut ends, _sent) = between(users, true);
+    let [(session_of_alice, _of_alice), (mut bob, _of_bob)] = session(&mut ends).await;
+    let mut alice = session_of_alice.aside().unwrap();
+    let transport = |sid: &str| xml::element("transport", ns::JINGLE_S5B, &[("sid", sid)]);
+    let news = |sid: &str, name: &str| {
+        let mut transport = transport(sid);
+        transport.append_child(Element::bare(name, ns::JINGLE_S5B));
+        transport
+    };
+    let (reject, accept, info) =
+        (Action::TransportReject, Action::TransportAccept, Action::TransportInfo);
+    for (action, transport) in [
+        (reject, transport("first")),
+        (accept, transport("first")),
+        (accept, transport("second")),
+        (info, news("first", "candidate-used")),
+        (info, news("second", "candidate-error")),
+        (reject, transport("second")),
+    ] {
+        bob.tell_transport(action, transport).await.unwrap();
+    }
+    let wait = std::time::Duration::from_secs(60);
+    let accepted = alice.answered("second", wait).await.unwrap().unwrap();
+    let sid = accepted.get_child("transport", ns::JINGLE_S5B).unwrap().attr("sid");
+    assert_eq!(sid, Some("second"));
+    assert_eq!(alice.s5b_news("second").await.unwrap().name(), "candidate-error");
+    assert_eq!(alice.answered("second", wait).await.unwrap(), None);
+}

@@ -310,7 +310,7 @@ impl Session {
         };
         self.tell_transport(Action::TransportInfo, s5b_news(sid, news)).await?;
         let chosen = loop {
-            let news = self.s5b_news().await?;
+            let news = self.s5b_news(sid).await?;
             match news.name() {
                 "candidate-used" => {
                     break own
@@ -324,12 +324,12 @@ impl Session {
         };
         match (used, chosen) {
             (None, None) => Ok(None),
-            (Some((candidate, socket)), None) => self.peers(candidate, socket).await,
+            (Some((candidate, socket)), None) => self.peers(candidate, socket, sid).await,
             (Some((candidate, socket)), Some(own))
                 if candidate.priority > own.priority
                     || (candidate.priority == own.priority && self.initiator) =>
             {
-                self.peers(candidate, socket).await
+                self.peers(candidate, socket, sid).await
             }
             (_, Some(own)) if !own.proxy => match (host.take(), own.host.parse()) {
                 (Some(host), Ok(address)) => Ok(host.take(address).await),
@@ -362,12 +362,13 @@ impl Session {
         &mut self,
         candidate: Candidate,
         socket: TcpStream,
+        sid: &str,
     ) -> Result<Option<TcpStream>, Error> {
         if !candidate.proxy {
             return Ok(Some(socket));
         }
         loop {
-            match self.s5b_news().await?.name() {
+            match self.s5b_news(sid).await?.name() {
                 "activated" => return Ok(Some(socket)),
                 "proxy-error" => return Ok(None),
                 _ => {}
@@ -375,13 +376,14 @@ impl Session {
         }
     }
 
-    async fn s5b_news(&mut self) -> Result<Element, Error> {
+    /// Returns what the peer tells next of the bytestream with this id.
+    pub(super) async fn s5b_news(&mut self, sid: &str) -> Result<Element, Error> {
         loop {
             let (_, jingle) = self.expect(&[Action::TransportInfo], STEP).await?;
             let content = first_content(&jingle)?;
-            let news = content
-                .get_child("transport", ns::JINGLE_S5B)
-                .and_then(|transport| transport.children().next());
+            let transport = content.get_child("transport", ns::JINGLE_S5B);
+            let transport = transport.filter(|one| self.is_of_attempt(sid, Some(one)));
+            let news = transport.and_then(|transport| transport.children().next());
             if let Some(news) = news {
                 return Ok(news.clone());
             }

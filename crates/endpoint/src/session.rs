@@ -485,6 +485,13 @@ impl Session {
         Error::failed("the peer offers another transport")
     }
 
+    /// Returns whether a transport that the peer names belongs to the attempt with this id. While a lost leg is replaced, the last
+    /// words of an attempt that was given up may come.
+    pub(super) fn is_of_attempt(&self, sid: &str, transport: Option<&Element>) -> bool {
+        let named = transport.and_then(|transport| transport.attr("sid"));
+        !self.is_aside || named.is_none_or(|named| named == sid)
+    }
+
     /// Runs a step of the negotiation, which the peer may end.
     pub(super) async fn unless_ended<T>(
         &mut self,

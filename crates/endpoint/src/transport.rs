@@ -1,5 +1,7 @@
 //! The transport of a session: SOCKS5 if possible, otherwise in-band bytestreams (XEP-0260, XEP-0261).
 
+use std::time::Duration;
+
 use fingerpost_carry::{
     iq::{Answer, random_id},
     leg,
@@ -155,16 +157,32 @@ impl Session {
             &[("sid", &sid), ("block-size", &BLOCK.to_string())],
         );
         self.tell_transport(Action::TransportReplace, replace).await?;
-        let (action, jingle) =
-            self.expect(&[Action::TransportAccept, Action::TransportReject], STEP).await?;
-        if action == Action::TransportReject {
+        let Some(accepted) = self.answered(&sid, STEP).await? else {
             return Err(Error::failed("SOCKS5 failed and the peer refuses the in-band transport"));
-        }
-        let accepted = first_content(&jingle)?;
+        };
         let size = transport_of(&accepted).and_then(block_size).unwrap_or(BLOCK);
         let address = self.address.clone();
         let open = hub.open(&address, &sid, size.min(BLOCK));
         Ok(TcpLeg::Ibb(self.unless_ended(open).await?))
+    }
+
+    /// Waits for the answer to our offer of the transport with this id. Returns the content with the one that the peer has accepted,
+    /// `None` if it takes none.
+    pub(super) async fn answered(
+        &mut self,
+        sid: &str,
+        wait: Duration,
+    ) -> Result<Option<Element>, Error> {
+        loop {
+            let wanted = [Action::TransportAccept, Action::TransportReject];
+            let (action, jingle) = self.expect(&wanted, wait).await?;
+            let content = first_content(&jingle);
+            let transport = content.as_ref().ok().and_then(transport_of);
+            if !self.is_of_attempt(sid, transport) {
+                continue;
+            }
+            return if action == Action::TransportReject { Ok(None) } else { content.map(Some) };
+        }
     }
 
     /// Accepts the session with `children` as the answer, and sets up the offered transport.

@@ -132,17 +132,8 @@ impl Renewer {
         let replace = session.jingle(Action::TransportReplace, None, vec![transport]);
         let acknowledged = timeout(patience, session.ask(replace)).await;
         acknowledged.map_err(|_| Error::failed("the request was not acknowledged in time"))??;
-        let content = loop {
-            let wanted = [Action::TransportAccept, Action::TransportReject];
-            let (action, jingle) = session.expect(&wanted, ATTEMPT).await?;
-            if action == Action::TransportReject {
-                return Err(Error::refused("the peer takes no other transport"));
-            }
-            let content = first_content(&jingle)?;
-            // Another one answers an attempt that was given up.
-            if transport_of(&content).and_then(|one| one.attr("sid")) == Some(&sid) {
-                break content;
-            }
+        let Some(content) = session.answered(&sid, ATTEMPT).await? else {
+            return Err(Error::refused("the peer takes no other transport"));
         };
         let leg = session.initiator_leg(&content, offered).await?;
         session.check_demand(&leg)?;
