@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Path,
     carriers::{self, Carriers},
-    machine::{Machine, Need, Role, is_direct},
+    machine::{Machine, Need, RELAY, Role, is_direct},
     records::{USE_LENGTH, read_use},
 };
 use crate::{ice::IceStream, network::Network, transport::TcpLeg};
@@ -77,6 +77,7 @@ impl PathLeg {
             }),
             path: watch::Sender::new(Path::Relay),
             need: watch::Sender::new(Need::Nothing),
+            renewed: watch::Sender::new(RELAY),
             over: CancellationToken::new(),
             carried: [AtomicU64::new(0), AtomicU64::new(0)],
             carriers: Mutex::new(Some(Carriers::new(leg))),
@@ -142,6 +143,8 @@ pub(super) struct Shared {
     pub(super) path: watch::Sender<Path>,
     /// What the stream lacks.
     pub(super) need: watch::Sender<Need>,
+    /// The number of the relay's newest leg that is in use.
+    renewed: watch::Sender<u32>,
     /// Cancelled when no path is left and none will come.
     pub(super) over: CancellationToken,
     /// How many bytes the relay and direct connections have carried, in both directions.
@@ -462,6 +465,11 @@ impl Paths {
         self.shared.need.subscribe()
     }
 
+    /// Returns a channel that tells when the relay has a new leg.
+    pub(crate) fn renewed(&self) -> watch::Receiver<u32> {
+        self.shared.renewed.subscribe()
+    }
+
     /// Returns whether a path is left, even if it does not answer.
     pub(crate) fn has_path(&self) -> bool {
         self.shared.lock().machine.has_path()
@@ -518,6 +526,7 @@ impl Paths {
             // What negotiates the next one looks before the task does.
             let need = state.machine.need();
             self.shared.need.send_if_modified(|old| std::mem::replace(old, need) != need);
+            self.shared.renewed.send_replace(number);
         }
         is_taken
     }

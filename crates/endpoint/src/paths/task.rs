@@ -263,11 +263,11 @@ impl Finder {
     /// Waits until an attempt may do better than the last one. Returns whether the reason is another network of either side, and not
     /// just a pause.
     async fn another_chance(&mut self, pause: Option<Duration>) -> bool {
-        let mut need = self.paths.need();
+        let mut renewed = self.paths.renewed();
         tokio::select! {
             () = sleep(pause.unwrap_or_default()), if pause.is_some() => false,
             // One side is elsewhere now.
-            true = renewed(&mut need) => true,
+            Ok(()) = renewed.changed() => true,
             () = self.network.changed() => {
                 let _ = self.paths.need().wait_for(|need| *need == Need::Nothing).await;
                 true
@@ -319,17 +319,18 @@ impl Finder {
         }
     }
 
-    /// Says that this side has consented, until the client has heard it: a leg of the relay that is lost may have taken it along.
-    /// Returns the client's first message.
+    /// Says that this side has consented, until the client has heard it: a leg of the relay that is lost may have taken it along, also
+    /// one whose loss this side never saw. Returns the client's first message.
     async fn consent(&mut self, sealed: &mut mpsc::Receiver<Vec<u8>>) -> Option<Message> {
-        let mut need = self.paths.need();
+        let mut renewed = self.paths.renewed();
         loop {
+            renewed.borrow_and_update();
             if !self.tell(&Message { attempt: 0, candidates: Vec::new() }) {
                 return None;
             }
             tokio::select! {
                 first = self.told(sealed) => return first,
-                true = renewed(&mut need) => {}
+                Ok(()) = renewed.changed() => {}
             }
         }
     }
@@ -391,12 +392,6 @@ impl Finder {
             }
         }
     }
-}
-
-/// Waits until a leg of the relay was lost and replaced. Returns `false` when the stream is over.
-async fn renewed(need: &mut watch::Receiver<Need>) -> bool {
-    let lost = need.wait_for(|need| *need != Need::Nothing).await.is_ok();
-    lost && need.wait_for(|need| *need == Need::Nothing).await.is_ok()
 }
 
 /// Returns a connection that the TLS client uses, and its number.
@@ -473,7 +468,9 @@ mod tests {
 
     use super::*;
     use crate::direct::{Candidate, CandidateKind};
-    use crate::paths::leg::tests::{Ends, ends};
+    use crate::paths::leg::tests::{Ends, ends, pair};
+    use crate::paths::machine::LATER;
+    use crate::transport::TcpLeg;
 
     /// Returns the tasks of two ends on this machine, and the ends.
     async fn finders() -> ([TlsStream<PathLeg>; 2], [Finder; 2]) {
@@ -556,6 +553,23 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// The client has given the old leg up, and the server learns it by the new one.
+    #[tokio::test]
+    async fn a_server_says_again_on_a_new_leg_of_the_relay_that_it_agrees() {
+        let (_streams, [mut client, mut server]) = finders().await;
+        let mut sealed = client.paths.sealed().unwrap();
+        let paths = [client.paths.clone(), server.paths.clone()];
+        let finding = tokio::spawn(async move { server.run(consent(true)).await });
+        assert_eq!(client.told(&mut sealed).await.unwrap().attempt, 0);
+        paths.iter().for_each(Paths::renew);
+        let [a, b] = pair().await.map(TcpLeg::Socket);
+        assert!(paths[1].follow_leg(LATER, b, None));
+        assert!(paths[0].replace(a, None));
+        let again = timeout(Duration::from_secs(60), client.told(&mut sealed)).await;
+        assert_eq!(again.expect("it says so again").unwrap().attempt, 0);
+        finding.abort();
     }
 
     /// Opens ports on this machine; returns them, and candidates of ports that are closed again, as if a NAT had mapped them.

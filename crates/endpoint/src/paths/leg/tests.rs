@@ -13,7 +13,7 @@ use super::*;
 /// How much a transfer moves, in bytes.
 const ALL: usize = 64 << 20;
 
-async fn pair() -> [TcpStream; 2] {
+pub(in crate::paths) async fn pair() -> [TcpStream; 2] {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let connect = TcpStream::connect(listener.local_addr().unwrap());
     let (a, b) = tokio::join!(connect, listener.accept());
