@@ -470,6 +470,11 @@ impl Paths {
         self.shared.renewed.subscribe()
     }
 
+    /// Returns whether anything has come on the newest direct connection.
+    pub(crate) fn has_answer(&self) -> bool {
+        self.shared.lock().machine.has_answer()
+    }
+
     /// Returns whether a path is left, even if it does not answer.
     pub(crate) fn has_path(&self) -> bool {
         self.shared.lock().machine.has_path()

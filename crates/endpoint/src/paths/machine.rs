@@ -24,6 +24,9 @@ pub(super) const WINDOW: u64 = 4 << 20;
 pub(super) const RELAY: u32 = 0;
 /// Later legs of the relay have numbers from this one on.
 pub(super) const LATER: u32 = 1 << 31;
+/// How far a number that the TLS client gives may be above the highest one. The client counts up one by one, and the server may never
+/// see a few of the numbers. Anyone who carries a path can forge one; above the highest of all no number would be left.
+const FURTHEST: u32 = 1 << 10;
 /// How long a stream without a path waits for a new leg of the relay.
 pub(super) const RENEWAL: Duration = Duration::from_secs(20);
 /// How long a direct path stays silent until it is asked for a sign of life, and after how long one is given.
@@ -143,6 +146,8 @@ pub(super) struct Machine {
     newest: u32,
     /// The same of the relay's legs.
     leg: u32,
+    /// Whether anything has come on the newest direct connection.
+    has_answer: bool,
     /// Whether a lost leg of the relay may be replaced.
     renews: bool,
     /// Until when the stream, which has no path, waits for one.
@@ -316,6 +321,7 @@ impl Machine {
             current: RELAY,
             newest: RELAY,
             leg: RELAY,
+            has_answer: false,
             renews: false,
             until: None,
             sealed: VecDeque::new(),
@@ -344,6 +350,17 @@ impl Machine {
     pub(super) fn next_leg(&self) -> Option<u32> {
         let next = self.leg.checked_add(1).map(|next| next.max(LATER));
         next.filter(|_| self.role == Role::Chooses && self.renews && !self.is_over())
+    }
+
+    /// Returns by how much a number is above all before of its kind; `None` if it is not.
+    fn above_newest(&self, number: u32) -> Option<u32> {
+        let newest = if is_direct(number) { self.newest } else { self.leg.max(LATER - 1) };
+        number.checked_sub(newest).filter(|above| *above > 0)
+    }
+
+    /// Returns whether anything has come on the newest direct connection.
+    pub(super) fn has_answer(&self) -> bool {
+        self.has_answer
     }
 
     /// Returns the number of the relay's newest leg.
@@ -410,10 +427,10 @@ impl Machine {
     /// Adds a path. Our stream moves to a direct connection, and to a new leg of the relay if it was on the old one or
     /// on none. The other end's stream follows by itself.
     ///
-    /// Returns `false`, and takes no path, if the number is not higher than all before of its kind, or the stream is over.
+    /// Returns `false`, and takes no path, if the number is not higher than all before of its kind, or much higher, or the stream is
+    /// over.
     pub(super) fn install(&mut self, number: u32, now: Instant) -> bool {
-        let newest = if is_direct(number) { self.newest } else { self.leg };
-        if number <= newest || self.is_over() {
+        if self.above_newest(number).is_none_or(|above| above > FURTHEST) || self.is_over() {
             return false;
         }
         let claims = self.role == Role::Chooses;
@@ -422,7 +439,7 @@ impl Machine {
         let same = |path: &&Path| path.is_direct() == is_direct(number);
         let older = self.paths.iter().find(same).map(|path| path.number);
         if is_direct(number) {
-            self.newest = number;
+            (self.newest, self.has_answer) = (number, false);
             path.ping = Some(self.fresh_ping());
             if let Some(older) = older {
                 if self.paths.len() == 1 {
@@ -585,6 +602,7 @@ impl Machine {
         let Some(index) = self.paths.iter().position(|path| path.number == number) else {
             return Ok(());
         };
+        self.has_answer |= is_direct(number);
         let owes = self.paths[index].sent > self.outgoing.acknowledged();
         self.paths[index].lives(owes, now);
         // A path that is lost on the way through its own bytes has no more of them.
@@ -662,6 +680,8 @@ impl Machine {
             }
             // What a path says of itself is no loss of it.
             Control::Lost(lost) if lost == number => {}
+            Control::Lost(lost)
+                if self.above_newest(lost).is_some_and(|above| above > FURTHEST) => {}
             Control::Lost(lost) if !is_direct(lost) => {
                 if self.role == Role::Follows {
                     self.leg = self.leg.max(lost);

@@ -247,7 +247,10 @@ impl Finder {
                     path.borrow_and_update();
                     if self.paths.choose(stream, address) {
                         lost(&mut path).await;
-                        again = AGAIN.iter();
+                        // Anyone who carries a path can have the server refuse the connection, again and again.
+                        if self.paths.has_answer() {
+                            again = AGAIN.iter();
+                        }
                     }
                 }
                 Ok(None) => tracing::debug!(attempt, "no direct connection"),

@@ -788,7 +788,7 @@ fn a_path_that_is_told_lost_before_it_is_known_is_never_used() {
     assert_eq!(told(&mut machine, &[Control::Lost(3)], now), None);
     assert!(!machine.install(3, now) && machine.install(4, now));
     // The enemy on the relay can keep the stream there, and no more.
-    assert_eq!(told(&mut machine, &[Control::Lost(LATER - 1)], now), None);
+    assert_eq!(told(&mut machine, &[Control::Lost(4 + FURTHEST)], now), None);
     assert_eq!(machine.current(), RELAY);
     assert!(!machine.install(5, now));
     // The same holds for later legs of the relay, and it cannot take the leg that it is on.
@@ -797,6 +797,34 @@ fn a_path_that_is_told_lost_before_it_is_known_is_never_used() {
     machine.renew();
     assert!(!machine.install(LATER + 1, now) && machine.install(LATER + 2, now));
     assert_eq!(machine.current(), LATER + 2);
+}
+
+/// Otherwise no number would be left for the paths to come.
+#[test]
+fn a_number_far_above_the_highest_one_is_of_no_path() {
+    for (first, last) in [(1, LATER - 1), (LATER, u32::MAX)] {
+        let (mut machine, now) = sent();
+        machine.renew();
+        assert_eq!(told(&mut machine, &[Control::Lost(last)], now), None);
+        assert!(!machine.install(last, now) && !machine.install(first + FURTHEST, now));
+        assert!(machine.install(first, now) && machine.install(first + FURTHEST, now));
+        assert_eq!(machine.current(), first + FURTHEST);
+    }
+}
+
+#[test]
+fn a_direct_connection_has_an_answer_once_something_has_come_on_it() {
+    let (mut machine, now) = sent();
+    assert!(machine.install(1, now));
+    machine.receive(RELAY, &[23, 3, 3, 0, 0], now).unwrap();
+    assert!(!machine.has_answer());
+    let mut pong = Vec::new();
+    Control::Pong(1).put(&mut pong);
+    machine.receive(1, &pong, now).unwrap();
+    assert!(machine.has_answer());
+    machine.handle_loss(1, now);
+    assert!(machine.has_answer());
+    assert!(machine.install(2, now) && !machine.has_answer());
 }
 
 #[test]
