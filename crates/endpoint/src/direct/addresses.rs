@@ -179,6 +179,31 @@ pub(crate) fn is_usable(ip: IpAddr) -> bool {
     }
 }
 
+/// Returns whether an address is one of this machine's own networks, as far as the address shows: a private one, or close to one of its
+/// own. `own` has the addresses of this machine.
+pub(crate) fn is_nearby(ip: IpAddr, own: &[IpAddr]) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let network = |ip: std::net::Ipv4Addr| ip.to_bits() >> 8;
+            // 100.64/10 is between a provider and its customers (RFC 6598).
+            let is_shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
+            let is_close = |own: &IpAddr| match own {
+                IpAddr::V4(own) => network(*own) == network(ip),
+                IpAddr::V6(_) => false,
+            };
+            ip.is_private() || is_shared || own.iter().any(is_close)
+        }
+        IpAddr::V6(ip) => {
+            let network = |ip: Ipv6Addr| ip.to_bits() >> 64;
+            let is_close = |own: &IpAddr| match own {
+                IpAddr::V4(_) => false,
+                IpAddr::V6(own) => network(*own) == network(ip),
+            };
+            ip.is_unique_local() || own.iter().any(is_close)
+        }
+    }
+}
+
 /// Returns whether a server or a peer may have this side connect to an address: one of another machine, and not the port of a
 /// usual service. `own` has the addresses of this machine.
 pub(crate) fn may_be_dialled(address: SocketAddr, own: &[IpAddr]) -> bool {
@@ -317,6 +342,26 @@ mod tests {
             ("2001:0:7f00:1::1", false),
         ] {
             assert_eq!(is_usable(ip.parse().unwrap()), usable, "{ip}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_own_networks_are_nearby() {
+        let own = ["198.51.100.7", "2001:db8:0:1::7"].map(|ip| ip.parse().unwrap());
+        for (ip, is) in [
+            ("10.1.2.3", true),
+            ("172.16.0.1", true),
+            ("192.168.1.1", true),
+            ("::ffff:192.168.1.1", true),
+            ("100.64.0.1", true),
+            ("100.128.0.1", false),
+            ("198.51.100.200", true),
+            ("198.51.101.7", false),
+            ("fd00::1", true),
+            ("2001:db8:0:1::99", true),
+            ("2001:db8:0:2::7", false),
+        ] {
+            assert_eq!(is_nearby(ip.parse().unwrap(), &own), is, "{ip}");
         }
     }
 

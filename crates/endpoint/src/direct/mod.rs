@@ -209,7 +209,16 @@ impl Listening {
     }
 
     /// Returns what to dial of a peer's candidates, and how.
+    ///
+    /// The refusals of an address in an own network are no reason to take another port. The peer would hear of that, so it could
+    /// name each port of each machine there as its NAT's, and learn which are open.
     pub(crate) fn targets(&self, theirs: &[Candidate]) -> Vec<(SocketAddr, Pace)> {
+        let own = addresses::own();
+        let is_secret = |ip: IpAddr| match self.scope {
+            Scope::Network | Scope::Link { .. } => addresses::is_nearby(ip, &own),
+            #[cfg(test)]
+            Scope::Loopback => false,
+        };
         let pace = |Target { address, kind, is_guess }: Target| {
             self.port(address.ip())?;
             let is_reflexive = kind == CandidateKind::ServerReflexive;
@@ -217,13 +226,13 @@ impl Listening {
             let pace = match (is_reflexive && varies, is_guess) {
                 // Neither side can know where the other one's dials come from.
                 (true, true) => return None,
-                (false, false) if is_reflexive => Pace::Crossing,
+                (false, false) if is_reflexive && !is_secret(address.ip()) => Pace::Crossing,
                 (false, false) => Pace::Quick,
                 (true, false) | (false, true) => Pace::Slow,
             };
             Some((address, pace))
         };
-        let dialled = addresses::dialled(theirs, &addresses::own(), self.scope);
+        let dialled = addresses::dialled(theirs, &own, self.scope);
         dialled.into_iter().filter_map(pace).collect()
     }
 

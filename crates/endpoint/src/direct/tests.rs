@@ -222,6 +222,22 @@ async fn between_two_symmetric_nats_only_other_addresses_are_dialled() {
     assert_eq!(targets(&[1, 2], varies), [target(direct, quick)]);
 }
 
+/// The peer hears of a port that is taken because dials were refused, so it must not choose who refuses in our own network.
+#[tokio::test]
+async fn refusals_in_an_own_network_are_no_reason_to_take_another_port() {
+    let listening = Listening::open_in(Scope::Network, None).unwrap();
+    let of = |address: &str| {
+        let address = address.parse().unwrap();
+        let paces =
+            listening.targets(&[Candidate { address, kind: CandidateKind::ServerReflexive }]);
+        paces.into_iter().map(|(_, pace)| pace).next()
+    };
+    for address in ["192.168.77.7:5000", "10.77.77.7:5000", "[fd77::7]:5000"] {
+        assert_eq!(of(address), Some(Pace::Quick), "{address}");
+    }
+    assert_eq!(of("198.51.100.2:5000"), Some(Pace::Crossing));
+}
+
 #[tokio::test]
 async fn a_stun_server_is_asked_from_the_listener_s_port_and_the_connection_is_kept() {
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -16,6 +16,7 @@ mod keys;
 mod leg;
 mod machine;
 mod outgoing;
+mod quota;
 mod records;
 mod renewal;
 mod task;

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::{
     leg::{Paths, taken},
     machine::Need,
+    quota::Quota,
 };
 use crate::{
     application::{first_content, transport_of},
@@ -28,6 +29,9 @@ const ATTEMPT: Duration = Duration::from_secs(20);
 const ANSWER: Duration = Duration::from_secs(15);
 /// How many refusals the client takes for the end of the session: a few seconds pass between the first and the last.
 const REFUSALS: u8 = 3;
+/// How many legs the client may offer at once, and after which time one more. Each may cost dials and look-ups of names.
+const OFFERS: u32 = 16;
+const ONE_MORE: Duration = Duration::from_secs(5);
 /// How often the server tells the client of a loss that has stopped the stream.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -146,11 +150,13 @@ impl Renewer {
         let mut need = self.paths.need();
         let mut tell = Instant::now();
         let mut was_refused = false;
+        let mut quota = Quota::new(OFFERS, ONE_MORE, Instant::now());
         loop {
             let is_stranded = matches!(*need.borrow_and_update(), Need::Better | Need::Path);
             tokio::select! {
                 news = self.session.next() => match news {
                     Ok((action, jingle)) if action == Action::TransportReplace => {
+                        sleep_until(quota.take(Instant::now())).await;
                         match timeout(ANSWER, self.answer(&jingle)).await {
                             Ok(Ok(())) => {}
                             Ok(Err(error)) => tracing::debug!(%error, "no new leg of the relay"),

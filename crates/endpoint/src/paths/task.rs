@@ -19,7 +19,7 @@ use tokio::{
     net::TcpStream,
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -27,6 +27,7 @@ use super::{
     keys::{Keys, Message},
     leg::{PathLeg, Paths, taken},
     machine::Need,
+    quota::Quota,
 };
 use crate::{
     consent::SessionConsent,
@@ -49,6 +50,10 @@ const USED: Duration = Duration::from_secs(10);
 const GREETED: usize = 8;
 /// The shortest time between two attempts that the peer starts.
 const PACE: Duration = Duration::from_secs(1);
+/// How many attempts the peer may start at once, and after which time one more. An honest client makes no more than these, and it waits
+/// longer for the answer.
+const ATTEMPTS: u32 = 6;
+const ONE_MORE: Duration = Duration::from_secs(20);
 /// How long the component, and STUN servers, may take to say where they see us.
 const OBSERVED: Duration = Duration::from_secs(2);
 /// How often the component learns how many bytes a direct connection carries.
@@ -341,12 +346,15 @@ impl Finder {
     /// The TLS server's part: answers each attempt, and follows the client to the connection that it uses.
     async fn follow(&mut self, mut sealed: mpsc::Receiver<Vec<u8>>) {
         let mut last = 0;
+        let mut quota = Quota::new(ATTEMPTS, ONE_MORE, Instant::now());
         let mut next = self.consent(&mut sealed).await;
         while let Some(message) = next.take() {
             if message.attempt <= last {
                 next = self.told(&mut sealed).await;
                 continue;
             }
+            // Each costs up to 400 dials, and questions to the component and to STUN servers.
+            sleep_until(quota.take(Instant::now())).await;
             let listening = match self.listen().await {
                 Ok(listening) => listening,
                 Err(error) => {
