@@ -77,13 +77,16 @@ pub(super) async fn dial(address: &str) -> Result<TcpStream, DialError> {
     dial_any(found, Port::Own, translate).await
 }
 
-/// Does the same from a port on which this user may also listen.
+/// Does the same from a port on which this user may also listen, and only to those addresses that `choose` leaves.
 ///
 /// # Errors
 /// Those of [`dial`].
-pub(super) async fn dial_shared(address: &str) -> Result<TcpStream, DialError> {
+pub(super) async fn dial_chosen(
+    address: &str,
+    choose: impl FnOnce(Vec<SocketAddr>) -> Vec<SocketAddr>,
+) -> Result<TcpStream, DialError> {
     let found = addresses(address).await.map_err(DialError::Resolve)?;
-    dial_any(found, Port::Shared, translate).await
+    dial_any(choose(found), Port::Shared, translate).await
 }
 
 /// Connects, as to a server, to the addresses of one machine on a local network, where nothing is translated.

@@ -1,6 +1,15 @@
 //! SOCKS5 candidates: those that are offered, and the one that is used (XEP-0260, 2.4).
 
-use std::{collections::BTreeMap, io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use fingerpost_carry::iq::{Answer, random_id};
 use fingerpost_wire::{dst_addr::DstAddr, jingle::Action, ns, stanza::RequestKind, xml};
@@ -24,6 +33,11 @@ use super::{
 
 /// How long a connection to a streamhost waits for preferred ones (RFC 8305, section 5).
 const PATIENCE: Duration = Duration::from_millis(250);
+/// The pause before the next candidate is dialled beside those that have not answered (RFC 8305, section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+/// How many addresses are dialled for the candidates of a peer, and how many names are looked up. Honest peers name fewer.
+const MOST_DIALS: usize = 16;
+const MOST_NAMES: usize = 4;
 /// The type preferences of candidates (XEP-0260, 2.2), and the highest local preference.
 const DIRECT: u32 = 126;
 const PROXY: u32 = 10;
@@ -113,11 +127,13 @@ fn read_candidates(transport: &Element) -> Vec<Candidate> {
     candidates
 }
 
-/// Connects to all candidates at once, and returns the first one, in the order of the list, that answers. An
-/// established connection waits a moment for those before it. Only one is asked at a time: a proxy behind two
-/// candidates would take them for both sides of the stream.
+/// Connects to the candidates, and returns the first one, in the order of the list, that answers. Those that `is_prompt` names are
+/// dialled at once. The others take turns: the next one is dialled when the one before it has failed or has not answered for
+/// 250 ms. An established connection waits a moment for those before it. Only one is asked at a time: a proxy behind two candidates
+/// would take them for both sides of the stream.
 async fn first<T, D, A>(
     candidates: Vec<Candidate>,
+    is_prompt: impl Fn(&Candidate) -> bool,
     dial: impl Fn(Candidate) -> D,
     ask: impl Fn(T) -> A,
 ) -> Option<(Candidate, T)>
@@ -127,10 +143,17 @@ where
     A: Future<Output = io::Result<T>>,
 {
     let mut dials = JoinSet::new();
-    for (index, candidate) in candidates.iter().enumerate() {
-        let dialling = dial(candidate.clone());
+    let begin = |dials: &mut JoinSet<_>, index: usize| {
+        let dialling = dial(candidates[index].clone());
         dials.spawn(async move { (index, dialling.await) });
+    };
+    let (prompt, waiting): (Vec<usize>, Vec<usize>) =
+        (0..candidates.len()).partition(|index| is_prompt(&candidates[*index]));
+    for index in prompt {
+        begin(&mut dials, index);
     }
+    let mut waiting = VecDeque::from(waiting);
+    let mut next_at = Instant::now();
     let mut pending: Vec<bool> = vec![true; candidates.len()];
     let mut ready: BTreeMap<usize, T> = BTreeMap::new();
     let mut patience = None;
@@ -158,8 +181,15 @@ where
                         ready.insert(index, connected);
                         patience.get_or_insert_with(|| Instant::now() + PATIENCE);
                     }
-                    Err(error) => tracing::debug!(%error, "cannot reach a streamhost"),
+                    Err(error) => {
+                        tracing::debug!(%error, "cannot reach a streamhost");
+                        next_at = Instant::now();
+                    }
                 }
+            }
+            () = sleep_until(next_at), if !waiting.is_empty() => {
+                waiting.pop_front().into_iter().for_each(|index| begin(&mut dials, index));
+                next_at = Instant::now() + STAGGER;
             }
             () = sleep_until(patience.unwrap_or_else(Instant::now)), if waits => {}
             else => return None,
@@ -224,6 +254,22 @@ struct DialRules {
     known: Arc<[(String, u16)]>,
     /// Whether the candidates are the broker's, and not the peer's.
     is_brokered: bool,
+    /// What is left for the peer's own candidates.
+    left: Arc<Left>,
+}
+
+/// How many addresses may still be dialled, and names looked up.
+#[derive(Debug)]
+struct Left {
+    dials: AtomicUsize,
+    names: AtomicUsize,
+}
+
+/// Takes at most so many; returns how many.
+fn take(left: &AtomicUsize, most: usize) -> usize {
+    let before = left
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(most)));
+    before.unwrap_or_default().min(most)
 }
 
 impl DialRules {
@@ -234,6 +280,7 @@ impl DialRules {
             own: addresses::own().into(),
             known: proxies.map(|proxy| (proxy.host.clone(), proxy.port)).collect(),
             is_brokered,
+            left: Arc::new(Left { dials: MOST_DIALS.into(), names: MOST_NAMES.into() }),
         }
     }
 
@@ -244,42 +291,27 @@ impl DialRules {
         self.is_brokered || self.known.iter().any(is_it)
     }
 
-    /// Returns whether an address belongs to another machine, and not to this one or to its link alone.
-    fn is_elsewhere(&self, ip: IpAddr) -> bool {
-        let ip = ip.to_canonical();
-        let is_link_local = match ip {
-            IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-            IpAddr::V6(ip) => ip.is_unicast_link_local(),
-        };
-        !ip.is_loopback()
-            && !ip.is_unspecified()
-            && !ip.is_multicast()
-            && !is_link_local
-            && !self.own.contains(&ip)
+    /// Chooses those of a peer's addresses that may be dialled.
+    fn choose(&self, mut found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        found.retain(|address| addresses::may_be_dialled(*address, &self.own));
+        found.truncate(take(&self.left.dials, found.len()));
+        found
     }
 }
 
-/// Connects to a candidate, unless the rules forbid it. A name may lead to an address that they forbid; then the connection is
-/// closed before a byte is sent.
+/// Connects to a candidate, unless the rules forbid it. The same holds for the addresses to which a name leads.
 async fn dial_by(candidate: Candidate, rules: DialRules) -> io::Result<TcpStream> {
-    let is_trusted = rules.trusts(&candidate);
-    if !is_trusted && !rules.may_learn {
+    let Candidate { host, port, .. } = &candidate;
+    if rules.trusts(&candidate) {
+        return socks5::dial(host, *port).await;
+    }
+    if !rules.may_learn {
         return Err(io::Error::other("the peer may not learn this machine's address"));
     }
-    let refused =
-        |ip: IpAddr| io::Error::other(format!("{ip} is an address of this machine or link"));
-    if let Ok(ip) = candidate.host.parse()
-        && !is_trusted
-        && !rules.is_elsewhere(ip)
-    {
-        return Err(refused(ip));
+    if host.parse::<IpAddr>().is_err() && take(&rules.left.names, 1) == 0 {
+        return Err(io::Error::other("the peer names too many hosts"));
     }
-    let stream = socks5::dial(&candidate.host, candidate.port).await?;
-    let ip = stream.peer_addr()?.ip();
-    if !is_trusted && !rules.is_elsewhere(ip) {
-        return Err(refused(ip));
-    }
-    Ok(stream)
+    socks5::dial_chosen(host, *port, |found| rules.choose(found)).await
 }
 
 impl Session {
@@ -298,6 +330,8 @@ impl Session {
         let rules = DialRules::new(self.is_brokered(), self.consent.is_given(), &own);
         let used = first(
             read_candidates(theirs),
+            // The peer's own addresses may be dead, and must not delay a relay.
+            |candidate| rules.trusts(candidate),
             |candidate| dial_by(candidate, rules.clone()),
             |stream| socks5::ask(stream, &hash),
         )
@@ -435,11 +469,16 @@ mod tests {
         refusing: &[&str],
     ) -> (Option<String>, u64, Vec<String>) {
         let (start, asked) = (Instant::now(), Mutex::new(Vec::new()));
-        let used = first(candidates(times), dial, |cid| {
-            asked.lock().unwrap().push(cid.clone());
-            let refuses = refusing.contains(&cid.as_str());
-            async move { if refuses { Err(io::Error::other("no")) } else { Ok(cid) } }
-        });
+        let used = first(
+            candidates(times),
+            |_| true,
+            dial,
+            |cid| {
+                asked.lock().unwrap().push(cid.clone());
+                let refuses = refusing.contains(&cid.as_str());
+                async move { if refuses { Err(io::Error::other("no")) } else { Ok(cid) } }
+            },
+        );
         let used = used.await.map(|(candidate, cid)| {
             assert_eq!(candidate.cid, cid);
             cid
@@ -476,15 +515,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_at_a_time_is_asked() {
         let asking = Arc::new(AtomicUsize::new(0));
-        let used = first(candidates(&[Some(1), Some(1), Some(1)]), dial, |cid| {
-            let asking = Arc::clone(&asking);
-            async move {
-                assert_eq!(asking.fetch_add(1, Ordering::Relaxed), 0);
-                sleep(Duration::from_secs(1)).await;
-                asking.fetch_sub(1, Ordering::Relaxed);
-                if cid == "2" { Ok(cid) } else { Err(io::Error::other("no")) }
-            }
-        });
+        let used = first(
+            candidates(&[Some(1), Some(1), Some(1)]),
+            |_| true,
+            dial,
+            |cid| {
+                let asking = Arc::clone(&asking);
+                async move {
+                    assert_eq!(asking.fetch_add(1, Ordering::Relaxed), 0);
+                    sleep(Duration::from_secs(1)).await;
+                    asking.fetch_sub(1, Ordering::Relaxed);
+                    if cid == "2" { Ok(cid) } else { Err(io::Error::other("no")) }
+                }
+            },
+        );
         assert!(used.await.is_some());
     }
 
@@ -523,27 +567,88 @@ mod tests {
         let refused = dial_by(candidate("192.0.2.1", 1, false), hidden).await.unwrap_err();
         assert_eq!(refused.to_string(), "the peer may not learn this machine's address");
         assert!(!stranger.own.is_empty());
+        let may_be_dialled = |address: SocketAddr| {
+            let fresh =
+                DialRules { left: DialRules::new(false, true, &[]).left, ..stranger.clone() };
+            fresh.choose(vec![address]) == [address]
+        };
         for own in &*stranger.own {
-            assert!(!stranger.is_elsewhere(*own));
+            assert!(!may_be_dialled(SocketAddr::new(*own, 5000)));
         }
-        for (ip, elsewhere) in [
-            ("192.0.2.7", true),
-            ("10.1.2.3", true),
-            ("2001:db8::7", true),
-            ("fd00::7", true),
-            ("::1", false),
-            ("::ffff:127.0.0.1", false),
-            ("127.8.8.8", false),
-            ("0.0.0.0", false),
-            ("::", false),
-            ("169.254.1.1", false),
-            ("fe80::1", false),
-            ("224.0.0.1", false),
-            ("ff02::1", false),
-            ("255.255.255.255", false),
+        for (address, expected) in [
+            ("192.0.2.77:5000", true),
+            ("10.1.2.3:1024", true),
+            ("[2001:db8::7]:5000", true),
+            ("[fd77::7]:5000", true),
+            ("192.0.2.77:22", false),
+            ("[::1]:5000", false),
+            ("[::ffff:127.0.0.1]:5000", false),
+            ("127.8.8.8:5000", false),
+            ("0.0.0.0:5000", false),
+            ("[::]:5000", false),
+            ("169.254.1.1:5000", false),
+            ("[fe80::1]:5000", false),
+            ("224.0.0.1:5000", false),
+            ("[ff02::1]:5000", false),
+            ("255.255.255.255:5000", false),
+            // Loopback by a translator or a tunnel.
+            ("[64:ff9b::7f00:1]:5000", false),
+            ("[2002:7f00:1::1]:5000", false),
+            ("[2001:0:7f00:1::1]:5000", false),
+            ("[::127.0.0.1]:5000", false),
         ] {
-            assert_eq!(stranger.is_elsewhere(ip.parse().unwrap()), elsewhere, "{ip}");
+            assert_eq!(may_be_dialled(address.parse().unwrap()), expected, "{address}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_s_own_candidates_are_dialled_one_after_the_other_and_a_relay_at_once() {
+        let dead = candidates(&[Some(60_000); 15]);
+        let relay = Candidate { cid: "relay".to_owned(), ..candidates(&[Some(10)]).remove(0) };
+        let all = || dead.iter().cloned().chain([relay.clone()]).collect::<Vec<_>>();
+        let is_relay = |candidate: &Candidate| candidate.cid == "relay";
+        let begun = Arc::new(Mutex::new(Vec::new()));
+        let noted = |candidate: Candidate| {
+            begun.lock().unwrap().push(Instant::now());
+            dial(candidate)
+        };
+        let start = Instant::now();
+        let answer = |cid: String| async move { Ok(cid) };
+        let used = first(all(), is_relay, noted, answer).await;
+        assert_eq!(used.map(|(_, cid)| cid).as_deref(), Some("relay"));
+        assert_eq!(start.elapsed(), Duration::from_millis(10) + PATIENCE);
+        // The relay, and two candidates of the peer.
+        assert_eq!(begun.lock().unwrap().len(), 3);
+        begun.lock().unwrap().clear();
+        let start = Instant::now();
+        let used = first(dead.clone(), is_relay, noted, answer).await;
+        assert_eq!(used.map(|(_, cid)| cid).as_deref(), Some("0"));
+        let begun = begun.lock().unwrap().clone();
+        for (begun, place) in begun.iter().zip(0..) {
+            assert_eq!(*begun - start, place * STAGGER);
+        }
+        assert_eq!(begun.len(), 15);
+        // One that fails gives its time to the next.
+        let start = Instant::now();
+        let used = first(candidates(&[None, None, Some(10)]), is_relay, dial, answer).await;
+        assert_eq!((used.unwrap().1.as_str(), start.elapsed().as_millis()), ("2", 10));
+    }
+
+    #[tokio::test]
+    async fn a_peer_has_so_many_addresses_dialled_and_names_looked_up_and_no_more() {
+        let rules = DialRules::new(false, true, &[]);
+        let found = |count: u8| (0..count).map(|n| SocketAddr::from(([10, 77, 77, n], 5000)));
+        assert_eq!(rules.choose(found(10).collect()).len(), 10);
+        assert_eq!(rules.choose(found(10).collect()).len(), 6);
+        assert_eq!(rules.choose(found(10).collect()).len(), 0);
+        let rules = DialRules::new(false, true, &[]);
+        let mut refused = 0;
+        for _ in 0..16 {
+            let dialled = dial_by(candidate("localhost", 5000, false), rules.clone()).await;
+            let error = dialled.unwrap_err().to_string();
+            refused += usize::from(error == "the peer names too many hosts");
+        }
+        assert_eq!(refused, 16 - MOST_NAMES);
     }
 
     #[tokio::test]

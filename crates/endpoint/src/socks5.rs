@@ -1,6 +1,10 @@
 //! A SOCKS5 client for bytestreams: CONNECT to the hash that names the stream (XEP-0065, 5.3.2).
 
-use std::{io, net::Ipv6Addr, time::Duration};
+use std::{
+    io,
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -23,11 +27,23 @@ const PROBES: u32 = 5;
 /// # Errors
 /// Those of connecting.
 pub(super) async fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
+    dial_chosen(host, port, |found| found).await
+}
+
+/// Does the same for those addresses of the host that `choose` leaves.
+///
+/// # Errors
+/// Those of connecting.
+pub(super) async fn dial_chosen(
+    host: &str,
+    port: u16,
+    choose: impl FnOnce(Vec<SocketAddr>) -> Vec<SocketAddr>,
+) -> io::Result<TcpStream> {
     let address = match host.parse::<Ipv6Addr>() {
         Ok(_) => format!("[{host}]:{port}"),
         Err(_) => format!("{host}:{port}"),
     };
-    let dialling = dial::dial_shared(&address);
+    let dialling = dial::dial_chosen(&address, choose);
     let stream = timeout(CONNECT, dialling).await?.map_err(io::Error::other)?;
     stream.set_nodelay(true)?;
     watch(&stream)?;
