@@ -19,9 +19,10 @@ use super::{
     consent::{Consent, DirectPath},
     direct::addresses::{self, Scope},
     endpoint::Endpoint,
+    error::Error,
     login::Connection,
     negotiate::Incoming,
-    policy::FirstUse,
+    policy::{FirstUse, Known, Policy, Shown},
     session::Session,
     stream::SecureStream,
 };
@@ -146,6 +147,30 @@ async fn no_address_is_told_while_the_user_is_asked() {
     let all = sent.wait_for(|all| all.iter().any(is_accept)).await.unwrap();
     let accept = all.iter().find(|stanza| is_accept(stanza)).unwrap();
     assert_eq!(addresses_in(accept), 0, "{accept:?}");
+}
+
+/// Every key is one of a further device.
+#[derive(Clone, Copy, Debug)]
+struct Further;
+
+impl Policy for Further {
+    fn shown(&self, _shown: &Shown<'_>) -> Result<Known, Error> {
+        Ok(Known::Further)
+    }
+}
+
+#[tokio::test]
+async fn what_the_user_has_said_of_a_peer_is_not_about_its_further_key() {
+    for (choice, is_given) in [(DirectPath::Auto, false), (DirectPath::Always, true)] {
+        let has_kept = watch::Sender::new(true);
+        let alice = user("alice").policy(Further).direct_path(choice);
+        let bob = user("bob").direct_path(DirectPath::Always);
+        let (mut ends, _sent) = between([alice.consent(Undecided { has_kept }), bob], true);
+        let [(session, _stream), _bob] = session(&mut ends).await;
+        assert_eq!(session.consent.is_given(), is_given, "{choice:?}");
+        let aside = session.aside().unwrap();
+        assert_eq!(aside.consent.is_given(), is_given, "{choice:?}");
+    }
 }
 
 #[tokio::test]

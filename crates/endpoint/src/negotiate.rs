@@ -387,7 +387,7 @@ impl Session {
     }
 
     async fn check(
-        &self,
+        &mut self,
         tls: TlsStream<PathLeg>,
         secured: Secured,
         hints: Vec<Hint>,
@@ -414,6 +414,9 @@ impl Session {
                 (self.endpoint.policy().shown(&shown)?, standing, listed)
             }
         };
+        if known == Known::Further {
+            self.forget_consent();
+        }
         if let Some(place) = &self.place {
             place.prove();
         }

@@ -30,7 +30,7 @@ use super::{
     quota::Quota,
 };
 use crate::{
-    consent::SessionConsent,
+    consent::{DirectPath, SessionConsent},
     direct::{Connecting, Found, Listening, Mapping, Observation, addresses::Scope},
     hub::Hub,
     network::Network,
@@ -66,6 +66,14 @@ impl Session {
     /// Decides whether the peer may learn this machine's addresses, if that is known without a question.
     pub(crate) fn remember_consent(&mut self) {
         self.consent = SessionConsent::new(self.endpoint.may_learn_addresses(&self.peer));
+    }
+
+    /// Decides that the peer, which has shown a further key, learns no address in this session: what is known of it is about other
+    /// keys, and the user may still refuse this one.
+    pub(crate) fn forget_consent(&mut self) {
+        if self.endpoint.inner.builder.direct_path != DirectPath::Always {
+            self.consent = SessionConsent::new(Some(false));
+        }
     }
 
     /// Returns whether the session may have direct paths.
