@@ -9,7 +9,7 @@ use fingerpost_wire::{
     transport_kind::TransportKind,
     xml,
 };
-use jid::{BareJid, FullJid, Jid};
+use jid::{BareJid, FullJid};
 use minidom::Element;
 use tokio::sync::{mpsc, watch};
 
