@@ -22,7 +22,14 @@ use std::{
 };
 
 use fingerpost_carry::shares::{Full, Limits, Place, Shares};
-use fingerpost_wire::{jid::proxied, jingle::Reason, ns, size, stanza::Stanza, xml};
+use fingerpost_wire::{
+    jid::proxied,
+    jingle::Reason,
+    message_initiation::{self as initiation, Action, said_with},
+    ns, size,
+    stanza::Stanza,
+    xml,
+};
 use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
 use tokio::time::Instant;
@@ -490,7 +497,7 @@ impl Proposals {
             out.extend(proposal.told.iter().filter_map(retract));
         }
         if initiator && let Some(mask) = proxied(&proposal.callee.into(), &self.component) {
-            let element = said("reject", &proposal.id, condition, text);
+            let element = said_with(Action::Reject, &proposal.id, condition, text);
             out.push(self.message(&mask, &proposal.initiator, element));
         }
         out
@@ -511,7 +518,7 @@ impl Proposals {
         text: &str,
     ) -> Option<Element> {
         let mask = proxied(&proposal.initiator, &self.component)?;
-        let element = said("retract", theirs, condition, text);
+        let element = said_with(Action::Retract, theirs, condition, text);
         let mut message = self.message(&mask, &Jid::from(to.clone()), element);
         message.append_child(Element::bare("private", ns::CARBONS));
         Some(message)
@@ -519,19 +526,7 @@ impl Proposals {
 
     /// Returns a message of the component's own.
     fn message(&self, from: &Jid, to: &Jid, element: Element) -> Element {
-        let mut message = xml::element(
-            "message",
-            ns::CLIENT,
-            &[
-                ("type", "chat"),
-                ("from", from.as_str()),
-                ("to", to.as_str()),
-                ("id", &(self.ids)()),
-            ],
-        );
-        message.append_child(element);
-        message.append_child(Element::bare("store", ns::PROCESSING_HINTS));
-        message
+        initiation::message(from, to, &(self.ids)(), element)
     }
 
     /// Returns a message for the other side: addresses and ids are new, the rest is kept. `alone`: the user's server
@@ -701,20 +696,8 @@ fn groups(initiator: &Jid) -> [String; 2] {
 
 /// Returns a proposal message's action and id.
 pub fn read(stanza: &Stanza) -> Option<(String, String)> {
-    let mut children = stanza.element.children().filter(|child| child.has_ns(ns::JINGLE_MESSAGE));
-    let child = children.next().filter(|_| children.next().is_none())?;
-    Some((child.name().to_owned(), child.attr("id").unwrap_or_default().to_owned()))
-}
-
-fn said(action: &str, id: &str, condition: Reason, text: &str) -> Element {
-    let mut element = xml::element(action, ns::JINGLE_MESSAGE, &[("id", id)]);
-    let mut reason = Element::bare("reason", ns::JINGLE);
-    reason.append_child(Element::bare(condition.as_str(), ns::JINGLE));
-    let mut words = Element::bare("text", ns::JINGLE);
-    words.append_text(text);
-    reason.append_child(words);
-    element.append_child(reason);
-    element
+    let said = initiation::read(&stanza.element)?;
+    Some((said.name().to_owned(), said.attr("id").unwrap_or_default().to_owned()))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! | in which form addresses are compared | [`jid`] |
 //! | how TLS is offered in a Jingle session | [`offer`], in the four dialects of [`dialect`] |
 //! | what a Jingle action looks like | [`jingle`], [`transport`], [`transport_kind`], [`ice`]; words that are not known here: [`word`] |
+//! | how a session is proposed before it is started | [`message_initiation`] |
 //! | how in-band bytestreams work | [`ibb`] decides, [`ibb_window`] says how much may be under way, [`ibb_xml`] reads and writes; the text of blocks: [`block_text`] |
 //! | what an offer of a file says, in two protocols | [`mod@file`]; how the older one goes on: [`si`] |
 //! | how a SOCKS5 bytestream is named | [`dst_addr`] |
@@ -34,6 +35,7 @@ pub mod ice;
 pub mod jid;
 pub mod jingle;
 pub mod key;
+pub mod message_initiation;
 pub mod ns;
 pub mod offer;
 pub mod path_use;
