@@ -67,6 +67,11 @@ impl Application {
         self.description.as_ref().is_some_and(|description| description.has_ns(namespace))
     }
 
+    /// Returns the namespace of its description.
+    pub(super) fn namespace(&self) -> String {
+        self.description.as_ref().map_or_else(|| ns::APPS_TLS.to_owned(), Element::ns)
+    }
+
     pub(super) fn senders(&self) -> Option<&'static str> {
         self.senders
     }

@@ -13,6 +13,7 @@ use super::{
     consent::{Consent, DirectPath, NoConsent},
     credential::Credential,
     keeper::{self, Contact},
+    message_initiation::Ringer,
     policy::{Policy, Registered},
     stun_servers::StunChoice,
 };
@@ -42,6 +43,8 @@ pub struct Builder {
     pub(super) raw: bool,
     pub(super) policy: Arc<dyn Policy>,
     pub(super) features: Vec<String>,
+    pub(super) ringer: Option<Arc<dyn Ringer>>,
+    pub(super) available: bool,
     pub(super) accept_direct: bool,
     pub(super) direct_path: DirectPath,
     /// The addresses of both sides on their link.
@@ -80,6 +83,8 @@ impl Builder {
             raw: true,
             policy: Arc::new(Registered),
             features: Vec::new(),
+            ringer: None,
+            available: false,
             accept_direct: false,
             direct_path: DirectPath::default(),
             link: None,
@@ -174,6 +179,19 @@ impl Builder {
     /// one session. By default their pace is limited, and not their number.
     pub fn guesses(self, most: u32) -> Self {
         Self { guesses: Some(most), ..self }
+    }
+
+    /// Answers proposals of sessions (XEP-0353) as `ringer` decides, and announces that; by default none are answered. Those past the
+    /// broker come to the full JID only, unless the endpoint is [`available`](Self::available).
+    pub fn ringer(self, ringer: impl Ringer) -> Self {
+        Self { ringer: Some(Arc::new(ringer)), ..self }
+    }
+
+    /// Makes the endpoint available to the user's contacts, with a negative priority, and asks the user's server for copies of all
+    /// messages (XEP-0280), so that it gets proposals to the bare JID. All other messages are ignored.
+    /// [`Endpoint::appear`](crate::Endpoint::appear) does that. By default only the component learns that the endpoint is there.
+    pub fn available(self, available: bool) -> Self {
+        Self { available, ..self }
     }
 
     /// Announces an application by the namespace of its description, so that peers offer it.

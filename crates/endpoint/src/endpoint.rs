@@ -2,11 +2,12 @@
 
 use std::{
     fmt,
+    mem::replace,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use fingerpost_carry::iq::Answer;
+use fingerpost_carry::iq::{Answer, random_id};
 use fingerpost_wire::{
     jid::proxied,
     ns,
@@ -62,6 +63,8 @@ pub(super) struct EndpointShared {
     pub(super) keeper: Option<Keeper>,
     /// The announced priority, if presence was sent.
     pub(super) appeared: Mutex<Option<i8>>,
+    /// The number of sessions with the server before the one in which it is available to the user's contacts.
+    pub(super) available: Mutex<Option<u64>>,
 }
 
 impl fmt::Debug for EndpointShared {
@@ -123,9 +126,28 @@ impl Endpoint {
     }
 
     async fn announce(&self, priority: i8) {
-        let mut element = Element::bare("priority", ns::CLIENT);
-        element.append_text(priority.to_string());
-        self.presence(None, Some(element)).await;
+        self.be_available().await;
+        self.presence(None, Some(with_priority(priority))).await;
+    }
+
+    /// Sends presence to the user's contacts, once in each session with the server, if that is wanted. A negative priority keeps
+    /// the user's messages away; copies of them are asked for, because proposals to the bare JID come in these.
+    async fn be_available(&self) {
+        let session = Some(self.hub().over());
+        let known = &self.inner.available;
+        if !self.inner.builder.available
+            || replace(&mut *known.lock().unwrap_or_else(PoisonError::into_inner), session)
+                == session
+        {
+            return;
+        }
+        let mut presence = Element::bare("presence", ns::CLIENT);
+        presence.append_child(with_priority(-1));
+        self.hub().send(presence).await;
+        let attributes = [("type", "set"), ("id", &*random_id())];
+        let mut enable = xml::element("iq", ns::CLIENT, &attributes);
+        enable.append_child(Element::bare("enable", ns::CARBONS));
+        self.hub().send(enable).await;
     }
 
     /// Repeats the presence of [`appear`](Self::appear) in each new session with the server.
@@ -378,4 +400,10 @@ impl Endpoint {
     pub(super) fn policy(&self) -> &dyn Policy {
         &*self.inner.builder.policy
     }
+}
+
+fn with_priority(priority: i8) -> Element {
+    let mut element = Element::bare("priority", ns::CLIENT);
+    element.append_text(priority.to_string());
+    element
 }

@@ -29,6 +29,7 @@ use super::{
     error::{Error, condition},
     keeper::{Keeper, Status},
     login::Connection,
+    message_initiation::{Initiations, Ringer},
     network::Network,
     places::{self, Places, SessionPlace},
     policy::Policy,
@@ -75,6 +76,8 @@ pub(super) struct Admission {
     pub(super) only_brokered: bool,
     pub(super) policy: Arc<dyn Policy>,
     pub(super) places: Places,
+    /// Decides on proposals of sessions, if any are answered.
+    pub(super) ringer: Option<Arc<dyn Ringer>>,
 }
 
 impl Admission {
@@ -100,6 +103,7 @@ pub(crate) struct Hub {
     outbound: Outbound,
     requests: Requests,
     admission: Arc<Admission>,
+    pub(super) initiations: Arc<Mutex<Initiations>>,
     state: Arc<Mutex<HubState>>,
     features: Arc<Vec<String>>,
     /// The task that reconnects, if any.
@@ -135,6 +139,7 @@ impl Hub {
             requests: Requests::new(outbound.clone()),
             outbound,
             admission: Arc::new(admission),
+            initiations: Arc::default(),
             state: Arc::new(Mutex::new(state)),
             features: Arc::new(features),
             keeper,
@@ -190,12 +195,17 @@ impl Hub {
     /// Ends everything that belonged to a lost session with the server.
     fn forget(&self, keeps: impl Fn(&OpenSession) -> bool) {
         self.requests.fail_all();
+        self.forget_proposals();
         let mut state = self.lock();
         state.sessions.retain(|_, open| keeps(open));
         state.opens.clear();
         for (_, stream) in state.streams.drain() {
             stream.handle_lost();
         }
+    }
+
+    pub(super) fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     /// Returns our address.
@@ -242,6 +252,9 @@ impl Hub {
     }
 
     async fn route(&self, stanza: Stanza, arrivals: &mpsc::Sender<Arrival>) {
+        if stanza.kind == Kind::Message {
+            return self.handle_message(stanza).await;
+        }
         if !stanza.is_request() {
             if stanza.kind == Kind::Iq && !self.requests.handle(&stanza) {
                 let handles: Vec<_> = self.lock().streams.values().cloned().collect();
@@ -526,6 +539,7 @@ mod tests {
             only_brokered: false,
             policy: Arc::new(Registered),
             places: Places::default(),
+            ringer: None,
         };
         (Hub::start(connection, None, Vec::new(), admission).0, sent, stanzas)
     }

@@ -79,6 +79,7 @@ mod ice;
 mod keeper;
 mod login;
 mod managed;
+mod message_initiation;
 mod method;
 mod nat64;
 mod negotiate;
@@ -119,6 +120,7 @@ pub use self::{
     fast::{FastStore, FastToken},
     keeper::Contact,
     login::{Connection, Login, ServerTrust, login},
+    message_initiation::{Proposal, ProposalAnswer, ProposalNews, Proposed, Ringer},
     negotiate::{Incoming, Request},
     path::loses_large_packets,
     paths::Path,

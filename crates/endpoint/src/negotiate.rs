@@ -30,6 +30,7 @@ use super::{
     error::{Detail, Error},
     hub::Arrival,
     ice::Gathered,
+    message_initiation::Proposal,
     method::expected,
     paths::{Keys, PathLeg},
     places::SessionPlace,
@@ -82,15 +83,7 @@ impl Endpoint {
         {
             return Err(cause::room(peer.as_str()));
         }
-        let mut outcome = Err(Error::Transport(String::new()));
-        for kind in self.transports_in_order() {
-            outcome = self.initiate_over(kind, peer, application).await;
-            // If one transport is not available, another may be.
-            if !matches!(outcome, Err(Error::Transport(_))) {
-                break;
-            }
-        }
-        match outcome {
+        match self.initiate_at(&self.address_of(peer)?, application, None).await {
             Err(
                 Error::Refused(_)
                 | Error::Unreachable(_)
@@ -101,16 +94,35 @@ impl Endpoint {
         }
     }
 
+    /// Starts a session at this address and secures it. A proposed one has the proposal's id; if it has to be started again with
+    /// another transport, that one has not.
+    pub(super) async fn initiate_at(
+        &self,
+        address: &Jid,
+        application: &Application,
+        mut proposal: Option<Proposal>,
+    ) -> Result<(Session, SecureStream), Error> {
+        let mut outcome = Err(Error::Transport(String::new()));
+        for kind in self.transports_in_order() {
+            outcome = self.initiate_over(kind, address, application, proposal.take()).await;
+            // If one transport is not available, another may be.
+            if !matches!(outcome, Err(Error::Transport(_))) {
+                break;
+            }
+        }
+        outcome
+    }
+
     async fn initiate_over(
         &self,
         kind: TransportKind,
-        peer: &Jid,
+        address: &Jid,
         application: &Application,
+        proposal: Option<Proposal>,
     ) -> Result<(Session, SecureStream), Error> {
-        let address = self.address_of(peer)?;
-        let sid = random_id();
-        let inbox = self.hub().session(&address, &sid);
-        let mut session = Session::new(self, inbox, address, sid);
+        let sid = proposal.as_ref().map_or_else(random_id, |proposal| proposal.id().to_owned());
+        let inbox = self.hub().session(address, &sid);
+        let mut session = Session::new(self, inbox, address.clone(), sid);
         session.remember_consent();
         let (offered, transport) = match session.offer(kind).await {
             Ok(offer) => offer,
@@ -127,7 +139,12 @@ impl Endpoint {
             children.push(Element::bare("paths", ns::PATHS));
         }
         let initiate = session.jingle(Action::SessionInitiate, application.senders(), children);
-        if let Err(error) = session.ask(initiate).await {
+        let asked = session.ask(initiate).await;
+        // A peer that has ended the session had begun it.
+        if matches!(asked, Ok(()) | Err(Error::Refused(_))) {
+            session.finish = proposal.and_then(Proposal::started);
+        }
+        if let Err(error) = asked {
             session.over = true;
             return Err(error);
         }
@@ -208,7 +225,9 @@ impl Incoming {
         let Arrival { stanza, inbox, place } = self.arrivals.recv().await?;
         let jingle = payload(&stanza);
         let sid = jingle.attr("sid").unwrap_or_default().to_owned();
+        let finish = self.endpoint.hub().proposed_session(&stanza.from, &sid);
         let mut session = Session::new(&self.endpoint, inbox, stanza.from, sid);
+        session.finish = finish;
         let content = first_content(&jingle).ok()?;
         session.namespace = jingle.ns();
         session.content = content.attr("name").unwrap_or_default().to_owned();

@@ -23,6 +23,7 @@ use super::{
     endpoint::Endpoint,
     error::{Detail, Error, condition},
     hub::Inbox,
+    message_initiation::Finish,
     paths::Paths,
     places::SessionPlace,
     progress::{Monitor, Progress, Waiting},
@@ -89,6 +90,8 @@ pub struct Session {
     pub(super) consent: SessionConsent,
     /// The id of the bytestream that was offered.
     pub(super) bytestream: Option<String>,
+    /// What the peer's and our own programs are told at the end, if the session was proposed.
+    pub(super) finish: Option<Finish>,
     /// Whether this is the part that negotiates the transport again: see [`aside`](Self::aside).
     is_aside: bool,
 }
@@ -131,6 +134,7 @@ impl Session {
             place: None,
             consent: SessionConsent::default(),
             bytestream: None,
+            finish: None,
             is_aside: false,
         }
     }
@@ -159,6 +163,7 @@ impl Session {
             place: None,
             consent: self.consent.clone(),
             bytestream: None,
+            finish: None,
             is_aside: true,
         })
     }
@@ -212,6 +217,14 @@ impl Session {
             }
         };
         let _ = timeout(GOODBYE, saying).await;
+        self.finished(reason == Reason::Success);
+    }
+
+    /// Says that a proposed session is over.
+    fn finished(&mut self, is_success: bool) {
+        if let Some(finish) = self.finish.take() {
+            finish.say(is_success);
+        }
     }
 
     fn goodbye(&self, reason: Reason, text: &str) -> Element {
@@ -407,6 +420,7 @@ impl Session {
         }
         self.over = true;
         let end = Farewell::read(&jingle);
+        self.finished(end.reason == Reason::Success);
         self.is_parted = end.reason.known().is_some_and(|reason| PARTED.contains(&reason));
         if end.reason == Reason::Success {
             return Ok((action, jingle));

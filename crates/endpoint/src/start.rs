@@ -76,12 +76,16 @@ impl Builder {
                 features.push(ns::JINGLE_ICE.to_owned());
             }
         }
+        if self.ringer.is_some() {
+            features.push(ns::JINGLE_MESSAGE.to_owned());
+        }
         features.extend(self.features.iter().cloned());
         let admission = Admission {
             component: self.component.clone(),
             only_brokered: self.via.is_some() && !self.accept_direct,
             policy: Arc::clone(&self.policy),
             places: Places::default(),
+            ringer: self.ringer.clone(),
         };
         let (hub, arrivals, task) = Hub::start(connection, keeper.clone(), features, admission);
         let guesses = Guesses::new(self.guesses);
@@ -93,6 +97,7 @@ impl Builder {
             task: task.abort_handle(),
             keeper,
             appeared: Mutex::default(),
+            available: Mutex::default(),
         };
         let endpoint = Endpoint { inner: Arc::new(inner) };
         endpoint.appear_in_each_session();

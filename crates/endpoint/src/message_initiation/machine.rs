@@ -1,0 +1,249 @@
+//! Proposed sessions in both roles: what a message about one means.
+//!
+//! ```text
+//! initiator, at one address                       callee, at several
+//!   propose id  →  (the bare JID)                   ring, or proceed at once, or say nothing
+//!   ←  ringing id     News::Ringing
+//!   ←  proceed id     News::Proceeds                from the first one: session-initiate with sid = id to it alone
+//!   ←  reject id      News::Rejected
+//!   retract id  →                                   forget it
+//! ```
+//!
+//! An answer counts if it names the id of an open proposal and comes from a resource of the user that got it. The first
+//! proceed or reject decides. A resource that proceeds has a minute to get its session. Of two proposals that cross, the
+//! one with the lower id stays.
+//!
+//! [`Proposals`] decides and does no I/O: messages and the time go in, news come out. Whether a proposal is answered
+//! at all is for others to say.
+//!
+//! Spec: XEP-0353 0.8.0, sections 3 and 4.1.
+
+use std::{collections::HashMap, time::Duration};
+
+use fingerpost_wire::{jingle::Reason, message_initiation::Action};
+use jid::{BareJid, FullJid, Jid};
+use tokio::time::Instant;
+
+/// How long a proposal may ring.
+pub(super) const RING: Duration = Duration::from_secs(180);
+/// How long the initiator may take to start the session after we have said proceed.
+const START: Duration = Duration::from_secs(60);
+/// The longest id of a peer's proposal that is read, in bytes.
+const ID: usize = 256;
+/// The most open proposals of peers: for each, and for all together.
+const OPEN: (usize, usize) = (4, 32);
+
+/// A message about a proposal.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Said<'a> {
+    /// The sender.
+    pub(super) from: &'a Jid,
+    /// What it says.
+    pub(super) action: Action,
+    /// The id of the proposal.
+    pub(super) id: &'a str,
+    /// Its reason, if it gives one that is known here.
+    pub(super) reason: Option<Reason>,
+    /// Whether it says that two proposals have crossed.
+    pub(super) is_tie_break: bool,
+}
+
+/// What has become of a proposal of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// A resource rings.
+    Ringing,
+    /// This resource takes the session.
+    Proceeds(FullJid),
+    /// The user does not want the session.
+    Rejected(Option<Reason>),
+    /// Nobody has decided: the broker gives it up.
+    Ended,
+    /// A proposal of the peer has overruled it.
+    Crossed,
+}
+
+/// How far a proposal of ours is.
+#[derive(Debug)]
+enum Stage {
+    Waiting,
+    Ringing,
+    Proceeding(FullJid),
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    /// The user, or the one resource that may answer.
+    to: Jid,
+    stage: Stage,
+}
+
+impl Outgoing {
+    /// Returns whether an answer from this address may count.
+    fn may_answer(&self, from: &Jid) -> bool {
+        from.to_bare() == self.to.to_bare()
+            && (self.to.is_bare() || from.is_bare() || *from == self.to)
+    }
+}
+
+/// A proposal of a peer.
+#[derive(Debug)]
+struct Incoming {
+    /// Whether we have said proceed.
+    is_taken: bool,
+    deadline: Instant,
+}
+
+/// Which of two proposals that cross stays.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Crossing {
+    /// Ours.
+    Ours,
+    /// The peer's. Ours with these ids are over.
+    Theirs(Vec<String>),
+}
+
+/// The open proposals of an endpoint: its own by id, those of peers by address and id.
+#[derive(Debug, Default)]
+pub(super) struct Proposals {
+    outgoing: HashMap<String, Outgoing>,
+    incoming: HashMap<(FullJid, String), Incoming>,
+}
+
+impl Proposals {
+    /// Adds a proposal of ours with a new id. If `to` has a resource, only that one may answer.
+    pub(super) fn propose(&mut self, id: String, to: Jid) {
+        self.outgoing.insert(id, Outgoing { to, stage: Stage::Waiting });
+    }
+
+    /// Forgets a proposal of ours; returns whether it was open, and the peer has to be told.
+    pub(super) fn forget(&mut self, id: &str) -> bool {
+        self.outgoing.remove(id).is_some()
+    }
+
+    /// Returns whether a proposal of ours to the user of this address waits for its first answer.
+    pub(super) fn is_unheard(&self, id: &str, from: &Jid) -> bool {
+        self.outgoing
+            .get(id)
+            .is_some_and(|open| open.may_answer(from) && matches!(open.stage, Stage::Waiting))
+    }
+
+    /// Handles a message about an open proposal. Returns news of one of ours.
+    pub(super) fn handle(&mut self, said: Said<'_>) -> Option<News> {
+        match said.action {
+            Action::Ringing | Action::Proceed | Action::Reject => self.answered(said),
+            // What is over before its session has begun gets none.
+            Action::Retract | Action::Finish => {
+                let from = FullJid::try_from(said.from.clone()).ok()?;
+                self.incoming.remove(&(from, said.id.to_owned()));
+                None
+            }
+            Action::Propose => None,
+        }
+    }
+
+    fn answered(&mut self, said: Said<'_>) -> Option<News> {
+        let open = self.outgoing.get_mut(said.id).filter(|open| open.may_answer(said.from))?;
+        // Only a broker speaks for the user as a whole.
+        let from = FullJid::try_from(said.from.clone()).ok();
+        match (said.action, &open.stage, from) {
+            (Action::Ringing, Stage::Waiting, Some(_)) => {
+                open.stage = Stage::Ringing;
+                Some(News::Ringing)
+            }
+            (Action::Proceed, Stage::Waiting | Stage::Ringing, Some(from)) => {
+                open.stage = Stage::Proceeding(from.clone());
+                Some(News::Proceeds(from))
+            }
+            (Action::Reject, Stage::Proceeding(by), Some(from)) if *by != from => None,
+            (Action::Reject, _, from) => {
+                self.outgoing.remove(said.id);
+                Some(match from {
+                    _ if said.is_tie_break => News::Crossed,
+                    Some(_) => News::Rejected(said.reason),
+                    None => News::Ended,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns whether there is room for a peer's proposal, and it is a new one.
+    pub(super) fn has_room(&mut self, from: &FullJid, id: &str, now: Instant) -> bool {
+        self.incoming.retain(|_, open| now < open.deadline);
+        let user = from.to_bare();
+        let of_peer = self.incoming.keys().filter(|(from, _)| from.to_bare() == user).count();
+        (1..=ID).contains(&id.len())
+            && !self.incoming.contains_key(&(from.clone(), id.to_owned()))
+            && of_peer < OPEN.0
+            && self.incoming.len() < OPEN.1
+    }
+
+    /// Returns which proposal stays, if one of `peer` crosses ours. If it is the peer's, ours are forgotten. Addresses
+    /// decide between equal ids.
+    pub(super) fn cross(
+        &mut self,
+        from: &FullJid,
+        id: &str,
+        [own, peer]: [&BareJid; 2],
+    ) -> Option<Crossing> {
+        let user = from.to_bare();
+        let is_crossed = |open: &Outgoing| {
+            open.to.to_bare() == user && !matches!(open.stage, Stage::Proceeding(_))
+        };
+        let ours = self.outgoing.iter().filter(|(_, open)| is_crossed(open));
+        let ours: Vec<String> = ours.map(|(id, _)| id.clone()).collect();
+        let lowest = ours.iter().min()?;
+        if (lowest.as_str(), own) < (id, peer) {
+            return Some(Crossing::Ours);
+        }
+        self.outgoing.retain(|_, open| !is_crossed(open));
+        Some(Crossing::Theirs(ours))
+    }
+
+    /// Adds a peer's proposal, which rings here from now on.
+    pub(super) fn ring(&mut self, from: FullJid, id: String, now: Instant) {
+        self.incoming.insert((from, id), Incoming { is_taken: false, deadline: now + RING });
+    }
+
+    /// Returns whether a peer's proposal rings here.
+    pub(super) fn rings(&self, from: &FullJid, id: &str, now: Instant) -> bool {
+        let open = self.incoming.get(&(from.clone(), id.to_owned()));
+        open.is_some_and(|open| !open.is_taken && now < open.deadline)
+    }
+
+    /// Takes a proposal that rings here; returns whether it still did.
+    pub(super) fn proceed(&mut self, from: &FullJid, id: &str, now: Instant) -> bool {
+        let rings = self.rings(from, id, now);
+        if let Some(open) = self.incoming.get_mut(&(from.clone(), id.to_owned()))
+            && rings
+        {
+            (open.is_taken, open.deadline) = (true, now + START);
+        }
+        rings
+    }
+
+    /// Rejects a proposal that rings here; returns whether it still did.
+    pub(super) fn reject(&mut self, from: &FullJid, id: &str, now: Instant) -> bool {
+        let rings = self.rings(from, id, now);
+        if rings {
+            self.incoming.remove(&(from.clone(), id.to_owned()));
+        }
+        rings
+    }
+
+    /// Handles the decision of another resource of our own user about a proposal of `peer`: it rings no longer here.
+    pub(super) fn decided_elsewhere(&mut self, peer: &BareJid, id: &str) {
+        self.incoming
+            .retain(|(from, of), open| open.is_taken || of != id || from.to_bare() != *peer);
+    }
+
+    /// Returns whether a session that has come was proposed, and forgets the proposal.
+    pub(super) fn start(&mut self, from: &FullJid, sid: &str, now: Instant) -> bool {
+        let open = self.incoming.remove(&(from.clone(), sid.to_owned()));
+        open.is_some_and(|open| now < open.deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests;
