@@ -606,7 +606,7 @@ s2s_ports = {{ }}
 s2s_direct_tls_ports = {{ }}
 component_ports = {{ {component} }}
 component_interfaces = {{ "127.0.0.1"{also} }}
-{rate}modules_enabled = {{ {limits}"disco", "pep", "ping", "roster", "saslauth", "tls" }}
+{rate}modules_enabled = {{ {limits}"carbons", "disco", "pep", "ping", "roster", "saslauth", "tls" }}
 modules_disabled = {{ "s2s" }}
 authentication = "internal_plain"
 {encryption}

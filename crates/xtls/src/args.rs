@@ -263,6 +263,9 @@ pub(super) enum Command {
         /// the same
         #[arg(long, conflicts_with = "lan")]
         accept_direct: bool,
+        /// Be available to your contacts, below your chat programs: sessions that they propose without a broker ring here
+        #[arg(long, conflicts_with = "lan")]
+        available: bool,
         /// Also accept chats, one at a time: lines of standard input go to the peer of the current chat
         #[arg(long, conflicts_with = "lan")]
         chat: bool,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Mutex, time::Duration};
 
 use fingerpost_endpoint::{
-    Builder, Contact, Credential, DirectPath, Endpoint, Incoming, Login, TransportKind,
+    Builder, Contact, Credential, DirectPath, Endpoint, Incoming, Login, Ringer, TransportKind,
     loses_large_packets,
 };
 use fingerpost_secure::srp::Password;
@@ -73,6 +73,8 @@ pub(super) struct Client {
     pub(super) takes: Takes,
     /// Whether peers' sessions may come past the broker.
     pub(super) accept_direct: bool,
+    /// Whether a listener is available to the user's contacts.
+    pub(super) available: bool,
     /// The most wrong guesses of the password, if they are limited.
     pub(super) guesses: Option<u32>,
     /// Asks the user to compare the short authentication string before each session.
@@ -129,6 +131,7 @@ impl Client {
             dir: account::directory(&account.jid)?,
             credential,
             accept_direct: false,
+            available: false,
             guesses: None,
             confirm_sas: common.confirm_sas,
             accept_new_device: common.accept_new_device,
@@ -149,6 +152,18 @@ impl Client {
     /// Returns the client for a listener that may accept sessions past the broker.
     pub(super) fn accepting_direct(self, accept_direct: bool) -> Self {
         Self { accept_direct, ..self }
+    }
+
+    /// Returns the client for a listener that is available to the user's contacts, if that is wanted.
+    ///
+    /// # Errors
+    /// Exit status 2 if it accepts no session that could be proposed to it then.
+    pub(super) fn available(self, available: bool) -> Result<Self, XtlsError> {
+        if available && self.via.is_some() && !self.accept_direct {
+            let what = "--available: all sessions come through the component, which finds this program without it";
+            return Err(XtlsError::usage(what).hint("add --accept-direct, or leave it out"));
+        }
+        Ok(Self { available, ..self })
     }
 
     /// Returns the client for a program that peers find at this resource.
@@ -201,8 +216,20 @@ impl Client {
 
     /// Logs in to wait for peers: reconnects after a loss, and tells the user.
     pub(super) async fn connect_to_wait(&self) -> Result<(Endpoint, Incoming), XtlsError> {
+        self.connect_and_keep(self.builder()).await
+    }
+
+    /// Does the same for a listener, which answers proposals of sessions.
+    pub(super) async fn connect_to_listen(
+        &self,
+        ringer: impl Ringer,
+    ) -> Result<(Endpoint, Incoming), XtlsError> {
+        self.connect_and_keep(self.builder().available(self.available).ringer(ringer)).await
+    }
+
+    async fn connect_and_keep(&self, builder: Builder) -> Result<(Endpoint, Incoming), XtlsError> {
         let output = self.output;
-        let builder = self.builder().reconnect(move |contact| tell(output, contact));
+        let builder = builder.reconnect(move |contact| tell(output, contact));
         let connected = builder.login(&self.login).await?;
         self.warn_of_the_path();
         Ok(connected)

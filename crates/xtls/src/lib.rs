@@ -35,6 +35,7 @@ mod set;
 mod setup;
 mod stream;
 pub mod trust;
+mod wait;
 mod watch;
 
 use std::time::Duration;
@@ -125,12 +126,24 @@ async fn command(common: Common, command: Command, output: Output) -> Result<(),
             let revoke = xml::element("revoke", ns::KEYS, &[("id", &id), ("reason", &reason)]);
             registry::registry(&common, RequestKind::Set, revoke, output).await
         }
-        Command::Listen { out, max_size, once, accept, accept_direct, chat, pipe, lan } => {
+        Command::Listen {
+            out,
+            max_size,
+            once,
+            accept,
+            accept_direct,
+            available,
+            chat,
+            pipe,
+            lan,
+        } => {
             let inbox = FileInbox::new(out, max_size).prepare()?;
             if lan.lan {
                 return Lan::load(&common, lan, output)?.listen(inbox, once, accept).await;
             }
-            let client = Client::load(&common, output)?.accepting_direct(accept_direct);
+            let client = Client::load(&common, output)?
+                .accepting_direct(accept_direct)
+                .available(available)?;
             let kinds = Kinds {
                 files: Some(inbox),
                 pipes: pipe.map(Ends::Command),

@@ -10,7 +10,8 @@ use std::{
 };
 
 use fingerpost_endpoint::{
-    Endpoint, Error, Incoming, Reason, Request, SecureStream, Session, TransportKind,
+    Endpoint, Error, Incoming, ProposalAnswer, Proposed, Reason, Request, Ringer, SecureStream,
+    Session, TransportKind,
 };
 use fingerpost_wire::ns;
 use jid::BareJid;
@@ -270,11 +271,15 @@ impl Listen {
         Self { client, kinds, once, accept, telling, taken }
     }
 
-    async fn connect(&self) -> Result<(Endpoint, Incoming), XtlsError> {
+    async fn connect(self: &Arc<Self>) -> Result<(Endpoint, Incoming), XtlsError> {
         if let Some(inbox) = &self.kinds.files {
             parts::sweep(&inbox.dir);
         }
-        self.client.connect_to_wait().await
+        if self.client.via.is_none() && !self.client.available {
+            // Proposals would not come here.
+            return self.client.connect_to_wait().await;
+        }
+        self.client.connect_to_listen(Arc::clone(self)).await
     }
 
     /// Returns the result when the user ends it. A pipe that has not come has failed.
@@ -364,7 +369,7 @@ impl Listen {
     /// accepted.
     async fn take(&self, request: Request) -> Served {
         let peer = request.peer();
-        if !self.accept.is_empty() && !self.accept.contains(peer) {
+        if !self.accepts(peer) {
             let error = XtlsError::refused(format!("{peer} is not among those to accept"));
             request.decline(&error.text).await;
             return Served { done: Err(error), counts: false };
@@ -544,6 +549,40 @@ impl Listen {
         });
         let opened = opened.await.map_err(std::io::Error::from);
         Ok((room, opened.map_err(|error| NotReceived::disk(&inbox.dir, &error))??))
+    }
+}
+
+impl Listen {
+    /// Returns whether sessions of this user are accepted.
+    fn accepts(&self, peer: &BareJid) -> bool {
+        self.accept.is_empty() || self.accept.contains(peer)
+    }
+
+    /// Returns whether a session with this description is wanted now.
+    fn wants(&self, description: &Element) -> bool {
+        match description.ns().as_str() {
+            ns::FILE_TRANSFER => self.kinds.files.is_some(),
+            ns::APPS_TLS => self.kinds.pipes.is_some(),
+            ns::XMLSTREAM => self.kinds.chats.as_ref().is_some_and(|desk| !desk.is_taken()),
+            _ => false,
+        }
+    }
+}
+
+/// Takes what it would accept. It never rejects: another of the user's programs may want the session.
+impl Ringer for Listen {
+    fn expects(&self, peer: &BareJid) -> bool {
+        self.accept.contains(peer)
+    }
+
+    fn answer(&self, proposed: &Proposed) -> ProposalAnswer {
+        let is_over = self.once && self.taken.load(Ordering::SeqCst);
+        let is_wanted = self.accepts(proposed.peer())
+            && proposed.descriptions().iter().all(|description| self.wants(description));
+        match is_wanted && !is_over {
+            true => ProposalAnswer::Proceed,
+            false => ProposalAnswer::Silence,
+        }
     }
 }
 

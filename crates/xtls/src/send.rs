@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fingerpost_endpoint::{
-    Application, Endpoint, Error, Reason, SecureStream, Session, TransportKind,
-};
+use fingerpost_endpoint::{Application, Endpoint, Reason, SecureStream, Session, TransportKind};
 use jid::Jid;
 use serde_json::json;
 
@@ -24,16 +22,11 @@ use super::{
         send::Sent,
         walk::{self, Found, Item},
     },
+    wait::{Patience, initiate},
 };
 
 /// From this number on, files go together in one session.
 const MANY: usize = 8;
-/// The first and the longest pause between two attempts to reach a peer.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
-
-/// What to do about a peer that is not there.
-const ABSENT: &str =
-    "the other side must run `xtls listen`, or another program that takes files and is online";
 
 /// What to send.
 #[derive(Debug)]
@@ -304,69 +297,6 @@ fn report_set(client: &Client, set: &[Item], sent: &[Sent]) {
             // Of several, the summary has the number.
             let text = if sent.len() == 1 { format!("{shown}: sent") } else { String::new() };
             client.output.event(&event, &text);
-        }
-    }
-}
-
-/// How long to wait for a peer that is not there.
-#[derive(Debug)]
-pub(super) struct Patience {
-    wait: Duration,
-    until: Instant,
-    /// Whether the user knows that we wait.
-    told: bool,
-}
-
-impl Patience {
-    fn new(wait: Duration) -> Self {
-        Self { wait, until: Instant::now() + wait, told: false }
-    }
-}
-
-/// Starts a session. If the peer is not there, tries again as long as there is patience.
-async fn initiate(
-    client: &Client,
-    endpoint: &Endpoint,
-    peer: &Jid,
-    application: &Application,
-    mut patience: Option<&mut Patience>,
-) -> Result<(Session, SecureStream), XtlsError> {
-    let mut pause = PAUSES.0;
-    loop {
-        let error = match endpoint.initiate(peer, application).await {
-            Ok(started) => return Ok(started),
-            Err(error) => error,
-        };
-        let is_away = matches!(error, Error::Unreachable(_) | Error::Silent(_));
-        // Between two connections to the server nobody can be reached.
-        let may_change =
-            is_away || (matches!(error, Error::Disconnected) && endpoint.is_connected());
-        match patience.as_mut() {
-            Some(patience) if may_change && Instant::now() < patience.until => {
-                if !std::mem::replace(&mut patience.told, true) {
-                    let wait = patience.wait.as_secs();
-                    client.output.event(
-                        &json!({"event": "waiting", "peer": peer.as_str(), "seconds": wait}),
-                        &format!(
-                            "{peer} is not there yet: waiting up to {} (Ctrl-C ends)",
-                            indicatif::HumanDuration(patience.wait)
-                        ),
-                    );
-                }
-                let left = patience.until.saturating_duration_since(Instant::now());
-                tokio::time::sleep(pause.min(left)).await;
-                pause = (pause * 2).min(PAUSES.1);
-            }
-            given => {
-                let is_absent = matches!(error, Error::Unreachable(_));
-                let error = XtlsError::from(error);
-                let again = "; `xtls send --wait 10m` waits for that";
-                return Err(match given {
-                    _ if !is_absent => error,
-                    Some(_) => error.hint(ABSENT),
-                    None => error.hint(format!("{ABSENT}{again}")),
-                });
-            }
         }
     }
 }

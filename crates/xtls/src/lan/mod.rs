@@ -495,6 +495,7 @@ impl Lan {
             transport: Some(TransportKind::Ibb),
             guesses: None,
             accept_direct: false,
+            available: false,
             // Both have compared the link's string.
             confirm_sas: false,
             accept_new_device: AcceptNewDevice::Never,
