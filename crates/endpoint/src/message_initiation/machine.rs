@@ -30,8 +30,10 @@ pub(super) const RING: Duration = Duration::from_secs(180);
 const START: Duration = Duration::from_secs(60);
 /// The longest id of a peer's proposal that is read, in bytes.
 const ID: usize = 256;
-/// The most open proposals of peers: for each, and for all together.
-const OPEN: (usize, usize) = (4, 32);
+/// The most open proposals: of one peer, of all peers whose key is not known, and of all together.
+const OF_PEER: usize = 4;
+const OF_STRANGERS: usize = 16;
+const OPEN: usize = 32;
 
 /// A message about a proposal.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +91,7 @@ impl Outgoing {
 /// A proposal of a peer.
 #[derive(Debug)]
 struct Incoming {
+    is_known: bool,
     /// Whether we have said proceed.
     is_taken: bool,
     deadline: Instant,
@@ -168,15 +171,23 @@ impl Proposals {
         }
     }
 
-    /// Returns whether there is room for a peer's proposal, and it is a new one.
-    pub(super) fn has_room(&mut self, from: &FullJid, id: &str, now: Instant) -> bool {
+    /// Returns whether there is room for a peer's proposal, and it is a new one. Peers that are not known leave room for others.
+    pub(super) fn has_room(
+        &mut self,
+        from: &FullJid,
+        id: &str,
+        is_known: bool,
+        now: Instant,
+    ) -> bool {
         self.incoming.retain(|_, open| now < open.deadline);
         let user = from.to_bare();
         let of_peer = self.incoming.keys().filter(|(from, _)| from.to_bare() == user).count();
+        let of_strangers = self.incoming.values().filter(|open| !open.is_known).count();
         (1..=ID).contains(&id.len())
             && !self.incoming.contains_key(&(from.clone(), id.to_owned()))
-            && of_peer < OPEN.0
-            && self.incoming.len() < OPEN.1
+            && of_peer < OF_PEER
+            && (is_known || of_strangers < OF_STRANGERS)
+            && self.incoming.len() < OPEN
     }
 
     /// Returns which proposal stays, if one of `peer` crosses ours. If it is the peer's, ours are forgotten. Addresses
@@ -202,8 +213,9 @@ impl Proposals {
     }
 
     /// Adds a peer's proposal, which rings here from now on.
-    pub(super) fn ring(&mut self, from: FullJid, id: String, now: Instant) {
-        self.incoming.insert((from, id), Incoming { is_taken: false, deadline: now + RING });
+    pub(super) fn ring(&mut self, from: FullJid, id: String, is_known: bool, now: Instant) {
+        let open = Incoming { is_known, is_taken: false, deadline: now + RING };
+        self.incoming.insert((from, id), open);
     }
 
     /// Returns whether a peer's proposal rings here.

@@ -332,10 +332,8 @@ impl Admission {
 
     /// Returns whether a peer may learn by an answer that we are here. A broker would pass its session-initiate on to us. Past a
     /// broker that would need our full address, so only peers that we know learn it.
-    fn may_answer(&self, ringer: &dyn Ringer, from: &Jid, peer: &BareJid) -> bool {
-        self.is_brokered(from)
-            || self.is_open_past_the_broker()
-                && (ringer.expects(peer) || self.policy.remembers(peer))
+    fn may_answer(&self, from: &Jid, is_known: bool) -> bool {
+        self.is_brokered(from) || self.is_open_past_the_broker() && is_known
     }
 }
 
@@ -424,11 +422,12 @@ impl Hub {
         let Some(ringer) = &admission.ringer else { return };
         let Ok(sender) = FullJid::try_from(from.clone()) else { return };
         let peer = user_behind(from, admission.component.as_ref());
+        let is_known = ringer.expects(&peer) || admission.policy.remembers(&peer);
         let descriptions = propose.children().filter(|child| child.name() == "description");
         let descriptions: Vec<_> = descriptions.take(KINDS + 1).cloned().collect();
         if !(1..=KINDS).contains(&descriptions.len())
-            || !self.initiations().open.has_room(&sender, id, Instant::now())
-            || !admission.may_answer(&**ringer, from, &peer)
+            || !admission.may_answer(from, is_known)
+            || !self.initiations().open.has_room(&sender, id, is_known, Instant::now())
         {
             return;
         }
@@ -454,7 +453,7 @@ impl Hub {
             }
             None => {}
         }
-        self.initiations().open.ring(from.clone(), id.clone(), Instant::now());
+        self.initiations().open.ring(from.clone(), id.clone(), is_known, Instant::now());
         proposed.say(wire::said(Action::Ringing, id)).await;
         if answer == ProposalAnswer::Proceed {
             proposed.proceed().await;

@@ -34,9 +34,10 @@ fn proposed() -> Proposals {
 
 /// Bob's program rings for Alice's proposals.
 fn rings(proposals: &mut Proposals, from: &str, id: &str, now: Instant) -> bool {
-    let is_new = proposals.has_room(&full(from), id, now);
+    let is_known = from.starts_with("alice@");
+    let is_new = proposals.has_room(&full(from), id, is_known, now);
     if is_new {
-        proposals.ring(full(from), id.to_owned(), now);
+        proposals.ring(full(from), id.to_owned(), is_known, now);
     }
     is_new
 }
@@ -177,7 +178,7 @@ fn it_stops_ringing_when_it_is_withdrawn_or_decided_on_another_device() {
 }
 
 #[test]
-fn a_peer_has_a_few_proposals_open_and_all_peers_have_a_limit() {
+fn a_peer_has_a_few_proposals_open_and_strangers_leave_room_for_known_peers() {
     let (mut bob, now) = (Proposals::default(), Instant::now());
     for id in ["", &"i".repeat(ID + 1)] {
         assert!(!rings(&mut bob, MALLORY, id, now));
@@ -186,11 +187,15 @@ fn a_peer_has_a_few_proposals_open_and_all_peers_have_a_limit() {
     // Other resources and other ids are the same peer.
     let of_mallory = |n| format!("mallory@m.example/{n}");
     let taken = (0..100).filter(|n| rings(&mut bob, &of_mallory(*n), &n.to_string(), now)).count();
-    assert_eq!(taken, OPEN.0 - 1);
+    assert_eq!(taken, OF_PEER - 1);
     for n in 0..100 {
         rings(&mut bob, &format!("m{n}@m.example/x"), "p", now);
     }
-    assert_eq!(bob.incoming.len(), OPEN.1);
+    assert_eq!(bob.incoming.len(), OF_STRANGERS);
+    for n in 0..100 {
+        rings(&mut bob, &format!("alice@a{n}.example/x"), "p", now);
+    }
+    assert_eq!(bob.incoming.len(), OPEN);
     assert!(!rings(&mut bob, "alice@a.example/x", "p", now));
     assert!(rings(&mut bob, "alice@a.example/x", "p", now + RING));
     assert_eq!(bob.incoming.len(), 1);
@@ -260,7 +265,7 @@ proptest! {
             {
                 prop_assert!(proposals.proceed(&from, &id, now));
             }
-            prop_assert!(proposals.incoming.len() <= OPEN.1 && taken <= 1);
+            prop_assert!(proposals.incoming.len() <= OPEN && taken <= 1);
         }
         prop_assert_eq!(proposals.forget("p"), !over);
     }
