@@ -31,6 +31,9 @@ async def story(settings):
     report = []
     while not report or report[-1][1] != "retract":
         message = await asyncio.wait_for(heard.get(), TIMEOUT)
+        # The component has told Bob of his new key.
+        if not any(child.tag.startswith("{%s}" % NS) for child in message.xml):
+            continue
         said, line = shown(message)
         report.append(line)
         if line[1] == "propose":
