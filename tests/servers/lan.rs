@@ -599,7 +599,13 @@ fn a_name_that_another_program_has_is_left_to_it_at_the_start_and_later() {
         assert_eq!(renamed[0]["from"], "bob@pronto");
         assert_eq!(renamed[0]["to"], "bob@pronto-2");
         let told = "another program on the local network is called bob@pronto: this one is called bob@pronto-2 now";
-        assert!(read(&listener.err).contains(told), "{}", listener.log());
+        // It is said on another channel than the event.
+        wait_for(
+            "the word about it",
+            LIMIT,
+            || listener.log(),
+            || read(&listener.err).contains(told),
+        );
         let sent = alice.send("bob@pronto-2", &file);
         assert_eq!(sent.code, 0, "{sent:?}\n{}", listener.log());
     };
