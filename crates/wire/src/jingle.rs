@@ -218,7 +218,7 @@ pub fn own_content(
 /// Returns a `session-terminate` with a reason, its text and an application condition.
 pub fn terminate(frame: &Frame<'_>, condition: Reason, text: &str) -> Element {
     let mut jingle = own(Action::SessionTerminate, frame);
-    jingle.append_child(reason(frame, condition, text));
+    jingle.append_child(reason(frame.namespace, condition, text));
     jingle
 }
 
@@ -229,19 +229,19 @@ pub fn end(frame: &Frame<'_>, condition: Reason, text: &str, owner: Option<&Bare
     if let Some(owner) = owner {
         xml::set(&mut mark, "owner", owner.as_str());
     }
-    let mut reason = reason(frame, condition, text);
+    let mut reason = reason(frame.namespace, condition, text);
     reason.append_child(mark);
     let mut jingle = own(Action::SessionTerminate, frame);
     jingle.append_child(reason);
     jingle
 }
 
-/// Returns a reason with its text, if there is one.
-pub fn reason(frame: &Frame<'_>, condition: Reason, text: &str) -> Element {
-    let mut reason = Element::bare("reason", frame.namespace);
-    reason.append_child(Element::bare(condition.as_str(), frame.namespace));
+/// Returns a reason with its text, if there is one, in this namespace of Jingle.
+pub fn reason(namespace: &str, condition: Reason, text: &str) -> Element {
+    let mut reason = Element::bare("reason", namespace);
+    reason.append_child(Element::bare(condition.as_str(), namespace));
     if !text.is_empty() {
-        let mut element = Element::bare("text", frame.namespace);
+        let mut element = Element::bare("text", namespace);
         element.append_text(text);
         reason.append_child(element);
     }

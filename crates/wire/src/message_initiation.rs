@@ -5,7 +5,10 @@
 use jid::Jid;
 use minidom::Element;
 
-use crate::{jingle::Reason, names, ns, xml};
+use crate::{
+    jingle::{self, Reason},
+    names, ns, xml,
+};
 
 /// What a message says about a proposed session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,12 +47,7 @@ pub fn said(action: Action, id: &str) -> Element {
 /// Returns the same with a reason and its text.
 pub fn said_with(action: Action, id: &str, condition: Reason, text: &str) -> Element {
     let mut element = said(action, id);
-    let mut reason = Element::bare("reason", ns::JINGLE);
-    reason.append_child(Element::bare(condition.as_str(), ns::JINGLE));
-    let mut words = Element::bare("text", ns::JINGLE);
-    words.append_text(text);
-    reason.append_child(words);
-    element.append_child(reason);
+    element.append_child(jingle::reason(ns::JINGLE, condition, text));
     element
 }
 

@@ -380,7 +380,7 @@ impl BrokeredSession {
             let attributes = [("creator", creator), ("name", name(content))];
             jingle.append_child(xml::element("content", frame.namespace, &attributes));
         }
-        jingle.append_child(jingle::reason(&frame, Reason::UnsupportedApplications, text));
+        jingle.append_child(jingle::reason(frame.namespace, Reason::UnsupportedApplications, text));
         jingle
     }
 }
