@@ -25,7 +25,7 @@ use fingerpost_carry::shares::{Full, Limits, Place, Shares};
 use fingerpost_wire::{
     jid::proxied,
     jingle::Reason,
-    message_initiation::{self as initiation, Action, said_with},
+    message_initiation::{self as initiation, Action, LONGEST_ID, RING, START, said_with},
     ns, size,
     stanza::Stanza,
     xml,
@@ -37,12 +37,8 @@ use tokio::time::Instant;
 use super::refusal::SessionRefusal;
 use super::side::{PerSide, Side};
 
-/// How long a proposal may ring.
-const RING: Duration = Duration::from_secs(180);
 /// How long a proposal may ring if nobody answers: devices sleep, and a message wakes them.
 const QUIET: Duration = Duration::from_secs(30);
-/// How long the initiator may take to start the session after a resource has said proceed.
-const START: Duration = Duration::from_secs(60);
 /// How long a started session's finish is waited for (XEP-0353, 5).
 const FINISH: Duration = Duration::from_secs(24 * 3600);
 /// How many times the free proposals one domain may have open.
@@ -50,8 +46,6 @@ const SLOPE: usize = 16;
 /// The bytes that all proposals may hold, and those of one proposal besides its addresses and ids.
 const BYTES: usize = 32 << 20;
 const PROPOSAL: usize = 1024;
-/// The longest accepted id, in bytes.
-const ID: usize = 256;
 
 /// The state of a proposal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,8 +173,8 @@ impl Proposals {
         now: Instant,
     ) -> Result<Vec<Element>, SessionRefusal> {
         let (_, id) = read(stanza).ok_or(SessionRefusal::NoProposal)?;
-        if id.is_empty() || id.len() > ID {
-            return Err(SessionRefusal::ProposalId(ID));
+        if id.is_empty() || id.len() > LONGEST_ID {
+            return Err(SessionRefusal::ProposalId(LONGEST_ID));
         }
         if stanza.from.resource().is_none() {
             return Err(SessionRefusal::ProposalFrom);

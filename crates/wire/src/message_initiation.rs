@@ -2,6 +2,8 @@
 //!
 //! Spec: XEP-0353 0.8.0, section 3 (Use Cases).
 
+use std::time::Duration;
+
 use jid::Jid;
 use minidom::Element;
 
@@ -9,6 +11,13 @@ use crate::{
     jingle::{self, Reason},
     names, ns, xml,
 };
+
+/// How long a proposal may ring.
+pub const RING: Duration = Duration::from_secs(180);
+/// How long the initiator may take to start the session after somebody has said proceed.
+pub const START: Duration = Duration::from_secs(60);
+/// The longest id that is accepted, in bytes.
+pub const LONGEST_ID: usize = 256;
 
 /// What a message says about a proposed session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

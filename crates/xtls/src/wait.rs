@@ -9,6 +9,7 @@ use std::time::Duration;
 use fingerpost_endpoint::{
     Application, Endpoint, Error, Proposal, ProposalNews, SecureStream, Session,
 };
+use fingerpost_wire::message_initiation::RING;
 use jid::Jid;
 use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -19,8 +20,6 @@ use super::{client::Client, output::XtlsError};
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// The first and the longest pause between two proposals that may have reached somebody. Servers store them.
 const PROPOSALS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
-/// How long a proposal that rings is left to the peer's user.
-const RING: Duration = Duration::from_secs(180);
 
 /// What to do about a peer that is not there.
 const ABSENT: &str =

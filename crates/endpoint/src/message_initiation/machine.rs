@@ -18,18 +18,15 @@
 //!
 //! Spec: XEP-0353 0.8.0, sections 3 and 4.1.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
-use fingerpost_wire::{jingle::Reason, message_initiation::Action};
+use fingerpost_wire::{
+    jingle::Reason,
+    message_initiation::{Action, LONGEST_ID, RING, START},
+};
 use jid::{BareJid, FullJid, Jid};
 use tokio::time::Instant;
 
-/// How long a proposal may ring.
-pub(super) const RING: Duration = Duration::from_secs(180);
-/// How long the initiator may take to start the session after we have said proceed.
-const START: Duration = Duration::from_secs(60);
-/// The longest id of a peer's proposal that is read, in bytes.
-const ID: usize = 256;
 /// The most open proposals: of one peer, of all peers whose key is not known, and of all together.
 const OF_PEER: usize = 4;
 const OF_STRANGERS: usize = 16;
@@ -183,7 +180,7 @@ impl Proposals {
         let user = from.to_bare();
         let of_peer = self.incoming.keys().filter(|(from, _)| from.to_bare() == user).count();
         let of_strangers = self.incoming.values().filter(|open| !open.is_known).count();
-        (1..=ID).contains(&id.len())
+        (1..=LONGEST_ID).contains(&id.len())
             && !self.incoming.contains_key(&(from.clone(), id.to_owned()))
             && of_peer < OF_PEER
             && (is_known || of_strangers < OF_STRANGERS)

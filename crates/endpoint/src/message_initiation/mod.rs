@@ -16,7 +16,7 @@ use fingerpost_carry::iq::random_id;
 use fingerpost_wire::{
     jid::unproxied,
     jingle::Reason,
-    message_initiation::{self as wire, Action},
+    message_initiation::{self as wire, Action, RING},
     ns,
     stanza::{Stanza, StanzaType},
 };
@@ -25,7 +25,7 @@ use minidom::Element;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{sync::mpsc, time::Instant};
 
-use self::machine::{Crossing, News, Proposals, RING, Said};
+use self::machine::{Crossing, News, Proposals, Said};
 use super::{
     application::Application,
     cause::AskedPeer,

@@ -180,10 +180,10 @@ fn it_stops_ringing_when_it_is_withdrawn_or_decided_on_another_device() {
 #[test]
 fn a_peer_has_a_few_proposals_open_and_strangers_leave_room_for_known_peers() {
     let (mut bob, now) = (Proposals::default(), Instant::now());
-    for id in ["", &"i".repeat(ID + 1)] {
+    for id in ["", &"i".repeat(LONGEST_ID + 1)] {
         assert!(!rings(&mut bob, MALLORY, id, now));
     }
-    assert!(rings(&mut bob, MALLORY, &"i".repeat(ID), now));
+    assert!(rings(&mut bob, MALLORY, &"i".repeat(LONGEST_ID), now));
     // Other resources and other ids are the same peer.
     let of_mallory = |n| format!("mallory@m.example/{n}");
     let taken = (0..100).filter(|n| rings(&mut bob, &of_mallory(*n), &n.to_string(), now)).count();
