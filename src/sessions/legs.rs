@@ -134,9 +134,14 @@ impl LegState {
         !self.ready && matches!(self.plan, Plan::S5b { .. })
     }
 
+    /// Returns whether a SOCKS5 leg has its connection, and the user has chosen it.
+    pub(crate) fn has_connection(&self) -> bool {
+        matches!(self.plan, Plan::S5b { arrived: true, used: true, .. })
+    }
+
     /// Returns whether a SOCKS5 leg is complete: it has the connection, the user has chosen it, and no replacement is
     /// pending.
     pub(crate) fn is_connected(&self) -> bool {
-        self.replacing.is_none() && matches!(self.plan, Plan::S5b { arrived: true, used: true, .. })
+        self.replacing.is_none() && self.has_connection()
     }
 }

@@ -392,6 +392,11 @@ impl BrokeredSession {
         action
     }
 
+    /// Returns whether a side has the SOCKS5 connection that its user has chosen.
+    pub(crate) fn has_connection(&self, side: Side) -> bool {
+        self.legs[side].has_connection()
+    }
+
     /// Returns both users' ends.
     pub(crate) fn peers(&self) -> &PerSide<SessionPeer> {
         &self.peers

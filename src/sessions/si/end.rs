@@ -106,9 +106,6 @@ pub(crate) struct SiEnd {
     asked: u32,
     /// Whether the sender's SOCKS5 addresses have been answered.
     has_hosts: bool,
-    /// Whether the receiver uses our SOCKS5 address, and whether its connection is there.
-    has_chosen: bool,
-    has_arrived: bool,
     /// Whether the user has gone.
     is_gone: bool,
     /// Whether bytes may flow.
@@ -202,8 +199,6 @@ impl SiEnd {
             questions: Vec::new(),
             asked: 0,
             has_hosts: false,
-            has_chosen: false,
-            has_arrived: false,
             is_gone: false,
             is_joined: false,
             held: None,
@@ -251,11 +246,6 @@ impl SiEnd {
                 self.is_gone = false;
                 self.handle_open(session, stanza, now);
             }
-            SessionInput::Arrived(side) if side == self.side => {
-                self.has_arrived = true;
-                session.handle(SessionInput::Arrived(side), now);
-                self.keep_connection(session, now);
-            }
             SessionInput::Jingle(side, stanza) if side == self.side => {
                 self.send(stanza.refuse(SessionRefusal::Over));
             }
@@ -269,6 +259,12 @@ impl SiEnd {
             }
             SessionInput::Relayed(outcome) => self.relayed(session, outcome, now),
             input => session.handle(input, now),
+        }
+        // A connection that has come after all is used: no other transport takes its place.
+        if session.has_connection(self.side)
+            && let Some((number, _)) = self.held.take()
+        {
+            session.handle(SessionInput::Answered(number, tie_break()), now);
         }
         self.pump(session, now);
     }
@@ -697,28 +693,15 @@ impl SiEnd {
             let news = if is_used { "candidate-used" } else { "candidate-error" };
             self.say_news(session, news, now);
         }
-        self.has_chosen = is_used;
-        self.keep_connection(session, now);
         if !is_used && let Some(replace) = self.held.take() {
             self.go_along(session, replace, now);
-        }
-    }
-
-    /// Lets no other transport take the place of a connection that has come after all.
-    fn keep_connection(&mut self, session: &mut BrokeredSession, now: Instant) {
-        if self.has_chosen
-            && self.has_arrived
-            && let Some((number, _)) = self.held.take()
-        {
-            session.handle(SessionInput::Answered(number, tie_break()), now);
         }
     }
 }
 
 /// Returns the answer to a transport-replace that loses against the user's own choice (XEP-0166, 7.2.16).
 fn tie_break() -> Answer {
-    let refusal = Refusal::new(ErrorType::Cancel, Condition::Conflict, "");
-    Answer::Error(refusal.with_extra("tie-break", ns::JINGLE_ERRORS).to_element())
+    Answer::Error(Refusal::from(SessionRefusal::Replacing).to_element())
 }
 
 #[cfg(test)]
