@@ -33,15 +33,10 @@ from gajim.gtk.adhoc import AdHocCommands
 from gajim_pages import Answers, show_all
 
 
-def children(widget):
-    child = widget.get_first_child()
-    while child:
-        yield child
-        child = child.get_next_sibling()
-
-
 class Gtk4:
     """How GTK 4 shows them."""
+
+    ENTRY = Gtk.Text
 
     def open(self):
         window = AdHocCommands("account", ["xtls.example.test"])
@@ -71,28 +66,18 @@ class Gtk4:
         whole = Graphene.Rect().init(0, 0, width, height)
         window.window.get_renderer().render_texture(node, whole).save_to_png(path)
 
-    def texts(self, widget):
-        if not widget.get_mapped():
-            return
-        if isinstance(widget, Gtk.Label):
-            yield "text", widget.get_layout().get_text()
-            if widget.get_layout().is_ellipsized():
-                yield "fault", f"an ellipsis in {widget.get_layout().get_text()!r}"
-        elif isinstance(widget, Gtk.Text):
-            yield "text", widget.get_text()
-            if widget.create_pango_layout(widget.get_text()).get_pixel_size()[0] > widget.get_width():
-                yield "fault", f"{widget.get_text()!r} is wider than its field"
-        elif isinstance(widget, Gtk.TextView):
-            yield "text", widget.get_buffer().get_property("text")
-        elif isinstance(widget, Gtk.TreeView):
-            for row in widget.get_model():
-                yield from (("text", value) for value in row if isinstance(value, str))
-        if isinstance(widget, Gtk.ScrolledWindow):
-            across = widget.get_hadjustment()
-            if across.get_upper() > across.get_page_size() + 1:
-                yield "fault", "it must be scrolled sideways"
-        for child in children(widget):
-            yield from self.texts(child)
+    def is_too_wide(self, entry):
+        return entry.create_pango_layout(entry.get_text()).get_pixel_size()[0] > entry.get_width()
+
+    def chosen(self, _widget):
+        """None: what is chosen in a list is a label."""
+        return None
+
+    def children(self, widget):
+        child = widget.get_first_child()
+        while child:
+            yield child
+            child = child.get_next_sibling()
 
 
 answers = Answers()

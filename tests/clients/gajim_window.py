@@ -37,6 +37,8 @@ from gajim_pages import Answers, show_all
 class Gtk3:
     """How GTK 3 shows them."""
 
+    ENTRY = Gtk.Entry
+
     def open(self):
         window = AdHocCommands("account", "xtls.example.test")
         window.show_all()
@@ -58,34 +60,20 @@ class Gtk3:
         picture = Gdk.pixbuf_get_from_window(window, 0, 0, window.get_width(), window.get_height())
         picture.savev(path, "png", ["compression"], ["9"])
 
-    def texts(self, widget):
-        if not widget.get_mapped():
-            return
-        if isinstance(widget, Gtk.Label):
-            yield "text", widget.get_layout().get_text()
-            if widget.get_layout().is_ellipsized():
-                yield "fault", f"an ellipsis in {widget.get_layout().get_text()!r}"
-        elif isinstance(widget, Gtk.Entry):
-            yield "text", widget.get_text()
-            if widget.get_layout().get_pixel_size()[0] > widget.get_allocated_width():
-                yield "fault", f"{widget.get_text()!r} is wider than its field"
-        elif isinstance(widget, Gtk.TextView):
-            yield "text", widget.get_buffer().get_property("text")
-        elif isinstance(widget, Gtk.ComboBox):
-            chosen = widget.get_active_iter()
-            yield "text", widget.get_model()[chosen][0] if chosen else ""
-        elif isinstance(widget, Gtk.TreeView):
-            for row in widget.get_model():
-                yield from (("text", value) for value in row if isinstance(value, str))
-        if isinstance(widget, Gtk.ScrolledWindow):
-            across = widget.get_hadjustment()
-            if across.get_upper() > across.get_page_size() + 1:
-                yield "fault", "it must be scrolled sideways"
+    def is_too_wide(self, entry):
+        return entry.get_layout().get_pixel_size()[0] > entry.get_allocated_width()
+
+    def chosen(self, widget):
+        if not isinstance(widget, Gtk.ComboBox):
+            return None
+        row = widget.get_active_iter()
+        return widget.get_model()[row][0] if row else ""
+
+    def children(self, widget):
+        found = []
         if isinstance(widget, Gtk.Container):
-            children = []
-            widget.forall(children.append)
-            for child in children:
-                yield from self.texts(child)
+            widget.forall(found.append)
+        return found
 
 
 answers = Answers()
