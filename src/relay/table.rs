@@ -432,9 +432,9 @@ impl TransferTable {
 
     /// Returns whether a session has announced the stream of this activation.
     pub fn is_registered(&self, asker: &Jid, sid: &str, target: &Jid) -> bool {
-        let mut state = self.inner.lock();
+        let state = self.inner.lock();
         let row = state.entries.find(&DstAddr::compute(sid, asker, target));
-        let entry = row.and_then(|row| state.entries.get_mut(row));
+        let entry = row.and_then(|row| state.entries.get(row));
         entry.is_some_and(|entry| matches!(entry.state, EntryState::Registered(_)))
     }
 
