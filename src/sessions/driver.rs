@@ -270,7 +270,8 @@ impl SessionDriver {
             }
             SessionAction::Ask(side, number, payload) => {
                 let mut wait = ANSWER;
-                if payload.is("si", ns::SI) {
+                let is_offer = payload.is("si", ns::SI);
+                if is_offer {
                     // After a crash this receiver cannot be told of the end, and the initiator of a Jingle session can.
                     if let Some(line) = &mut self.line {
                         line.write(self.session.jingle_peers());
@@ -297,7 +298,7 @@ impl SessionDriver {
                 }
                 let peer = &self.session.peers()[side];
                 let (requests, kind) = (&self.shared.requests, RequestKind::Set);
-                let pending = match payload.is("si", ns::SI) {
+                let pending = match is_offer {
                     true => requests.ask_person(kind, peer.mask(), peer.user(), payload).await,
                     false => Ok(requests.send(kind, peer.mask(), peer.user(), payload).await),
                 };
