@@ -323,11 +323,32 @@ module:hook("pre-iq/full", lose(40), 1000);
 module:hook("iq/full", lose(200), 1000);
 "#;
 
-/// No direct connection is possible, and the server loses blocks: the transfer goes on over new in-band bytestreams.
-#[test]
-fn a_transfer_goes_on_in_band_when_the_server_has_lost_a_block() {
+/// The same for all blocks from one on, until their sender asks whether the other side is there.
+const LOSE_WINDOW: &str = r#"
+local function lose(which)
+    local seen, is_over = 0, false;
+    return function (event)
+        local stanza = event.stanza;
+        if stanza:get_child("data", "http://jabber.org/protocol/ibb") then
+            seen = seen + 1;
+            if seen >= which and not is_over then
+                module:log("info", "lost a block");
+                return true;
+            end
+        elseif seen >= which and stanza:get_child("ping", "urn:xmpp:ping") then
+            is_over = true;
+        end
+    end
+end
+module:hook("pre-iq/full", lose(40), 1000);
+module:hook("iq/full", lose(200), 1000);
+"#;
+
+/// No direct connection is possible, and the server loses blocks by this module, in both ways: the transfer goes on over new
+/// in-band bytestreams. Returns how many were lost.
+fn goes_on_in_band(module: &str) -> usize {
     let modules = tempfile::tempdir().unwrap();
-    std::fs::write(modules.path().join("mod_lose_blocks.lua"), LOSE_BLOCKS).unwrap();
+    std::fs::write(modules.path().join("mod_lose_blocks.lua"), module).unwrap();
     let world = World::start_with(|server| {
         server.reconfigure(true, |text| {
             let path = format!("plugin_paths = {{ \"{}\" }}\n", modules.path().display());
@@ -340,8 +361,19 @@ fn a_transfer_goes_on_in_band_when_the_server_has_lost_a_block() {
     let logs = || world.logs(&sender, &listener) + &world.server.log();
     let joined = || world.component.log().matches("both legs up").count();
     wait_for("new legs, twice", PATIENCE, logs, || joined() == 3);
-    assert_eq!(world.server.log().matches("lost a block").count(), 2);
+    let lost = world.server.log().matches("lost a block").count();
     world.arrived(sender, listener, "lost blocks");
+    lost
+}
+
+#[test]
+fn a_transfer_goes_on_in_band_when_the_server_has_lost_a_block() {
+    assert_eq!(goes_on_in_band(LOSE_BLOCKS), 2);
+}
+
+#[test]
+fn a_transfer_goes_on_in_band_when_the_server_has_lost_all_blocks_under_way() {
+    assert!(goes_on_in_band(LOSE_WINDOW) > 2);
 }
 
 #[test]

@@ -21,6 +21,10 @@
 //! | pings say three times that the peer is absent | the client is gone: the stream ends |
 //! | nothing | the stream waits, as long as a server may keep a client that has lost its connection (XEP-0198) |
 //!
+//! A server may also lose everything that is under way, with no error and no later block to show the gap. So if a peer
+//! that is one of ours answers a ping and acknowledges nothing, an empty block follows, even if the window is full. A slow
+//! reader keeps it, and a gap is refused at once.
+//!
 //! Closing: in-band bytestreams have no half-close. After [`IbbMachine::shutdown`] the other direction continues until
 //! the peer closes, or has sent nothing for the linger time. Then `<close/>` is sent; bytes that arrive before its
 //! answer are delivered too.
@@ -241,6 +245,8 @@ pub struct IbbMachine {
     /// Whether nothing was heard for [`WAITING`] although the peer owes an answer.
     waiting: bool,
     doubt: Option<Doubt>,
+    /// Whether a block was sent to find a gap since an answer last came.
+    sought_gap: bool,
     ping: Ping,
     next_in: u16,
     /// How many blocks arrived, up to [`REPEATED`].
@@ -335,6 +341,7 @@ impl IbbMachine {
             heard: now,
             waiting: false,
             doubt: None,
+            sought_gap: false,
             ping: Ping::default(),
             next_in: 0,
             came: 0,
@@ -618,8 +625,21 @@ impl IbbMachine {
                     self.flush(now);
                 } else {
                     self.ping.again = Some(now + REPEAT);
+                    if self.progress < asked {
+                        self.seek_gap(now);
+                    }
                 }
             }
+        }
+    }
+
+    /// Sends an empty block to a peer that is present and acknowledges nothing. The peer must be one of ours: what others
+    /// make of such a block is not known.
+    fn seek_gap(&mut self, now: Instant) {
+        let is_useful = !self.unanswered.is_empty() && self.peer_window.is_some();
+        let may_go = self.unanswered.len() < MAX_BLOCKS && self.may_send();
+        if is_useful && may_go && !mem::replace(&mut self.sought_gap, true) {
+            self.send(Vec::new(), now);
         }
     }
 
@@ -911,7 +931,7 @@ impl IbbMachine {
 
     /// Removes the first `n` unanswered blocks, and returns the departure of the last.
     fn forget(&mut self, n: usize, now: Instant) -> Option<Departure> {
-        self.progress = now;
+        (self.progress, self.sought_gap) = (now, false);
         let settled = self.unanswered.drain(..n.min(self.unanswered.len()));
         settled.fold(None, |_, (bytes, departure)| {
             self.delivered += bytes as u64;

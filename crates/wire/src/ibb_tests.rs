@@ -709,6 +709,56 @@ fn blocks_that_were_lost_without_a_word_are_found_by_the_next_one() {
     assert_eq!(actions(&mut machine), [IbbAction::SendClose]);
 }
 
+/// A server that loses everything under way says nothing, and no later block shows the gap: the window is full, or nothing is
+/// left to be sent.
+#[test]
+fn when_all_blocks_under_way_are_lost_an_empty_one_shows_the_gap() {
+    for answer in [Some(BlockAnswer::Gap), Some(BlockAnswer::Taken), None] {
+        let (mut machine, begin) = under_way();
+        machine.handle_window(16 * 1024);
+        let asked = begin + PROBE;
+        machine.handle_deadline(asked);
+        assert_eq!(actions(&mut machine), [IbbAction::Ping]);
+        machine.handle_pong(Pong::Alive, asked + seconds(1));
+        let empty = IbbAction::SendData { seq: 16, payload: Vec::new() };
+        assert_eq!(actions(&mut machine), [empty]);
+        match answer {
+            Some(answer) => machine.handle_answer(16, answer, asked + seconds(2)),
+            // A slow reader keeps it, and gets no second one.
+            None => {
+                let again = asked + seconds(1) + REPEAT;
+                machine.handle_deadline(again);
+                assert_eq!(actions(&mut machine), [IbbAction::Ping]);
+                machine.handle_pong(Pong::Alive, again);
+            }
+        }
+        let (end, expected) = match answer {
+            Some(BlockAnswer::Gap) => (Some(Err(IbbError::Missing)), vec![IbbAction::SendClose]),
+            _ => (None, vec![]),
+        };
+        assert_eq!((machine.end(), actions(&mut machine)), (end, expected));
+        assert_eq!(machine.delivered(), if answer == Some(BlockAnswer::Taken) { 16 } else { 0 });
+    }
+}
+
+/// A block acknowledged meanwhile shows that the peer reads. Others than ours get no empty block.
+#[test]
+fn no_empty_block_goes_where_none_is_needed_or_understood() {
+    for is_ours in [true, false] {
+        let (mut machine, begin) = under_way();
+        let asked = begin + PROBE;
+        if is_ours {
+            machine.handle_window(16 * 1024);
+        }
+        machine.handle_deadline(asked);
+        if is_ours {
+            machine.handle_answer(0, BlockAnswer::Taken, asked + seconds(1));
+        }
+        machine.handle_pong(Pong::Alive, asked + seconds(2));
+        assert_eq!(actions(&mut machine), [IbbAction::Ping]);
+    }
+}
+
 #[test]
 fn a_client_of_which_three_pings_say_that_it_is_not_there_is_gone() {
     let (mut machine, mut now) = under_way();
