@@ -13,6 +13,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from xml.etree.ElementTree import Element
@@ -261,14 +262,16 @@ class Transfer:
             # An action has had consequences: they follow it.
             return
         self._running = True
-        while actions := session.poll():
-            for action in actions:
-                try:
-                    self._act(action)
-                except Exception:
-                    log.exception("session %s", session.sid)
-                    session.terminate("general-error", error=XtlsError("internal error"))
-        self._running = False
+        try:
+            while actions := session.poll():
+                for action in actions:
+                    try:
+                        self._act(action)
+                    except Exception:
+                        log.exception("session %s", session.sid)
+                        session.terminate("general-error", error=XtlsError("internal error"))
+        finally:
+            self._running = False
         if not self.incoming and self.phase is Phase.OFFERING and session.state is not State.OFFERING:
             self._become(Phase.CONNECTING)
             self._limit(SETUP_TIMEOUT, f"the stream was not encrypted within {SETUP_TIMEOUT} seconds")
@@ -581,29 +584,37 @@ class Transfer:
         """The end, good or bad."""
         if self.over:
             return
-        for timer in self._timers:
-            GLib.source_remove(timer)
-        self._timers.clear()
-        self._deadline = 0
-        if self._attempt is not None:
-            self._attempt.cancel()
-        self._close_file()
-        if self._sink is not None:
-            self._sink.close()
         received = self.incoming and self.path is not None
         sent = not self.incoming and not self._left and self.session is not None and self.session.read_closed
         if error is None and not (received or sent):
             error = Truncated("the session ended before the file was confirmed")
         if isinstance(error, SessionEnded) and received:
             error = None
-        if error is not None and self._carrier is not None:
-            self._carrier.abandon()
-        if self._socket is not None and self._socket is not self._carrier:
-            self._socket.abandon()
         self.error = error
         self.phase = Phase.DONE if error is None else Phase.ENDED
         self.account.leave(self)
+        self._clean_up()
         self.account.changed(self)
+
+    def _clean_up(self) -> None:
+        """Lets go of all that the transfer has. Each step is done, also after one that fails."""
+        steps: list[Callable[[], object]] = [partial(GLib.source_remove, timer) for timer in self._timers]
+        self._timers.clear()
+        self._deadline = 0
+        if self._attempt is not None:
+            steps.append(self._attempt.cancel)
+        steps.append(self._close_file)
+        if self._sink is not None:
+            steps.append(self._sink.close)
+        if self.error is not None and self._carrier is not None:
+            steps.append(self._carrier.abandon)
+        if self._socket is not None and self._socket is not self._carrier:
+            steps.append(self._socket.abandon)
+        for step in steps:
+            try:
+                step()
+            except Exception:
+                log.exception("the end of %s", self.name)
 
 
 def _in_thread(work: Callable[[], Any], then: Callable[[Any], None]) -> None:

@@ -6,6 +6,7 @@ They need GLib and nbxmpp: run them with the Python of the distribution.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -15,6 +16,7 @@ import time
 import types
 import unittest
 from pathlib import Path
+from unittest import mock
 from xml.etree import ElementTree
 
 PLUGIN = Path(__file__).parents[1] / "fingerpost"
@@ -32,6 +34,7 @@ from fingerpost.carriers import IBB, Attempt, IbbCarrier, SocketCarrier
 from fingerpost.fingerpost_core import elements as xml
 from fingerpost.fingerpost_core.elements import Candidate, Hint, Print, element
 from fingerpost.fingerpost_core.errors import MalformedJingle, OfferError, PeerRefused
+from fingerpost.fingerpost_core.files import Sink
 from fingerpost.fingerpost_core.identity import Identity
 from fingerpost.fingerpost_core.in_band import WINDOW
 from fingerpost.fingerpost_core.registry import KEYS
@@ -528,6 +531,26 @@ class Transfers(unittest.TestCase):
         sent.confirm(True)
         errors = self.both_over(sent, received)
         self.assertIn("hash", errors[1])
+        self.nothing_came()
+
+    def test_a_clean_up_that_fails(self):
+        class Broken(Sink):
+            def write(self, data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            def close(self):
+                super().close()
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        sent, received = self.compared()
+        with mock.patch("fingerpost.transfer.Sink", Broken), self.assertLogs("gajim.p.fingerpost.transfer", "ERROR"):
+            received.confirm(True)
+            sent.confirm(True)
+            errors = self.both_over(sent, received)
+        self.assertIn("No space left", errors[1])
+        self.assertIs(received.phase, Phase.ENDED)
+        # What comes after the step that failed was done, too.
+        self.assertTrue(received.ibb._closing)
         self.nothing_came()
 
     def test_a_directory_that_is_not_there(self):

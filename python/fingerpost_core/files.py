@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import os
@@ -57,7 +58,7 @@ def why_not(offered: File, directory: Path, max_size: int | None = None) -> str 
 class Sink:
     """A file that is being received. It gets its name when it is whole; until then, and after a failure, nothing has it.
 
-    Every method raises `OSError` if the disk does not do it.
+    Every method but `close` raises `OSError` if the disk does not do it.
     """
 
     def __init__(self, offered: File, directory: Path):
@@ -88,9 +89,12 @@ class Sink:
         return path
 
     def close(self) -> None:
-        """Removes an unfinished file. It may be called again."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        """Removes an unfinished file. It may be called again, and never raises."""
+        # Closing writes what is still in the buffer. A disk that is full refuses this as it has refused the write.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
 
     @property
     def sha256(self) -> bytes:

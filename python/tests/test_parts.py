@@ -9,9 +9,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from fingerpost_core import elements as xml
-from fingerpost_core.elements import Hint, Print
-from fingerpost_core.errors import KeyRefused, OfferError
-from fingerpost_core.files import describe, safe_name
+from fingerpost_core.elements import File, Hint, Print
+from fingerpost_core.errors import KeyRefused, OfferError, TransferFailed
+from fingerpost_core.files import Sink, describe, safe_name
 from fingerpost_core.identity import Identity, fingerprints
 from fingerpost_core.addresses import escape_node, proxied, unescape_node
 from fingerpost_core.registry import KEYS, Key, challenge_message, judge_keys, parse_keys
@@ -187,6 +187,53 @@ class Own(unittest.TestCase):
     def test_the_challenge(self):
         want = b"fingerpost:prove:0\0xtls.shakespeare.lit\0romeo@montague.lit\0" + bytes(32)
         self.assertEqual(challenge_message("xtls.shakespeare.lit", "romeo@montague.lit", bytes(32)), want)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from fingerpost_core.elements import File
+from fingerpost_core.files import Sink
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+sink = Sink(File("letter.txt", 1_000_000), Path(sys.argv[1]))
+try:
+    for _ in range(1000):
+        sink.write(bytes(1000))
+except OSError as error:
+    print(error.strerror)
+sink.close()
+sink.close()
+"""
+
+
+class Received(unittest.TestCase):
+    """Files that are being received."""
+
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name)
+
+    def test_a_full_disk_leaves_nothing(self):
+        """The limit of the size stands for a full disk. Small writes wait in a buffer: closing the file fails again."""
+        found = subprocess.run([sys.executable, "-c", FULL_DISK, self.directory], cwd=Path(__file__).parents[1],
+                               capture_output=True, text=True)  # fmt: skip
+        self.assertEqual((found.returncode, found.stdout), (0, "File too large\n"), found.stderr)
+        self.assertEqual(list(self.directory.iterdir()), [])
+
+    def test_only_a_whole_file_gets_its_name(self):
+        sink = Sink(File("letter.txt", 3), self.directory)
+        sink.write(b"ab")
+        with self.assertRaises(TransferFailed):
+            sink.finish()
+        self.assertEqual(list(self.directory.iterdir()), [])
+        sink = Sink(File("letter.txt", 3), self.directory)
+        sink.write(b"abc")
+        self.assertEqual(sink.finish().read_bytes(), b"abc")
+        sink.close()
+        self.assertEqual([path.name for path in self.directory.iterdir()], ["letter.txt"])
 
 
 class Packages(unittest.TestCase):
