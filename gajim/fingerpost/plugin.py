@@ -11,10 +11,11 @@ from gajim.common.const import COMMON_FEATURES
 from gajim.common.modules.contacts import BareContact
 from gajim.plugins import GajimPlugin
 from gi.repository import Gio, GLib, Gtk
-from nbxmpp.protocol import JID
+from nbxmpp.protocol import JID, InvalidJid
 
 from . import account as module
 from .account import FEATURES, Fingerpost
+from .attention import Notifications
 from .fingerpost_core.errors import XtlsError
 from .toolkit import ChatMenu, attract, choose_files, complain, notify, when_closed
 from .transfer import Phase, Transfer
@@ -41,6 +42,7 @@ class FingerpostPlugin(GajimPlugin):
         self._menu: ChatMenu | None = None
         self._transfers: TransfersWindow | None = None
         self.keys: KeysWindow | None = None
+        self._notifications = Notifications()
 
     @property
     def transfers(self) -> TransfersWindow:
@@ -100,17 +102,26 @@ class FingerpostPlugin(GajimPlugin):
         account.choose(component)
 
     def transfer_changed(self, account: Fingerpost, transfer: Transfer) -> None:
-        new = self.transfers.show_transfer(transfer, stranger=not self._is_contact(account, transfer.peer))
+        contact = self._is_contact(account, transfer.peer)
+        new = self.transfers.show_transfer(transfer, stranger=not contact)
         if transfer.incoming and new:
-            self._notify(account, transfer.peer, f"{transfer.peer} wants to send you a file", transfer.name)
+            if self._notifications.claim(transfer.peer, contact):
+                notify(account._account, transfer.peer, f"{transfer.peer} wants to send you a file", transfer.name)
+            if contact:
+                attract(self.transfers)
         elif transfer.phase is Phase.COMPARING:
             attract(self.transfers)
         if transfer.phase is Phase.DONE and self.keys is not None:
             self.keys.refresh()
 
     def offer_refused(self, account: Fingerpost, peer: str, error: XtlsError) -> None:
-        self.transfers.show_refusal(peer, error)
-        self._notify(account, peer, f"An offer of {peer} was refused", "The window “Encrypted Files” says why.")
+        contact = self._is_contact(account, peer)
+        claimed = self._notifications.claim(peer, contact)
+        self.transfers.show_refusal(peer, error, first=claimed)
+        if claimed:
+            notify(account._account, peer, f"An offer of {peer} was refused", "The window “Encrypted Files” says why.")
+            if contact:
+                attract(self.transfers)
 
     def account_changed(self, account: Fingerpost) -> None:
         if self.keys is not None:
@@ -118,12 +129,12 @@ class FingerpostPlugin(GajimPlugin):
 
     @staticmethod
     def _is_contact(account: Fingerpost, peer: str) -> bool:
-        item = app.get_client(account._account).get_module("Roster").get_item(JID.from_string(peer))
-        return item is not None
-
-    def _notify(self, account: Fingerpost, peer: str, title: str, text: str) -> None:
-        notify(account._account, peer, title, text)
-        attract(self.transfers)
+        try:
+            jid = JID.from_string(peer)
+        except InvalidJid:
+            # The component has made it of a stranger's address.
+            return False
+        return app.get_client(account._account).get_module("Roster").get_item(jid) is not None
 
     # --- the menu
 

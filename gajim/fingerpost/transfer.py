@@ -103,6 +103,8 @@ class Transfer:
     def __init__(self, account: Account, peer: str, incoming: bool):
         self.account, self.peer, self.incoming = account, peer, incoming
         self.phase = Phase.OFFERED if incoming else Phase.READING
+        self.answered = False
+        """Whether the user has accepted or declined the offer."""
         self.name, self.size, self.moved = "", 0, 0
         self.standing: Standing | None = None
         self.assurance: str | None = None
@@ -177,6 +179,7 @@ class Transfer:
         session = self.session
         if self.phase is not Phase.OFFERED or session is None or session.file is None:
             return
+        self.answered = True
         if self.standing is None or self.standing.refused:
             # The handshake would refuse the key, too.
             session.terminate("security-error", error=KeyRefused(f"the key of {self.peer} is not one that you have accepted"))
@@ -221,6 +224,7 @@ class Transfer:
         """Ends the transfer, whatever it does. An offer is declined."""
         if self.over:
             return
+        self.answered = True
         declined = self.phase is Phase.OFFERED
         error = XtlsError("you have declined it" if declined else "you have cancelled it")
         if self.session is None:
@@ -240,6 +244,11 @@ class Transfer:
     @property
     def over(self) -> bool:
         return self.phase in (Phase.DONE, Phase.ENDED)
+
+    @property
+    def missed(self) -> bool:
+        """Whether the offer of a peer has ended before the user had answered it."""
+        return self.incoming and self.over and not self.answered
 
     @property
     def initiator(self) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gi.repository import Gio, GLib, Gtk, Pango
 
+from .attention import Refusals, surplus
 from .fingerpost_core.elements import Print
 from .fingerpost_core.errors import XtlsError
 from .fingerpost_core.files import visible
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 MAX_TEXT = 300
 """Characters of an error that are shown."""
-MAX_ENDED = 50
-"""Transfers and refusals that stay in the window after their end."""
 
 
 def _column(spacing: int, margin: int = 0) -> Gtk.Box:
@@ -174,12 +173,27 @@ class TransferRow(Gtk.ListBoxRow):
             Gio.AppInfo.launch_default_for_uri(self.transfer.path.parent.as_uri())
 
 
+class RefusalRow(Gtk.ListBoxRow):
+    """The offers of a peer that were refused before anybody was asked: how many, and why the last one."""
+
+    def __init__(self, peer: str):
+        Gtk.ListBoxRow.__init__(self, activatable=False, selectable=False)
+        self.peer = peer
+        box = _column(6, margin=12)
+        self.title, self.reason = _label("", "bold"), _label("", "error-color")
+        put(box, self.title)
+        put(box, self.reason)
+        put(self, box)
+        show(self)
+
+
 class TransfersWindow(Gtk.Window):
     """All transfers, the newest first."""
 
     def __init__(self, plugin: FingerpostPlugin):
         Gtk.Window.__init__(self, title="End-to-End Encrypted Files", default_width=560, default_height=420)
         self._plugin = plugin
+        self._refusals = Refusals()
         self.list = Gtk.ListBox(selection_mode=Gtk.SelectionMode.NONE)
         nothing = _label("No transfers. Send a file from the menu of a chat.", "dim-label")
         show(nothing)
@@ -210,20 +224,24 @@ class TransfersWindow(Gtk.Window):
         self._tidy()
         return True
 
-    def show_refusal(self, peer: str, error: XtlsError) -> None:
-        """Shows an offer that was refused before anybody was asked."""
-        row = Gtk.ListBoxRow(activatable=False, selectable=False)
-        box = _column(6, margin=12)
-        put(box, _label(f"An offer of {peer} was refused", "bold"))
-        put(box, _label(_of_stranger(error), "error-color"))
-        put(row, box)
-        show(row)
-        self.list.prepend(row)
-        self._tidy()
+    def show_refusal(self, peer: str, error: XtlsError, first: bool) -> None:
+        """Shows an offer that was refused before anybody was asked. `first` puts its peer's row before all others."""
+        self._refusals.add(peer)
+        rows = {row.peer: row for row in self.rows() if isinstance(row, RefusalRow)}
+        for other in [other for other in rows if other not in self._refusals]:
+            self.list.remove(rows.pop(other))
+        row = rows.get(peer)
+        if row is not None and first:
+            self.list.remove(row)
+            row = None
+        if row is None:
+            row = RefusalRow(peer)
+            self.list.prepend(row)
+        row.title.set_text(self._refusals.text(peer))
+        row.reason.set_text(_of_stranger(error))
 
     def _tidy(self) -> None:
-        ended = [row for row in self.rows() if not isinstance(row, TransferRow) or row.transfer.over]
-        for row in ended[MAX_ENDED:]:
+        for row in surplus((row, row.transfer) for row in self.rows() if isinstance(row, TransferRow)):
             self.list.remove(row)
 
 

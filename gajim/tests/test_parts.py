@@ -30,6 +30,7 @@ from nbxmpp.protocol import Iq
 from nbxmpp.simplexml import Node
 
 from fingerpost import standing
+from fingerpost.attention import MAX_ENDED, MAX_MISSED, MAX_REFUSED, MAX_STRANGERS, Notifications, Refusals, surplus
 from fingerpost.carriers import IBB, Attempt, IbbCarrier, SocketCarrier
 from fingerpost.fingerpost_core import elements as xml
 from fingerpost.fingerpost_core.elements import Candidate, Hint, Print, element
@@ -123,6 +124,54 @@ class Standings(unittest.TestCase):
         self.assertIs(standing.of_shown(Trust(Verdict.UNKNOWN, True, None)), Standing.REMEMBERED)
         self.assertIs(standing.of_shown(Trust(Verdict.MATCH, False, None)), Standing.REGISTERED)
         self.assertIs(standing.of_shown(Trust(Verdict.UNKNOWN, False, None)), Standing.UNKNOWN)
+
+
+class Attention(unittest.TestCase):
+    """What peers can do to the user's screen."""
+
+    def setUp(self):
+        self.now = 1000.0
+        self.notifications = Notifications(lambda: self.now)
+
+    def test_refused_offers_of_one_peer_give_one_notification_and_a_counter(self):
+        refusals = Refusals()
+        told = 0
+        for _ in range(50):
+            told += self.notifications.claim("eve@x.org", False)
+            refusals.add("eve@x.org")
+            self.now += 1
+        self.assertEqual(told, 1)
+        self.assertEqual(refusals.text("eve@x.org"), "50 offers of eve@x.org were refused")
+        refusals.add("bob@x.org")
+        self.assertEqual(refusals.text("bob@x.org"), "An offer of bob@x.org was refused")
+        self.now += 60
+        self.assertTrue(self.notifications.claim("eve@x.org", False))
+
+    def test_offers_by_many_peers_stay_bounded(self):
+        refusals = Refusals()
+        peers = [f"eve{number}@x.org" for number in range(1000)]
+        told = 0
+        for peer in peers:
+            told += self.notifications.claim(peer, False)
+            refusals.add(peer)
+        self.assertEqual(told, MAX_STRANGERS)
+        self.assertEqual([peer for peer in peers if peer in refusals], peers[-MAX_REFUSED:])
+        # Contacts are told of all the same.
+        self.assertTrue(self.notifications.claim("bob@x.org", True))
+        self.assertLessEqual(len(self.notifications._told), MAX_STRANGERS + 1)
+
+    def test_offers_that_nobody_answers_push_no_transfers_out(self):
+        def transfer(incoming, phase, answered):
+            made = Transfer(None, "eve@x.org", incoming)
+            made.phase, made.answered = phase, answered
+            return made
+
+        missed = [transfer(True, Phase.ENDED, False) for _ in range(100)]
+        others = [transfer(True, Phase.DONE, True), transfer(False, Phase.ENDED, False), transfer(True, Phase.OFFERED, False)]
+        rows = list(enumerate([*missed, *others]))
+        self.assertEqual(surplus(rows), list(range(MAX_MISSED, 100)))
+        done = [transfer(True, Phase.DONE, True) for _ in range(100)]
+        self.assertEqual(surplus(enumerate([*missed[:3], *done, others[2]])), list(range(3 + MAX_ENDED, 103)))
 
 
 class Socks5(unittest.TestCase):
@@ -498,11 +547,13 @@ class Transfers(unittest.TestCase):
     def test_cancelling(self):
         sent, received = self.offered()
         received.cancel()
+        self.assertFalse(received.missed)
         self.assertEqual(self.both_over(sent, received),
                          ("the peer ended the session: decline", "you have declined it"))  # fmt: skip
         sent, received = self.offered()
         sent.cancel()
         self.assertEqual(self.both_over(sent, received), ("you have cancelled it", "the peer ended the session: cancel"))
+        self.assertEqual((sent.missed, received.missed), (False, True))
         sent, received = self.compared()
         sent.cancel()
         self.both_over(sent, received)
