@@ -248,7 +248,7 @@ pub fn set_range(content: &mut Element, range: FileRange) {
         false => Some(description),
     };
     if let Some(file) = inside.and_then(|inside| inside.get_child_mut("file", namespace.as_str())) {
-        while file.remove_child("range", namespace.as_str()).is_some() {}
+        xml::remove_children(file, "range", &namespace);
         if range != FileRange::default() {
             file.append_child(range.to_element(&namespace));
         }
@@ -384,6 +384,19 @@ mod tests {
         }
         let bad = content("", ns::FILE_TRANSFER, "<file><range offset='-1'/></file>");
         assert_eq!(FileRange::asked(&bad), Err(FileError::Size));
+    }
+
+    #[test]
+    fn any_number_of_parts_becomes_the_one_that_is_asked_for_and_the_rest_is_kept() {
+        let many = "<range offset='1'/>".repeat(40_000);
+        let file = format!("<file><name>n</name>{many}<size>9</size></file>");
+        let mut accept = content("", ns::FILE_TRANSFER, &file);
+        let part = FileRange { offset: 7, length: Some(3) };
+        set_range(&mut accept, part);
+        let file = description(&accept).and_then(file_of).unwrap();
+        let names: Vec<&str> = file.children().map(Element::name).collect();
+        assert_eq!(names, ["name", "size", "range"]);
+        assert_eq!(FileRange::asked(&accept), Ok(part));
     }
 
     #[test]

@@ -147,8 +147,8 @@ pub fn reoffer(si: &Element, id: &str, methods: SiMethods, mark: Option<&str>) -
     if let Some(text) = mark {
         out.append_child(Element::bare("unencrypted", ns::HINTS));
         // One file, with one description: all that a client may show is marked.
-        if let Some(mut file) = out.remove_child("file", ns::SI_FILE) {
-            while out.remove_child("file", ns::SI_FILE).is_some() {}
+        let files = xml::remove_children(&mut out, "file", ns::SI_FILE);
+        if let Some(mut file) = files.into_iter().next() {
             describe(&mut file, text);
             out.append_child(file);
         }
@@ -194,12 +194,8 @@ fn with_field(si: &Element, type_: &str, field: Element) -> Element {
 
 /// Adds a text to the description of a file, which has one description then: which of several a client shows is unknown.
 fn describe(file: &mut Element, text: &str) {
-    let mut described = String::new();
-    while let Some(old) = file.remove_child("desc", ns::SI_FILE) {
-        if described.is_empty() {
-            described = old.text();
-        }
-    }
+    let old = xml::remove_children(file, "desc", ns::SI_FILE);
+    let described = old.iter().map(Element::text).find(|text| !text.is_empty()).unwrap_or_default();
     let separator = if described.is_empty() { "" } else { "\n" };
     let mut desc = Element::bare("desc", ns::SI_FILE);
     desc.append_text(format!("{described}{separator}{text}"));
@@ -289,6 +285,23 @@ mod tests {
         let plain = reoffer(&other, "c2", both, None);
         assert!(!plain.has_child("unencrypted", ns::HINTS));
         assert_eq!(offer(&plain), Ok(("c2", both)));
+    }
+
+    #[test]
+    fn of_any_number_of_descriptions_and_files_one_is_left_and_the_rest_of_the_offer_is_kept() {
+        let descs = format!("<desc/>{}<range/>", "<desc>many</desc>".repeat(40_000));
+        let files = format!("<file xmlns='{}'/>", ns::SI_FILE).repeat(40_000);
+        let many = OFFER
+            .replace("<desc>This is info about the file.</desc><range/>", &descs)
+            .replace("<feature ", &format!("{files}<other xmlns='urn:o'/><feature "));
+        let both = SiMethods { socks5: true, ibb: true };
+        let si = reoffer(&Element::from_str(&many).unwrap(), "b0", both, Some("mark"));
+        let names: Vec<&str> = si.children().map(Element::name).collect();
+        assert_eq!(names, ["other", "feature", "unencrypted", "file"]);
+        let file = si.get_child("file", ns::SI_FILE).unwrap();
+        let inside: Vec<_> = file.children().map(|child| (child.name(), child.text())).collect();
+        let expected = [("range", String::new()), ("desc", "many\nmark".to_owned())];
+        assert_eq!(inside, expected);
     }
 
     #[test]

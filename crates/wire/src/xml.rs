@@ -624,6 +624,21 @@ pub fn set(element: &mut Element, name: &str, value: &str) {
     element.attrs_mut().insert(Namespace::NONE, name, value.to_owned());
 }
 
+/// Removes all children of a name, and returns them; the other nodes stay in their order. [`Element::remove_child`] for
+/// each of many children takes a time that grows with the square of their number.
+pub fn remove_children(element: &mut Element, name: &str, namespace: &str) -> Vec<Element> {
+    let mut removed = Vec::new();
+    if element.has_child(name, namespace) {
+        for node in element.take_nodes() {
+            match node {
+                Node::Element(child) if child.is(name, namespace) => removed.push(child),
+                node => element.append_node(node),
+            }
+        }
+    }
+    removed
+}
+
 /// Returns the features in an answer to disco#info (XEP-0030, section 3.1).
 pub fn features(info: &Element) -> impl Iterator<Item = &str> {
     let features = info.children().filter(|child| child.is("feature", ns::DISCO_INFO));

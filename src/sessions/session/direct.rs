@@ -5,7 +5,7 @@
 //! that way. The component has nothing else to do with it, and cannot check the reports, so what they count for has
 //! limits.
 
-use fingerpost_wire::{ns, stanza::Stanza};
+use fingerpost_wire::{ns, stanza::Stanza, xml};
 use minidom::Element;
 use tokio::time::Instant;
 
@@ -25,9 +25,9 @@ pub(super) fn is_asked_for(content: &Element) -> bool {
 /// namespace, and beside them.
 pub(super) fn remove(stanza: &mut Stanza) {
     for jingle in stanza.element.children_mut().filter(|child| child.name() == "jingle") {
-        while jingle.remove_child("paths", ns::PATHS).is_some() {}
+        xml::remove_children(jingle, "paths", ns::PATHS);
         for content in jingle.children_mut().filter(|child| child.name() == "content") {
-            while content.remove_child("paths", ns::PATHS).is_some() {}
+            xml::remove_children(content, "paths", ns::PATHS);
         }
     }
 }

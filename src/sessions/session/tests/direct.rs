@@ -60,6 +60,25 @@ fn joined(direct: bool, asked: &str, agreed: &str) -> World {
     world
 }
 
+#[test]
+fn any_number_of_questions_is_removed_and_the_rest_is_kept() {
+    let many = PATHS.repeat(40_000);
+    let text = format!(
+        "<iq xmlns='jabber:client' type='set' id='i' from='a@x/1' to='b@x/1'>\
+         <jingle xmlns='urn:xmpp:jingle:1' action='session-initiate' sid='s'><first/>{many}\
+         <content creator='initiator' name='c'><description/>{many}<transport/></content><last/></jingle></iq>"
+    );
+    let mut stanza = Stanza::parse(text.parse().unwrap()).unwrap();
+    super::super::direct::remove(&mut stanza);
+    let jingle = stanza.payload().unwrap();
+    let names = |element: &Element| -> Vec<String> {
+        element.children().map(|child| child.name().to_owned()).collect()
+    };
+    assert_eq!(names(jingle), ["first", "content", "last"]);
+    let content = jingle.get_child("content", ns::JINGLE).unwrap();
+    assert_eq!(names(content), ["description", "transport"]);
+}
+
 /// Sends a report. Returns what was counted for it: bytes, and whether the session has gone direct.
 fn report(world: &mut World, side: Side, kind: &str, bytes: &str) -> Option<(u64, bool)> {
     world.other.clear();
