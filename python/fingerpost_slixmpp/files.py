@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fingerpost_core.elements import Print
-from fingerpost_core.errors import SessionEnded, TransferFailed
+from fingerpost_core.elements import File, Print
+from fingerpost_core.errors import SessionEnded, TransferFailed, XtlsError
 from fingerpost_core.files import CHUNK, Sink, describe, why_not
 
-from .stream import SessionInfo
+from .stream import SessionInfo, XtlsWriter
 
 if TYPE_CHECKING:
-    from .plugin import Incoming, XtlsPlugin
+    from .plugin import Connection, Incoming, XtlsPlugin
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,18 @@ async def send(plugin: XtlsPlugin, jid: str, path: Path, **options: Any) -> Sess
     offered = await asyncio.to_thread(describe, path)
     reader, writer, info = await plugin.connect(jid, file=offered, **options)
     connection = writer._connection
+    try:
+        await _send(connection, reader, writer, info, path, offered)
+    except BaseException:
+        # The caller gives up: without an end the session would stay for good.
+        connection.terminate("cancel", error=XtlsError("cancelled"))
+        raise
+    return info
+
+
+async def _send(
+    connection: Connection, reader: asyncio.StreamReader, writer: XtlsWriter, info: SessionInfo, path: Path, offered: File
+) -> None:
     assert info.file is not None
     left = offered.size - info.file.offset
     try:
@@ -58,7 +70,6 @@ async def send(plugin: XtlsPlugin, jid: str, path: Path, **options: Any) -> Sess
         await asyncio.shield(connection.ended)
     except SessionEnded as error:
         raise TransferFailed(str(error)) from error
-    return info
 
 
 async def receive(
@@ -90,6 +101,10 @@ async def receive(
         failure = TransferFailed(f"the file cannot be stored: {error}")
         connection.terminate("media-error", "the file cannot be stored", failure)
         raise failure from error
+    except BaseException:
+        # The caller gives up: without an end the session would stay for good.
+        connection.terminate("cancel", error=XtlsError("cancelled"))
+        raise
     writer.write_eof()
     connection.terminate("success")
     return Received(path, sink.size, sink.sha256, info)

@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -94,7 +95,7 @@ class Connection:
         self._expect = expect
         self._carrier: Carrier | None = None
         self._socket: SocketCarrier | None = None
-        self._expected_ibb: list[tuple[str, Callable[[Any], None]]] = []
+        self._expected_ibb: list[tuple[str, Callable[[Any], None], JID, str]] = []
         self._trust: Trust | None = None
         self._discard = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -116,7 +117,11 @@ class Connection:
         """Carries out what the session wants."""
         while actions := self.session.poll():
             for action in actions:
-                self._act(action)
+                try:
+                    self._act(action)
+                except Exception:
+                    # The actions after it are carried out, the end above all.
+                    self._internal_error()
         if self.session.state is not State.OFFERING:
             self.accepted.set()
 
@@ -170,9 +175,12 @@ class Connection:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.error("session %s: internal error", self.session.sid, exc_info=task.exception())
-            self.session.terminate("general-error", error=XtlsError("internal error"))
+            self._internal_error(task.exception())
             self.run()
+
+    def _internal_error(self, error: BaseException | None = None) -> None:
+        log.error("session %s: internal error", self.session.sid, exc_info=error or True)
+        self.session.terminate("general-error", error=XtlsError("internal error"))
 
     def _send(self, send: Send) -> None:
         # The stanza is under way when this returns: requests keep their order.
@@ -203,18 +211,17 @@ class Connection:
         def opened(stream: Any) -> None:
             self._spawn(self._take_ibb(stream))
 
-        self._expected_ibb.append((name, opened))
+        # Its own copy: another connection may get another resource.
+        me, peer = JID(self.plugin.xmpp.boundjid.full), JID(self.session.peer)
+        self._expected_ibb.append((name, opened, me, transport.sid))
         self.plugin.xmpp.add_event_handler(name, opened, disposable=True)
-        ibb = self.plugin.xmpp.plugin["xep_0047"]
-        peer = JID(self.session.peer)
-        self._spawn(ibb.api["preauthorize_sid"](self.plugin.xmpp.boundjid, transport.sid, peer, None))
+        self._spawn(self.plugin.ibb["preauthorize_sid"](me, transport.sid, peer, None))
 
     async def _open_ibb(self, transport: xml.IbbTransport) -> None:
         from slixmpp.exceptions import IqError, IqTimeout
 
-        ibb = self.plugin.xmpp.plugin["xep_0047"]
         try:
-            stream = await ibb.open_stream(
+            stream = await self.plugin.xmpp.plugin["xep_0047"].open_stream(
                 JID(self.session.peer), block_size=transport.block_size, sid=transport.sid, timeout=SETUP_TIMEOUT
             )
         except (IqError, IqTimeout) as error:
@@ -225,11 +232,16 @@ class Connection:
 
     async def _take_ibb(self, stream: Any) -> None:
         carrier = IbbCarrier(self.plugin.xmpp, stream.sid, stream.block_size, stream.self_jid, stream.peer_jid)
+        carrier.gone = partial(self._drop_ibb, stream.self_jid, stream.sid)
         self._use(carrier)
-        await self.plugin.xmpp.plugin["xep_0047"].api["set_stream"](stream.self_jid, stream.sid, stream.peer_jid, carrier)
+        await self.plugin.ibb["set_stream"](stream.self_jid, stream.sid, stream.peer_jid, carrier)
         carrier.take_over(stream)
         self.session.ibb_opened()
         self.run()
+
+    def _drop_ibb(self, me: JID, sid: str) -> None:
+        """Lets slixmpp forget a bytestream: it does so itself only when the peer closes it."""
+        self.plugin.background(asyncio.ensure_future(self.plugin.ibb["del_stream"](me, sid, JID(self.session.peer), None)))
 
     def _use(self, carrier: Carrier) -> None:
         self._carrier = carrier
@@ -340,6 +352,7 @@ class Connection:
             self.established.set_result(None)
 
     def _ended(self, error: XtlsError | None) -> None:
+        self.plugin.forget(self)
         self.accepted.set()
         self.secured.set()
         failure = error or SessionEnded("success")
@@ -352,16 +365,20 @@ class Connection:
                 self.ended.set_exception(error)
         if not self.session.read_closed:
             self.reader.set_exception(error or Truncated("the session was ended"))
+        for name, handler, me, sid in self._expected_ibb:
+            self.plugin.xmpp.del_event_handler(name, handler)
+            # Only a use takes the permission back.
+            used = self.plugin.ibb["authorized_sid"](me, sid, JID(self.session.peer), None)
+            self.plugin.background(asyncio.ensure_future(used))
+            if not isinstance(self._carrier, IbbCarrier):
+                self._drop_ibb(me, sid)
         if error is not None and self._carrier is not None:
             self._carrier.abandon()
-        for name, handler in self._expected_ibb:
-            self.plugin.xmpp.del_event_handler(name, handler)
         if self._socket is not None and self._socket is not self._carrier:
             self._socket.close()
         for task in list(self._tasks):
             if task is not asyncio.current_task():
                 task.cancel()
-        self.plugin.forget(self)
 
     # --- the stream
 
@@ -539,6 +556,11 @@ class XtlsPlugin(BasePlugin):  # type: ignore[misc]
         self.xmpp.del_event_handler("session_start", self._announce)
         self.xmpp.del_event_handler("disconnected", self._fall_silent)
         self._fall_silent()
+
+    @property
+    def ibb(self) -> Any:
+        """What slixmpp's plugin for in-band bytestreams lets others do, each by its name."""
+        return self.xmpp.plugin["xep_0047"].api
 
     def background(self, work: asyncio.Future[Any]) -> None:
         self._background.add(work)

@@ -132,6 +132,9 @@ class IbbCarrier(Carrier):
     A block is acknowledged when there is room for the next one.
     """
 
+    gone: Callable[[], None]
+    """Called when nothing of the bytestream is left, if the peer has not closed it: then slixmpp lets go of it itself."""
+
     def __init__(self, xmpp: Any, sid: str, block_size: int, me: Any, peer: Any):
         self.sid, self.self_jid, self.peer_jid = sid, me, peer
         self._xmpp, self._state = xmpp, InBand(block_size)
@@ -178,8 +181,9 @@ class IbbCarrier(Carrier):
             self._owed.popleft().reply().send()
 
     def transmit(self, data: bytes) -> None:
-        self._state.waiting += data
-        self._push()
+        if not self._broken:
+            self._state.waiting += data
+            self._push()
 
     def _push(self) -> None:
         for seq, text in () if self._broken else self._state.blocks():
@@ -208,6 +212,7 @@ class IbbCarrier(Carrier):
             self._broken = True
             self._state.waiting.clear()
             self._room.set()
+            self.gone()
             self.ended()
 
     async def drained(self) -> None:
@@ -229,5 +234,10 @@ class IbbCarrier(Carrier):
         self._broken = True
         iq = self._xmpp.make_iq_set(ito=self.peer_jid)
         iq["ibb_close"]["sid"] = self.sid
-        # The peer may have closed it, too.
-        iq.send(timeout=60).add_done_callback(lambda answer: answer.cancelled() or answer.exception())
+        iq.send(timeout=60).add_done_callback(self._said_closed)
+
+    def _said_closed(self, answer: asyncio.Future[Any]) -> None:
+        # An error is as good: the peer may have closed it, too.
+        if not answer.cancelled():
+            answer.exception()
+        self.gone()

@@ -1,20 +1,27 @@
 """Names, fingerprints, verdicts and keys."""
 
+import asyncio
 import stat
 import subprocess
 import sys
 import tempfile
+import types
 import unittest
 from pathlib import Path
 from xml.etree import ElementTree
 
+import slixmpp
 from fingerpost_core import elements as xml
 from fingerpost_core.elements import File, Hint, Print
 from fingerpost_core.errors import KeyRefused, OfferError, TransferFailed
 from fingerpost_core.files import Sink, describe, safe_name
 from fingerpost_core.identity import Identity, fingerprints
+from fingerpost_slixmpp import files
+from fingerpost_slixmpp.plugin import _Listener
+from fingerpost_slixmpp.stream import XtlsWriter
 from fingerpost_core.addresses import escape_node, proxied, unescape_node
 from fingerpost_core.registry import KEYS, Key, challenge_message, judge_keys, parse_keys
+from fingerpost_core.session import Session
 from fingerpost_core.trust import FileTrust, Verdict, decide, judge_hints, weigh
 
 SHA1, SHA256, SPKI = Print(b"a" * 20, "sha-1"), Print(b"b" * 32, "sha-256"), Print(b"c" * 32, "spki-sha-256")
@@ -234,6 +241,121 @@ class Received(unittest.TestCase):
         self.assertEqual(sink.finish().read_bytes(), b"abc")
         sink.close()
         self.assertEqual([path.name for path in self.directory.iterdir()], ["letter.txt"])
+
+
+async def settled():
+    """Lets everything run that waits for nothing outside."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+class Client(unittest.IsolatedAsyncioTestCase):
+    """The plugin in a client without a server. Its requests are answered at once."""
+
+    PEER, ME = "eve\\40x.org@xtls.x.org/r", "me@x.org/r"
+
+    async def asyncSetUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name)
+        self.theirs = Identity.generate(self.directory / "theirs.pem")
+        self.xmpp = slixmpp.ClientXMPP(self.ME, "")
+        self.xmpp.boundjid = slixmpp.JID(self.ME)
+        self.sent = []
+        self.xmpp.send = self.sends
+        self.xmpp.register_plugin("fingerpost_xtls", {
+            "identity": Identity.generate(self.directory / "mine.pem"), "broker": "xtls.x.org"})  # fmt: skip
+        self.plugin, self.ibb = self.xmpp.plugin["fingerpost_xtls"], self.xmpp.plugin["xep_0047"]
+        self.incoming = []
+        self.done = asyncio.Event()
+        self.addCleanup(self.done.set)
+
+        async def take(incoming):
+            self.incoming.append(incoming)
+            await self.done.wait()
+
+        self.plugin._listener = _Listener(take, None)
+
+    def sends(self, stanza, *_, **__):
+        self.sent.append(stanza)
+        if isinstance(stanza, slixmpp.Iq) and stanza["type"] in ("get", "set"):
+            answer = self.xmpp.make_iq_result(id=stanza["id"], ito=self.ME, ifrom=stanza["to"])
+            asyncio.get_running_loop().call_soon(self.xmpp._spawn_event, answer.xml)
+
+    def take(self, payload):
+        iq = self.xmpp.make_iq_set(ifrom=self.PEER, ito=self.ME)
+        iq.xml.append(payload)
+        self.plugin._jingle(iq)
+
+    async def offer(self, number, file=None):
+        """Offers a session in-band, as the component passes it on."""
+        offering = Session(self.PEER, self.ME, "me@x.org", f"s{number}", self.theirs, initiator=True, transports=("ibb",))
+        offering.initiate(file, f"ibb{number}")
+        self.take(offering.poll()[0].element)
+        await settled()
+        return self.plugin._sessions[self.PEER, f"s{number}"]
+
+    async def end(self, number):
+        self.take(xml.element(xml.JINGLE, "jingle", xml.write_reason("cancel"), action="session-terminate", sid=f"s{number}"))
+        await settled()
+
+    async def open(self, number):
+        iq = self.xmpp.make_iq_set(ifrom=self.PEER, ito=self.ME)
+        iq["ibb_open"]["sid"], iq["ibb_open"]["block_size"], iq["ibb_open"]["stanza"] = f"ibb{number}", 4096, "iq"
+        await self.ibb._handle_open_request(iq)
+        await settled()
+
+    async def test_sessions_that_end_leave_no_in_band_bytestreams(self):
+        for number in range(3):
+            await self.offer(number)
+            self.assertEqual(len(self.ibb._preauthed_sids), 1)
+            await self.end(number)
+        self.assertEqual(self.ibb._preauthed_sids, {})
+        for number in range(3):
+            await self.offer(number)
+            await self.open(number)
+            self.assertEqual(len(self.ibb._streams), 1)
+            await self.end(number)
+        self.assertEqual((self.ibb._preauthed_sids, self.ibb._streams, self.plugin._sessions), ({}, {}, {}))
+
+
+class Cancelled(unittest.IsolatedAsyncioTestCase):
+    """A caller that no longer waits for a file."""
+
+    async def test_the_session_ends_and_nothing_stays(self):
+        ends = []
+        connection = types.SimpleNamespace(terminate=lambda condition, *_, **__: ends.append(condition), drain=asyncio.Event().wait,
+                                           write=lambda data: None)  # fmt: skip
+        writer = XtlsWriter(connection)
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            path = directory / "letter.txt"
+            path.write_text("letter")
+            offered = describe(path)
+
+            async def accept(**_):
+                begun.set()
+                return asyncio.StreamReader(), writer, None
+
+            async def connect(*_, file):
+                begun.set()
+                return asyncio.StreamReader(), writer, types.SimpleNamespace(file=file)
+
+            inbox = directory / "in"
+            inbox.mkdir()
+            for work in (
+                files.receive(types.SimpleNamespace(file=offered, accept=accept), inbox),
+                files.send(types.SimpleNamespace(connect=connect), "bob@x.org", path),
+            ):
+                begun = asyncio.Event()
+                task = asyncio.create_task(work)
+                await begun.wait()
+                await settled()
+                task.cancel()
+                with self.assertRaises(asyncio.CancelledError):
+                    await task
+            self.assertEqual(ends, ["cancel", "cancel"])
+            self.assertEqual(list(inbox.iterdir()), [])
 
 
 class Packages(unittest.TestCase):
