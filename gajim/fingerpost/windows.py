@@ -13,7 +13,7 @@ from .fingerpost_core.errors import XtlsError
 from .fingerpost_core.files import visible
 from .fingerpost_core.tls import best
 from .standing import Standing, text
-from .toolkit import children, keep, put, show, style
+from .toolkit import children, complain, keep, put, show, style
 from .transfer import Phase, Transfer
 
 if TYPE_CHECKING:
@@ -327,5 +327,8 @@ class AccountKeys(Gtk.Box):
         self.account.register_key(done)
 
     def _remove(self, _button: Gtk.Button, jid: str, fingerprint: Print) -> None:
-        self.account.trust.forget(jid, fingerprint)
+        try:
+            self.account.trust.forget(jid, fingerprint)
+        except OSError as error:
+            complain("The key was not removed", f"The file of the accepted keys cannot be written: {error.strerror}")
         self._window.refresh()

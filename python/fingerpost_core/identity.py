@@ -64,8 +64,13 @@ class Identity:
         )
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(certificate.public_bytes(Encoding.PEM) + private)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(certificate.public_bytes(Encoding.PEM) + private)
+        except BaseException:
+            # A part of a key could be neither read nor replaced later.
+            os.unlink(path)
+            raise
         return cls(Path(path), certificate.public_bytes(Encoding.DER))
 
     @classmethod

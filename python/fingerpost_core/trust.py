@@ -6,7 +6,7 @@ import enum
 import hmac
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -123,12 +123,23 @@ class FileTrust(MemoryTrust):
             self._keys[jid] = [Print.parse(text, "sha-256") for text in texts]
 
     def remember(self, jid: str, fingerprint: Print) -> None:
-        super().remember(jid, fingerprint)
-        self._store()
+        self._change(super().remember, jid, fingerprint)
 
     def forget(self, jid: str, fingerprint: Print) -> None:
-        super().forget(jid, fingerprint)
-        self._store()
+        self._change(super().forget, jid, fingerprint)
+
+    def _change(self, change: Callable[[str, Print], None], jid: str, fingerprint: Print) -> None:
+        """Changes the keys of a peer. If they cannot be stored, nothing has changed, and `OSError` is raised."""
+        before = list(self._keys.get(jid, ()))
+        change(jid, fingerprint)
+        try:
+            self._store()
+        except BaseException:
+            if before:
+                self._keys[jid] = before
+            else:
+                self._keys.pop(jid, None)
+            raise
 
     def _store(self) -> None:
         text = json.dumps({jid: [str(p) for p in keys] for jid, keys in self._keys.items()}, indent=1)

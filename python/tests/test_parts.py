@@ -191,6 +191,40 @@ class Own(unittest.TestCase):
             trust.forget("nobody@example.org", SHA256)
             self.assertEqual(FileTrust(path).peers(), [("bob@example.org", OTHER)])
 
+    def test_a_full_disk_leaves_no_half_of_a_key(self):
+        code = """
+import resource, signal, sys
+from fingerpost_core.identity import Identity
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    Identity.load_or_generate(sys.argv[1])
+except OSError as error:
+    print(error.strerror)
+"""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "key.pem"
+            found = subprocess.run([sys.executable, "-c", code, path], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+            self.assertEqual((found.returncode, found.stdout), (0, "File too large\n"), found.stderr)
+            self.assertEqual(list(Path(directory).iterdir()), [])
+            Identity.load_or_generate(path)
+
+    def test_a_key_that_cannot_be_stored_is_not_remembered(self):
+        with tempfile.TemporaryDirectory() as directory:
+            gone = Path(directory) / "gone"
+            gone.mkdir()
+            trust = FileTrust(gone / "trust.json")
+            trust.remember("bob@example.org", SHA256)
+            (gone / "trust.json").unlink()
+            gone.rmdir()
+            for jid in ("bob@example.org", "eve@example.org"):
+                with self.assertRaises(OSError):
+                    trust.remember(jid, OTHER)
+            with self.assertRaises(OSError):
+                trust.forget("bob@example.org", SHA256)
+            self.assertEqual(trust.peers(), [("bob@example.org", SHA256)])
+
     def test_the_challenge(self):
         want = b"fingerpost:prove:0\0xtls.shakespeare.lit\0romeo@montague.lit\0" + bytes(32)
         self.assertEqual(challenge_message("xtls.shakespeare.lit", "romeo@montague.lit", bytes(32)), want)
