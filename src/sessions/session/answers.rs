@@ -63,7 +63,8 @@ impl BrokeredSession {
             (Question::Ping(side), answer) => self.pinged(side, answer, now),
             (Question::Replace(side), Answer::Error(error)) => self.refused(side, Some(&error)),
             (Question::Replace(side), Answer::Timeout) => self.refused(side, None),
-            (Question::Renew, Answer::Error(error)) => self.renewal_failed(&error),
+            (Question::Renew, Answer::Error(error)) => self.renewal_failed(&error, now),
+            (Question::Renew, Answer::Timeout) => self.repeat_renewal(now),
             _ => {}
         }
     }

@@ -782,6 +782,7 @@ impl BrokeredSession {
             match timer {
                 Timer::Phase => self.end_phase(),
                 Timer::Stop => self.stop(),
+                Timer::Repeat => self.repeat_renewal(now),
                 Timer::FallBack(side) => self.offer_in_band(side, now),
                 Timer::Ping(side) => self.ping(side, now),
             }

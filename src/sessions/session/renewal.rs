@@ -32,6 +32,8 @@ use crate::sessions::{
 
 /// How often the legs of a session may be replaced.
 const RENEWALS: u8 = 100;
+/// After which time an attempt is given up of which the responder does not know.
+const REPEAT: Duration = Duration::from_secs(1);
 /// How long the users have to go on with a broken stream.
 pub(crate) const RENEWAL: Duration = Duration::from_secs(20);
 
@@ -145,6 +147,7 @@ impl BrokeredSession {
         self.tell_transport(Side::Initiator, jingle::Action::TransportAccept, transport);
         self.nominate(Side::Initiator);
         self.timers.stop(Timer::FallBack(Side::Initiator));
+        self.timers.stop(Timer::Repeat);
         self.expect_choice(Side::Initiator, now);
         self.offer_again();
     }
@@ -210,13 +213,44 @@ impl BrokeredSession {
         self.open(side);
     }
 
-    /// Handles an error in place of the responder's consent. A server may lose its way to a user for a moment: then the
-    /// initiator tries again.
-    pub(super) fn renewal_failed(&mut self, error: &Element) {
-        if self.legs.responder.is_offered
-            && (is_unknown(error) || Condition::of(error) == Some(Condition::FeatureNotImplemented))
-        {
-            self.end_both(Reason::FailedTransport, "The other user does not go on with the stream");
+    /// Handles an error in place of the responder's consent. A server may lose its way to a user for a moment.
+    pub(super) fn renewal_failed(&mut self, error: &Element, now: Instant) {
+        if !self.awaits_consent() {
+            return;
         }
+        if is_unknown(error) || Condition::of(error) == Some(Condition::FeatureNotImplemented) {
+            return self.end_both(
+                Reason::FailedTransport,
+                "The other user does not go on with the stream",
+            );
+        }
+        self.timers.set(Timer::Repeat, now + REPEAT);
+    }
+
+    /// Returns whether the responder has not accepted its new leg.
+    fn awaits_consent(&self) -> bool {
+        matches!(self.phase, SessionPhase::Negotiating)
+            && self.renewals > 0
+            && self.legs.responder.is_offered
+    }
+
+    /// Cuts the initiator's new leg, because the responder does not know of its own: the initiator then begins again. Such an attempt
+    /// does not count.
+    pub(super) fn repeat_renewal(&mut self, now: Instant) {
+        if !self.awaits_consent() {
+            return;
+        }
+        if !self.legs.initiator.ready {
+            // It would take the cut for a failure of SOCKS5.
+            return self.timers.set(Timer::Repeat, now + REPEAT);
+        }
+        self.actions.push_back(SessionAction::Part);
+        // Nothing that is late can belong to a leg that nobody knows.
+        let (sid, block_size) = ((self.ids)(), self.options.block_size);
+        self.legs.initiator = match &self.legs.initiator.plan {
+            Plan::S5b { .. } => LegState::s5b(sid, (self.ids)(), None),
+            Plan::Ibb { namespace, .. } => LegState::ibb(namespace, Some(sid), block_size),
+        };
+        self.renewals = self.renewals.saturating_sub(1).max(1);
     }
 }

@@ -11,6 +11,8 @@ pub(super) enum Timer {
     Phase,
     /// The service stops.
     Stop,
+    /// The responder does not know of its new leg.
+    Repeat,
     /// SOCKS5 has not come up on a leg.
     FallBack(Side),
     /// A side has not been heard for a while.
@@ -18,9 +20,10 @@ pub(super) enum Timer {
 }
 
 impl Timer {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Phase,
         Self::Stop,
+        Self::Repeat,
         Self::FallBack(Side::Initiator),
         Self::FallBack(Side::Responder),
         Self::Ping(Side::Initiator),
@@ -33,8 +36,9 @@ impl Timer {
         match self {
             Self::Phase => 0,
             Self::Stop => 1,
-            Self::FallBack(side) => 2 + of(side),
-            Self::Ping(side) => 4 + of(side),
+            Self::Repeat => 2,
+            Self::FallBack(side) => 3 + of(side),
+            Self::Ping(side) => 5 + of(side),
         }
     }
 }

@@ -42,6 +42,8 @@ const DRAIN: Duration = Duration::from_millis(500);
 const IDLE_DIRECT: Duration = Duration::from_secs(15);
 /// The same on the relay while a direct path is in use: the component ends silent streams.
 const IDLE_RELAY: Duration = Duration::from_secs(60);
+/// How long nothing may have come on a new leg of the relay when the other end says that it has none.
+const MUTE: Duration = Duration::from_secs(5);
 /// The most sealed messages that wait for their reader.
 const SEALED: usize = 4;
 
@@ -163,6 +165,9 @@ pub(super) struct Machine {
 #[derive(Debug)]
 struct Path {
     number: u32,
+    /// Since when it is in use, and whether anything has come on it.
+    since: Instant,
+    has_answer: bool,
     decoder: Decoder,
     /// Which byte of the other end's stream comes next here, once it has said so.
     next: Option<u64>,
@@ -214,6 +219,8 @@ impl Path {
     fn new(number: u32, now: Instant) -> Self {
         Self {
             number,
+            since: now,
+            has_answer: false,
             decoder: Decoder::default(),
             next: None,
             position: 0,
@@ -464,6 +471,9 @@ impl Machine {
         }
         path.position = self.outgoing.kept();
         path.shared = self.paths.iter().map(|path| path.sent).max().unwrap_or_default();
+        // The loss of the last direct connection could not be told, or was told on a leg that has broken too. The other end may see
+        // no end of it, and answer there.
+        path.lost = Some(self.newest).filter(|newest| *newest != RELAY && !self.is_parted());
         self.leg = number;
         self.paths.push(path);
         match older {
@@ -603,6 +613,7 @@ impl Machine {
             return Ok(());
         };
         self.has_answer |= is_direct(number);
+        self.paths[index].has_answer = true;
         let owes = self.paths[index].sent > self.outgoing.acknowledged();
         self.paths[index].lives(owes, now);
         // A path that is lost on the way through its own bytes has no more of them.
@@ -732,10 +743,13 @@ impl Machine {
         }
     }
 
-    /// Notes that the relay's leg with this number, or a newer one, is lost at the other end, which had no path to say so.
+    /// Notes that the relay's leg with this number is lost at the other end, which had no path to say so. A newer leg of which nothing
+    /// has come has only this half.
     pub(super) fn handle_told_loss(&mut self, number: u32, now: Instant) {
-        if let Some(leg) = self.paths.iter().find(|path| !path.is_direct() && path.number == number)
-        {
+        let is_half =
+            |path: &Path| path.number > number && !path.has_answer && now >= path.since + MUTE;
+        let mut legs = self.paths.iter().filter(|path| !path.is_direct());
+        if let Some(leg) = legs.find(|path| path.number == number || is_half(path)) {
             self.lose(leg.number, false, now);
         }
     }

@@ -151,6 +151,43 @@ fn legs_are_not_replaced_without_end() {
     }
 }
 
+/// The initiator has its half of the new stream, and the responder's server says for a moment that it does not find its user, or nothing:
+/// the initiator has to begin again.
+#[test]
+fn an_attempt_of_which_the_responder_has_not_heard_is_cut_and_repeated() {
+    for answer in [not_connected(), Answer::Timeout] {
+        let mut world = joined(PATHS);
+        for _ in 0..200 {
+            replace(&mut world);
+            let (_, number, offered) = world.asked.pop().unwrap();
+            assert_eq!(offered.attr("action"), Some("transport-replace"));
+            let is_cut = |world: &World| {
+                let cuts = world.other.iter().filter(|one| matches!(one, SessionAction::Part));
+                cuts.count() == 2
+            };
+            world.tell(SessionInput::Answered(number, answer.clone()));
+            world.now += Duration::from_secs(1);
+            world.tell(SessionInput::Timeout);
+            assert!(!is_cut(&world), "it is still connecting");
+            world.tell(SessionInput::Arrived(Side::Initiator));
+            let used = news("<candidate-used cid='x'/>").replace("sid='s'", "sid='another'");
+            world.jingle(Side::Initiator, "transport-info", &used);
+            world.now += Duration::from_secs(1);
+            world.tell(SessionInput::Timeout);
+            assert!(is_cut(&world), "{:?}", world.other);
+            // What was late is of no leg.
+            world.jingle(Side::Initiator, "transport-info", &used);
+        }
+        replace(&mut world);
+        let (_, number, offered) = world.asked.pop().unwrap();
+        world.tell(SessionInput::Answered(number, Answer::Result(None)));
+        let answer = S5B_OFFER.replace("a-stream", &sid(&offered));
+        world.jingle(Side::Responder, "transport-accept", &content(&answer));
+        connect_over(&mut world, ["another", &sid(&offered)]);
+        assert!(world.joined() && world.terminated().is_empty());
+    }
+}
+
 #[test]
 fn a_stream_that_nobody_goes_on_with_ends_with_its_own_reason() {
     let mut world = joined(PATHS);

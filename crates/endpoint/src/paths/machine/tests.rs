@@ -21,6 +21,8 @@ struct Connection {
     holds: [bool; 2],
     /// How many bytes each end has put on it.
     carried: [usize; 2],
+    /// Nothing tells an end that the other one has closed it.
+    is_silent: bool,
 }
 
 /// Two ends, a relay between them, and at times a direct connection.
@@ -168,7 +170,7 @@ impl World {
             let Event::Closed(number) = event else { continue };
             if let Some(one) = self.connections.iter_mut().find(|one| one.number == number) {
                 one.holds[end] = false;
-                one.pipes[end].is_closed = true;
+                one.pipes[end].is_closed |= !one.is_silent;
                 one.pipes[1 - end].is_dead = true;
             }
         }
@@ -223,6 +225,7 @@ impl World {
     fn cut(&mut self, direct: bool, kept: [usize; 2], is_silent: bool) {
         let Some(number) = self.newest(direct) else { return };
         for one in self.connections.iter_mut().filter(|one| one.number == number) {
+            one.is_silent |= is_silent && direct;
             for (pipe, kept) in one.pipes.iter_mut().zip(kept) {
                 pipe.bytes.truncate(pipe.bytes.len() * kept / 100);
                 pipe.is_dead = true;
@@ -857,6 +860,55 @@ fn a_stream_without_a_path_waits_for_a_new_leg_of_the_relay_but_not_for_ever() {
     machine.handle_loss(LATER, now);
     machine.give_up();
     assert!(machine.is_over());
+}
+
+/// A side that changes its network in the middle of a direct transfer loses both of its connections, and no end of the direct one
+/// reaches the other side, which has nothing to send and so does not miss an answer.
+#[test]
+fn a_new_leg_tells_the_loss_of_a_direct_connection_that_could_not_be_told() {
+    for sender in [0, 1] {
+        let mut world = World::new();
+        world.connect();
+        world.write(sender, 16_000);
+        while world.step(usize::MAX) {}
+        assert!(world.ends.iter().all(Machine::is_parted));
+        world.cut(true, [0; 2], true);
+        world.cut(false, [0; 2], true);
+        world.change_network(sender, [true, true]);
+        for _ in 0..600 {
+            world.write(sender, 16_000);
+        }
+        let begin = world.now;
+        while world.read[1 - sender] < world.streams[sender].len() {
+            world.renew();
+            if !world.step(usize::MAX) {
+                let next = world.ends.iter().filter_map(Machine::deadline).min().unwrap();
+                world.tick(next - world.now);
+            }
+            assert!(world.now - begin < Duration::from_secs(3), "{sender}");
+        }
+    }
+}
+
+/// The relay has connected only this side of its newest leg.
+#[test]
+fn a_leg_of_which_nothing_comes_is_given_up_when_the_other_end_has_none() {
+    for (comes, waits, is_lost) in
+        [(false, MUTE, true), (true, MUTE, false), (false, MUTE / 2, false)]
+    {
+        let now = Instant::now();
+        let mut machine = Machine::new(Role::Chooses, now);
+        machine.renew();
+        assert!(machine.install(LATER, now));
+        if comes {
+            machine.receive(LATER, &[23, 3], now).unwrap();
+        }
+        machine.handle_told_loss(RELAY, now + waits);
+        assert_eq!(machine.is_stranded(), is_lost);
+        // An older word says nothing of a newer leg that works.
+        machine.handle_told_loss(LATER, now + waits);
+        assert!(machine.is_stranded());
+    }
 }
 
 #[test]
