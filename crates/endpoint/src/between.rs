@@ -11,7 +11,10 @@ use fingerpost_wire::{
 };
 use jid::{BareJid, FullJid};
 use minidom::Element;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use super::{
     application::Application,
@@ -23,6 +26,7 @@ use super::{
     login::Connection,
     negotiate::Incoming,
     policy::{FirstUse, Known, Policy, Shown},
+    s5b::{self, KnownProxies},
     session::Session,
     stream::SecureStream,
 };
@@ -36,9 +40,43 @@ fn user(name: &str) -> Builder {
     Endpoint::builder(Identity::generate(&jid).unwrap()).policy(FirstUse::default())
 }
 
-/// Starts the endpoints of alice and of bob at a server that passes their stanzas on, or answers questions about their features in
-/// their place by an error.
-fn between(users: [Builder; 2], answers_info: bool) -> ([(Endpoint, Incoming); 2], Sent) {
+/// What is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answers {
+    /// All that the users are asked.
+    All,
+    /// The same without their features, which get an error.
+    NoFeatures,
+    /// All, and the server has two services: a proxy that answers once, and one that is silent.
+    Services,
+}
+
+/// The answer of the server itself; `None` if none comes.
+fn of_server(stanza: &Stanza, answers: Answers, proxy_is_asked: &mut bool) -> Option<Element> {
+    let result = |namespace: &str, children: &[Element]| {
+        let mut query = Element::bare("query", namespace);
+        for child in children {
+            query.append_child(child.clone());
+        }
+        stanza.result(Some(query))
+    };
+    let item = |jid: &str| xml::element("item", ns::DISCO_ITEMS, &[("jid", jid)]);
+    match (answers, stanza.to.as_str()) {
+        (Answers::Services, "example.org") => {
+            let items = [item("silent.example.org"), item("proxy.example.org")];
+            Some(result(ns::DISCO_ITEMS, &items))
+        }
+        (Answers::Services, "proxy.example.org") if !std::mem::replace(proxy_is_asked, true) => {
+            let host = [("jid", "proxy.example.org"), ("host", "192.0.2.7"), ("port", "7625")];
+            Some(result(ns::BYTESTREAMS, &[xml::element("streamhost", ns::BYTESTREAMS, &host)]))
+        }
+        (Answers::Services, "proxy.example.org" | "silent.example.org") => None,
+        _ => Some(stanza.refusal(&Refusal::service_unavailable())),
+    }
+}
+
+/// Starts the endpoints of alice and of bob at a server that passes their stanzas on.
+fn between(users: [Builder; 2], answers: Answers) -> ([(Endpoint, Incoming); 2], Sent) {
     let jids = ["alice", "bob"].map(|name| FullJid::new(&format!("{name}@example.org/x")).unwrap());
     let (sender, sent) = watch::channel(Vec::new());
     let [to_alice, to_bob] = [(); 2].map(|()| mpsc::channel(256));
@@ -53,6 +91,7 @@ fn between(users: [Builder; 2], answers_info: bool) -> ([(Endpoint, Incoming); 2
             inbound: inbound.next().unwrap(),
             task: tokio::spawn(std::future::pending()),
         };
+        let mut proxy_is_asked = false;
         tokio::spawn(async move {
             while let Some(stanza) = stanzas.recv().await {
                 let mut stanza = stanza.into_element();
@@ -63,10 +102,12 @@ fn between(users: [Builder; 2], answers_info: bool) -> ([(Endpoint, Incoming); 2
                     stanza.payload().is_some_and(|payload| payload.has_ns(ns::DISCO_INFO))
                         && stanza.is_request();
                 let is_there = stanza.to == jids[1 - end].clone();
-                if is_there && (answers_info || !is_info) {
+                if is_there && (answers != Answers::NoFeatures || !is_info) {
                     let _ = deliver[1 - end].send(stanza).await;
-                } else if stanza.kind == Kind::Iq && stanza.is_request() {
-                    let answer = stanza.refusal(&Refusal::service_unavailable());
+                } else if stanza.kind == Kind::Iq
+                    && stanza.is_request()
+                    && let Some(answer) = of_server(&stanza, answers, &mut proxy_is_asked)
+                {
                     let _ = deliver[end].send(Stanza::parse(answer).unwrap()).await;
                 }
             }
@@ -125,7 +166,7 @@ async fn no_address_is_told_while_the_user_is_asked() {
     let asked = || user("alice").consent(alice.clone()).prefer(TransportKind::Ibb);
 
     // As the initiator: her offer of another leg.
-    let (mut ends, _sent) = between([asked(), always("bob")], true);
+    let (mut ends, _sent) = between([asked(), always("bob")], Answers::All);
     let [(session_of_alice, _stream), _bob] = session(&mut ends).await;
     assert!(session_of_alice.paths.is_some());
     alice.has_kept.send_replace(true);
@@ -135,7 +176,7 @@ async fn no_address_is_told_while_the_user_is_asked() {
 
     // As the responder: her answer to one.
     alice.has_kept.send_replace(false);
-    let (mut ends, mut sent) = between([always("alice"), asked()], true);
+    let (mut ends, mut sent) = between([always("alice"), asked()], Answers::All);
     let [(mut session_of_mallory, _mallory), _alice] = session(&mut ends).await;
     alice.has_kept.send_replace(true);
     let (_, transport) = session_of_mallory.offer_transport(TransportKind::S5b).await;
@@ -165,7 +206,7 @@ async fn what_the_user_has_said_of_a_peer_is_not_about_its_further_key() {
         let has_kept = watch::Sender::new(true);
         let alice = user("alice").policy(Further).direct_path(choice);
         let bob = user("bob").direct_path(DirectPath::Always);
-        let (mut ends, _sent) = between([alice.consent(Undecided { has_kept }), bob], true);
+        let (mut ends, _sent) = between([alice.consent(Undecided { has_kept }), bob], Answers::All);
         let [(session, _stream), _bob] = session(&mut ends).await;
         assert_eq!(session.consent.is_given(), is_given, "{choice:?}");
         let aside = session.aside().unwrap();
@@ -180,19 +221,19 @@ async fn no_address_is_told_to_a_program_that_does_not_say_what_it_has() {
             true => DirectPath::Never,
             false => DirectPath::Always,
         });
-        for answers_info in [true, false] {
+        for answers in [Answers::All, Answers::NoFeatures] {
             let [alice, bob] = choices;
             let users = [user("alice").direct_path(alice), user("bob").direct_path(bob)];
-            let (mut ends, sent) = between(users, answers_info);
+            let (mut ends, sent) = between(users, answers);
             let _secured = session(&mut ends).await;
             for stanza in &*sent.borrow() {
-                assert_eq!(addresses_in(stanza), 0, "{choices:?}, {answers_info}: {stanza:?}");
+                assert_eq!(addresses_in(stanza), 0, "{choices:?}, {answers:?}: {stanza:?}");
             }
         }
     }
     // That the search finds what there is.
     let users = ["alice", "bob"].map(|name| user(name).direct_path(DirectPath::Always));
-    let (mut ends, sent) = between(users, true);
+    let (mut ends, sent) = between(users, Answers::All);
     let _secured = session(&mut ends).await;
     let told = sent.borrow().iter().map(addresses_in).sum::<usize>();
     assert_eq!(told == 0, addresses::offered(Scope::Network).is_empty());
@@ -202,7 +243,7 @@ async fn no_address_is_told_to_a_program_that_does_not_say_what_it_has() {
 async fn what_belongs_to_another_attempt_does_not_count() {
     let users = ["alice", "bob"]
         .map(|name| user(name).direct_path(DirectPath::Never).prefer(TransportKind::Ibb));
-    let (mut ends, _sent) = between(users, true);
+    let (mut ends, _sent) = between(users, Answers::All);
     let [(session_of_alice, _of_alice), (mut bob, _of_bob)] = session(&mut ends).await;
     let mut alice = session_of_alice.aside().unwrap();
     let transport = |sid: &str| xml::element("transport", ns::JINGLE_S5B, &[("sid", sid)]);
@@ -229,4 +270,19 @@ async fn what_belongs_to_another_attempt_does_not_count() {
     assert_eq!(sid, Some("second"));
     assert_eq!(alice.s5b_news("second").await.unwrap().name(), "candidate-error");
     assert_eq!(alice.answered("second", wait).await.unwrap(), None);
+}
+
+/// A session that needs another leg has to be quick.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_silent_is_not_waited_for_again() {
+    let (ends, _sent) = between(["alice", "bob"].map(user), Answers::Services);
+    let known = KnownProxies::default();
+    for longest in [15, 2] {
+        let begin = Instant::now();
+        let candidates = known.candidates(&ends[0].0).await;
+        let transport = s5b::transport("sid", "hash", &candidates);
+        let hosts: Vec<_> = transport.children().filter_map(|child| child.attr("host")).collect();
+        assert_eq!(hosts, ["192.0.2.7"]);
+        assert_eq!(begin.elapsed().as_secs(), longest);
+    }
 }

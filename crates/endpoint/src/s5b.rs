@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -18,7 +18,7 @@ use minidom::Element;
 use tokio::{
     net::TcpStream,
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
@@ -35,6 +35,9 @@ use super::{
 const PATIENCE: Duration = Duration::from_millis(250);
 /// The pause before the next candidate is dialled beside those that have not answered (RFC 8305, section 5).
 const STAGGER: Duration = Duration::from_millis(250);
+/// How long the server's services may take to name their streamhosts, and how long once they are known.
+const SERVICES: Duration = Duration::from_secs(15);
+const SERVICES_AGAIN: Duration = Duration::from_secs(2);
 /// How many addresses are dialled for the candidates of a peer, and how many names are looked up. Honest peers name fewer.
 const MOST_DIALS: usize = 16;
 const MOST_NAMES: usize = 4;
@@ -197,49 +200,83 @@ where
     }
 }
 
-/// Returns the proxies to offer without a broker: the component's, or those that the server lists.
-pub(super) async fn proxies(endpoint: &Endpoint) -> Vec<Candidate> {
-    let hub = endpoint.hub();
-    let mut addresses: Vec<Jid> =
-        endpoint.component().iter().map(|jid| Jid::from((*jid).clone())).collect();
-    if addresses.is_empty() {
-        let own = hub.jid();
-        if let Ok(server) = Jid::new(own.domain().as_str())
-            && let Answer::Result(Some(query)) = hub
-                .request(RequestKind::Get, &server, Element::bare("query", ns::DISCO_ITEMS))
-                .await
-        {
-            addresses = query
-                .children()
-                .filter_map(|item| Jid::new(item.attr("jid")?).ok())
-                .take(16)
+/// A streamhost of a proxy: its host, port and JID.
+type Proxy = (String, u16, Jid);
+
+/// The services of the server, and the streamhosts of those that have answered. A session that gets another leg does not wait long for
+/// them again: one that is silent would make that impossible.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KnownProxies(Arc<Mutex<Vec<(Jid, Vec<Proxy>)>>>);
+
+impl KnownProxies {
+    /// Returns the proxies to offer without a broker: the component's, or those that the server lists.
+    pub(super) async fn candidates(&self, endpoint: &Endpoint) -> Vec<Candidate> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let wait = if known.is_empty() { SERVICES } else { SERVICES_AGAIN };
+        let component = endpoint.component().map(|jid| Jid::from(jid.clone()));
+        let listed = match component {
+            Some(component) => Some(vec![component]),
+            None => timeout(wait, services(endpoint)).await.ok().flatten(),
+        };
+        if let Some(listed) = listed {
+            known = listed
+                .into_iter()
+                .map(|jid| {
+                    let before = known.iter().find(|(other, _)| *other == jid);
+                    let proxies = before.map(|(_, proxies)| proxies.clone()).unwrap_or_default();
+                    (jid, proxies)
+                })
                 .collect();
         }
-    }
-    let mut found = Vec::new();
-    for address in addresses {
-        let query = Element::bare("query", ns::BYTESTREAMS);
-        let Answer::Result(Some(query)) = hub.request(RequestKind::Get, &address, query).await
-        else {
-            continue;
-        };
-        for host in query.children().filter(|c| c.is("streamhost", ns::BYTESTREAMS)).take(4) {
-            let port = host.attr("port").and_then(|port| port.parse().ok());
-            let jid = host.attr("jid").and_then(|jid| Jid::new(jid).ok());
-            if let (Some(name), Some(port), Some(jid)) = (host.attr("host"), port, jid) {
-                let priority = (PROXY << 16) + 100 - u32::try_from(found.len()).unwrap_or(100);
-                found.push(Candidate {
-                    cid: random_id(),
-                    host: name.to_owned(),
-                    port,
-                    jid,
-                    priority,
-                    proxy: true,
-                });
+        let mut asked = JoinSet::new();
+        for (place, (jid, _)) in known.iter().enumerate() {
+            let (endpoint, jid) = (endpoint.clone(), jid.clone());
+            let answer = async move { timeout(wait, streamhosts(&endpoint, &jid)).await };
+            asked.spawn(async move { (place, answer.await) });
+        }
+        while let Some(answer) = asked.join_next().await {
+            if let Ok((place, Ok(Some(answer)))) = answer {
+                known[place].1 = answer;
             }
         }
+        let proxies = known.iter().flat_map(|(_, proxies)| proxies.clone()).zip(0..);
+        let candidates = proxies.map(|((host, port, jid), place)| Candidate {
+            cid: random_id(),
+            host,
+            port,
+            jid,
+            priority: (PROXY << 16) + 100 - place,
+            proxy: true,
+        });
+        let candidates = candidates.collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        candidates
     }
-    found
+}
+
+/// Returns the services that the server lists, at most 16; `None` without an answer.
+async fn services(endpoint: &Endpoint) -> Option<Vec<Jid>> {
+    let hub = endpoint.hub();
+    let server = Jid::new(hub.jid().domain().as_str()).ok()?;
+    let query = Element::bare("query", ns::DISCO_ITEMS);
+    let Answer::Result(Some(query)) = hub.request(RequestKind::Get, &server, query).await else {
+        return None;
+    };
+    let services = query.children().filter_map(|item| Jid::new(item.attr("jid")?).ok());
+    Some(services.take(16).collect())
+}
+
+/// Returns the streamhosts of a service, at most four; `None` without an answer.
+async fn streamhosts(endpoint: &Endpoint, service: &Jid) -> Option<Vec<Proxy>> {
+    let query = Element::bare("query", ns::BYTESTREAMS);
+    let answer = endpoint.hub().request(RequestKind::Get, service, query).await;
+    let Answer::Result(Some(query)) = answer else { return None };
+    let hosts = query.children().filter(|child| child.is("streamhost", ns::BYTESTREAMS));
+    let read = |host: &Element| {
+        let port = host.attr("port")?.parse().ok()?;
+        Some((host.attr("host")?.to_owned(), port, Jid::new(host.attr("jid")?).ok()?))
+    };
+    Some(hosts.take(4).filter_map(read).collect())
 }
 
 /// Decides which of the peer's candidates are dialled. Each connection shows the other end this machine's address, so by itself

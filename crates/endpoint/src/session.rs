@@ -27,6 +27,7 @@ use super::{
     paths::Paths,
     places::SessionPlace,
     progress::{Monitor, Progress, Waiting},
+    s5b::KnownProxies,
 };
 
 /// How long a step of the transport may take.
@@ -88,6 +89,8 @@ pub struct Session {
     pub(super) place: Option<SessionPlace>,
     /// Whether the peer may learn this machine's addresses.
     pub(super) consent: SessionConsent,
+    /// The proxies that are offered without a broker.
+    pub(super) proxies: KnownProxies,
     /// The id of the bytestream that was offered.
     pub(super) bytestream: Option<String>,
     /// What the peer's and our own programs are told at the end, if the session was proposed.
@@ -133,6 +136,7 @@ impl Session {
             asks_for_session: false,
             place: None,
             consent: SessionConsent::default(),
+            proxies: KnownProxies::default(),
             bytestream: None,
             finish: None,
             is_aside: false,
@@ -162,6 +166,7 @@ impl Session {
             asks_for_session: false,
             place: None,
             consent: self.consent.clone(),
+            proxies: self.proxies.clone(),
             bytestream: None,
             finish: None,
             is_aside: true,

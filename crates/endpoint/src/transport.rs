@@ -101,7 +101,7 @@ impl Session {
         if self.is_brokered() {
             return OwnCandidates::default();
         }
-        let proxies = s5b::proxies(&self.endpoint).await;
+        let proxies = self.proxies.candidates(&self.endpoint).await;
         // Nobody has proved to be the peer yet, so a question would ask about a stranger.
         let may_tell =
             self.consent.is_given() && (has_agreed || self.takes_direct_connections().await);
