@@ -272,6 +272,29 @@ async fn what_belongs_to_another_attempt_does_not_count() {
     assert_eq!(alice.answered("second", wait).await.unwrap(), None);
 }
 
+/// The peer's requests waited for its connection to the server, and come together.
+#[tokio::test]
+async fn an_offer_of_a_transport_that_another_one_overtakes_is_not_the_last_word() {
+    let users = ["alice", "bob"]
+        .map(|name| user(name).direct_path(DirectPath::Always).prefer(TransportKind::Ibb));
+    let (mut ends, mut sent) = between(users, Answers::All);
+    let [(mut alice, _of_alice), (bob, _of_bob)] = session(&mut ends).await;
+    assert!(bob.paths.is_some());
+    for sid in ["first", "second"] {
+        let attributes = [("sid", sid), ("block-size", "4096")];
+        let transport = xml::element("transport", ns::JINGLE_IBB, &attributes);
+        alice.tell_transport(Action::TransportReplace, transport).await.unwrap();
+    }
+    let is_accept = |stanza: &Element| {
+        let jingle = stanza.get_child("jingle", ns::JINGLE);
+        let content = jingle.and_then(|jingle| jingle.get_child("content", ns::JINGLE));
+        let transport = content.and_then(|content| content.get_child("transport", ns::JINGLE_IBB));
+        transport.and_then(|transport| transport.attr("sid")) == Some("second")
+            && jingle.is_some_and(|jingle| jingle::action(jingle) == Action::TransportAccept)
+    };
+    sent.wait_for(|all| all.iter().any(is_accept)).await.unwrap();
+}
+
 /// A session that needs another leg has to be quick.
 #[tokio::test(start_paused = true)]
 async fn a_service_that_is_silent_is_not_waited_for_again() {

@@ -511,6 +511,21 @@ impl Session {
         !self.is_aside || named.is_none_or(|named| named == sid)
     }
 
+    /// Waits until the peer ends the session, or begins another attempt to replace a lost leg.
+    async fn overtaken(&mut self) -> Result<(), Error> {
+        if !self.is_aside {
+            return self.terminated().await;
+        }
+        loop {
+            let (action, jingle) = self.next().await?;
+            match action.known() {
+                Some(Action::SessionTerminate) => return Ok(()),
+                Some(Action::TransportReplace) => return Err(self.other_transport(jingle)),
+                _ => {}
+            }
+        }
+    }
+
     /// Runs a step of the negotiation, which the peer may end.
     pub(super) async fn unless_ended<T>(
         &mut self,
@@ -523,7 +538,7 @@ impl Session {
                 }
                 done => done,
             },
-            ended = self.terminated() => Err(match ended {
+            ended = self.overtaken() => Err(match ended {
                 Ok(()) => Error::refused("the peer ended the session before it was secured"),
                 Err(error) => error,
             }),
