@@ -210,12 +210,16 @@ impl Listening {
 
     /// Returns what to dial of a peer's candidates, and how.
     ///
-    /// The refusals of an address in an own network are no reason to take another port. The peer would hear of that, so it could
-    /// name each port of each machine there as its NAT's, and learn which are open.
+    /// The refusals of an address in an own network, or of the own NAT, are no reason to take another port. The peer would hear of that,
+    /// so it could name each port of each machine there as its NAT's, and learn which are open.
     pub(crate) fn targets(&self, theirs: &[Candidate]) -> Vec<(SocketAddr, Pace)> {
         let own = addresses::own();
+        let seen = |ip: IpAddr| {
+            let mut observed = self.observations.iter().map(|one| one.observed.ip());
+            self.varied == Some(ip) || observed.any(|observed| observed == ip)
+        };
         let is_secret = |ip: IpAddr| match self.scope {
-            Scope::Network | Scope::Link { .. } => addresses::is_nearby(ip, &own),
+            Scope::Network | Scope::Link { .. } => addresses::is_nearby(ip, &own) || seen(ip),
             #[cfg(test)]
             Scope::Loopback => false,
         };

@@ -236,6 +236,21 @@ async fn refusals_in_an_own_network_are_no_reason_to_take_another_port() {
         assert_eq!(of(address), Some(Pace::Quick), "{address}");
     }
     assert_eq!(of("198.51.100.2:5000"), Some(Pace::Crossing));
+    // The peer knows the address of our NAT.
+    let mut listening = listening;
+    let own = "10.0.0.1:6000".parse().unwrap();
+    listening.observed(Observation { local: own, observed: "198.51.100.2:6000".parse().unwrap() });
+    listening.known_to_vary(Some("198.51.100.3".parse().unwrap()));
+    for (address, pace) in [
+        ("198.51.100.2:5000", Some(Pace::Quick)),
+        ("198.51.100.3:5000", Some(Pace::Quick)),
+        ("198.51.100.4:5000", Some(Pace::Crossing)),
+    ] {
+        let theirs =
+            Candidate { address: address.parse().unwrap(), kind: CandidateKind::ServerReflexive };
+        let paces = listening.targets(&[theirs]).into_iter().map(|(_, pace)| pace);
+        assert_eq!(paces.clone().next(), pace, "{address}");
+    }
 }
 
 #[tokio::test]
