@@ -119,6 +119,8 @@ impl Carriers {
             for index in 0..self.carriers.len() {
                 moved |= self.read(shared, index, cx);
             }
+            // What has come in time counts, even if this task was late.
+            shared.lock().machine.handle_deadline(now());
             for index in 0..self.carriers.len() {
                 moved |= self.write(shared, index, cx);
             }
@@ -132,7 +134,7 @@ impl Carriers {
         }
     }
 
-    /// Takes new connections, and lets the machine do what is due.
+    /// Takes new connections, and what others have noted.
     fn begin(&mut self, shared: &Shared, cx: &Context<'_>) {
         let mut state = shared.lock();
         state.driver = Some(cx.waker().clone());
@@ -145,7 +147,6 @@ impl Carriers {
             }
             self.carriers.push(Carrier::new(number, leg, address));
         }
-        state.machine.handle_deadline(now());
         if let Some(network) = state.network.take() {
             let left =
                 |one: &&Carrier| one.leg.local_addr().is_some_and(|local| !network.has(local.ip()));

@@ -9,6 +9,7 @@ use fingerpost_secure::{
 use tokio::{io::AsyncWriteExt, net::TcpListener, task::JoinHandle};
 
 use super::*;
+use crate::paths::records::Control;
 
 /// How much a transfer moves, in bytes.
 const ALL: usize = 64 << 20;
@@ -219,4 +220,31 @@ async fn an_end_of_the_last_connection_is_named_to_a_writer() {
     let error = leg.write_all(&[22, 3, 3, 0, 1, 0]).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     assert!(error.to_string().contains("the other end closed its connection"), "{error}");
+}
+
+/// A process that was stopped for a while finds the peer's answer and its own deadline at the same time.
+#[tokio::test]
+async fn what_has_come_in_time_counts_although_it_is_read_late() {
+    let [relay, _relay] = pair().await;
+    let leg = PathLeg::with_paths(TcpLeg::Socket(relay), true);
+    let paths = leg.paths().unwrap();
+    let [direct, peer] = pair().await;
+    let address = direct.peer_addr().unwrap();
+    let mut peer = peer.into_std().unwrap();
+    let let_others_run = async || {
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let_others_run().await;
+    tokio::time::pause();
+    assert!(paths.choose(direct, address));
+    let_others_run().await;
+    let mut pong = Vec::new();
+    Control::Pong(0).put(&mut pong);
+    std::io::Write::write_all(&mut peer, &pong).unwrap();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let_others_run().await;
+    assert!(paths.has_answer());
+    assert_eq!(*paths.path().borrow(), Path::Direct(address));
 }
