@@ -25,9 +25,10 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Begins to look, until all clones are dropped.
+    /// Begins to look, until all clones are dropped. A container or virtual machine of this one that starts or stops is no change.
     pub(crate) fn watch() -> Self {
-        let (sender, addresses) = watch::channel(addresses::up().unwrap_or_default());
+        let [up, mut outer] = addresses::up().unwrap_or_default();
+        let (sender, addresses) = watch::channel(up);
         tokio::spawn(async move {
             let mut look = interval(LOOK);
             look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -37,14 +38,7 @@ impl Network {
                     () = sender.closed() => return,
                 }
                 let Some(up) = addresses::up() else { continue };
-                sender.send_if_modified(|known| {
-                    let is_changed = *known != up;
-                    if is_changed {
-                        tracing::debug!(?up, "this machine's addresses have changed");
-                        *known = up;
-                    }
-                    is_changed
-                });
+                note(&sender, &mut outer, up);
             }
         });
         Self { addresses: Some(addresses) }
@@ -86,6 +80,23 @@ impl Network {
     }
 }
 
+/// Keeps this machine's addresses, and tells of a change of those that lead to other machines.
+fn note(
+    addresses: &watch::Sender<OwnAddresses>,
+    outer: &mut OwnAddresses,
+    [up, new_outer]: [OwnAddresses; 2],
+) {
+    addresses.send_if_modified(|known| {
+        *known = up;
+        let is_changed = *outer != new_outer;
+        if is_changed {
+            tracing::debug!(?new_outer, "this machine's addresses have changed");
+            *outer = new_outer;
+        }
+        is_changed
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
@@ -108,6 +119,26 @@ mod tests {
             () = network.changed() => panic!("nothing has changed"),
             () = std::future::ready(()) => {}
         }
+    }
+
+    #[tokio::test]
+    async fn a_container_that_starts_is_no_change_and_its_addresses_are_known() {
+        let [eth0, docker0] = ["192.0.2.7", "172.17.0.1"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        let (sender, receiver) = watch::channel(OwnAddresses::new());
+        let mut outer = OwnAddresses::new();
+        let mut network = Network::of(receiver);
+        note(&sender, &mut outer, [[eth0].into(), [eth0].into()]);
+        network.changed().await;
+        note(&sender, &mut outer, [[eth0, docker0].into(), [eth0].into()]);
+        assert!(network.has(docker0));
+        tokio::select! {
+            biased;
+            () = network.changed() => panic!("nothing has changed outside"),
+            () = std::future::ready(()) => {}
+        }
+        note(&sender, &mut outer, [[docker0].into(), [].into()]);
+        network.changed().await;
+        assert!(!network.has(eth0));
     }
 
     #[tokio::test]

@@ -69,10 +69,18 @@ pub(crate) fn own() -> Vec<IpAddr> {
     if_addrs::get_if_addrs().unwrap_or_default().iter().map(Interface::ip).collect()
 }
 
-/// Returns the addresses of interfaces that are up; `None` if the system does not list them.
-pub(crate) fn up() -> Option<BTreeSet<IpAddr>> {
+/// Returns the addresses of interfaces that are up, and of these the ones that lead to other machines; `None` if the system does not
+/// list them.
+pub(crate) fn up() -> Option<[BTreeSet<IpAddr>; 2]> {
     let interfaces = if_addrs::get_if_addrs().ok()?;
-    Some(interfaces.iter().filter(|of| of.is_oper_up()).map(Interface::ip).collect())
+    let up = || interfaces.iter().filter(|of| of.is_oper_up());
+    let outer = up().filter(|of| !is_inner(&of.name));
+    Some([up().map(Interface::ip).collect(), outer.map(Interface::ip).collect()])
+}
+
+/// Returns whether an interface leads to this machine's own containers or virtual machines.
+fn is_inner(interface: &str) -> bool {
+    OWN_NETWORKS.iter().any(|name| interface.starts_with(name))
 }
 
 /// Returns the addresses of this machine that a peer may be told, IPv6 first.
@@ -127,7 +135,7 @@ fn choose(own: &[Own]) -> Vec<IpAddr> {
     let usable: Vec<&Own> = own
         .iter()
         .filter(|of| of.is_up && of.flags & (DAD_FAILED | DEPRECATED | TENTATIVE) == 0)
-        .filter(|of| !OWN_NETWORKS.iter().any(|name| of.interface.starts_with(name)))
+        .filter(|of| !is_inner(&of.interface))
         .filter(|of| is_usable(of.ip))
         .collect();
     let network = |ip: IpAddr| match ip {
