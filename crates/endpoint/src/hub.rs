@@ -220,6 +220,18 @@ impl Hub {
         is_between || self.lock().lost
     }
 
+    /// Waits until there is a session with the server. Without one that reconnects, it waits for ever once the connection is lost.
+    pub(super) async fn found(&self) {
+        if let Some(keeper) = &self.keeper {
+            let mut status = keeper.status.clone();
+            let is_found = status.wait_for(|status| status.bound.is_some()).await.is_ok();
+            if is_found && !self.lock().lost {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
     /// Returns this machine's network from now on, as the connection to the server follows it.
     pub(crate) fn network(&self) -> Network {
         let mut network =

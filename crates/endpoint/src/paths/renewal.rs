@@ -110,7 +110,11 @@ impl Renewer {
     async fn renew(&mut self) -> bool {
         let mut refusals = 0;
         for (pause, patience) in ATTEMPTS {
-            sleep(Duration::from_secs(pause)).await;
+            let hub = self.session.endpoint.hub();
+            match hub.is_lost() {
+                true => hub.found().await,
+                false => sleep(Duration::from_secs(pause)).await,
+            }
             match timeout(ATTEMPT, self.offer(Duration::from_secs(patience))).await {
                 Ok(Ok((leg, sid))) => return self.paths.replace(leg, sid),
                 Ok(Err(error)) => {
@@ -153,6 +157,8 @@ impl Renewer {
         let mut quota = Quota::new(OFFERS, ONE_MORE, Instant::now());
         loop {
             let is_stranded = matches!(*need.borrow_and_update(), Need::Better | Need::Path);
+            let hub = self.session.endpoint.hub().clone();
+            let is_lost = hub.is_lost();
             tokio::select! {
                 news = self.session.next() => match news {
                     Ok((action, jingle)) if action == Action::TransportReplace => {
@@ -167,7 +173,8 @@ impl Renewer {
                     Err(_) => return,
                 },
                 changed = need.changed() => if changed.is_err() { return },
-                () = sleep_until(tell), if is_stranded => {
+                () = hub.found(), if is_stranded && is_lost => tell = Instant::now(),
+                () = sleep_until(tell), if is_stranded && !is_lost => {
                     tell = Instant::now() + AGAIN;
                     let told = timeout(AGAIN, self.tell_lost()).await;
                     if matches!(told, Ok(Err(Error::Refused(_))))

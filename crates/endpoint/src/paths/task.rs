@@ -42,8 +42,8 @@ use crate::{
 /// How long to wait before each attempt after the first, and after the loss of a direct connection.
 const AGAIN: [Duration; 3] =
     [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120)];
-/// How long the server may take to answer an attempt.
-const ANSWER: Duration = Duration::from_secs(30);
+/// How long the server's answer to an attempt may take. It follows all bytes that the relay holds.
+const ANSWER: Duration = Duration::from_secs(120);
 /// How long the client may take to use a connection that has greeted.
 const USED: Duration = Duration::from_secs(10);
 /// The most connections of one attempt that have greeted and wait to be used.
@@ -297,6 +297,7 @@ impl Finder {
         sealed: &mut mpsc::Receiver<Vec<u8>>,
     ) -> io::Result<Option<(TcpStream, SocketAddr)>> {
         let listening = self.listen().await?;
+        let mut renewed = self.paths.renewed();
         self.tell(&Message { attempt, candidates: listening.candidates() });
         let answer = async {
             loop {
@@ -307,7 +308,12 @@ impl Finder {
                 }
             }
         };
-        let Ok(Some(answer)) = timeout(ANSWER, answer).await else { return Ok(None) };
+        let answer = tokio::select! {
+            answer = timeout(ANSWER, answer) => answer.ok().flatten(),
+            // What was under way may have been lost with the old leg.
+            Ok(()) = renewed.changed() => None,
+        };
+        let Some(answer) = answer else { return Ok(None) };
         let mut connecting =
             listening.connect(&answer.candidates, self.keys.greeting(), self.chooses);
         loop {
