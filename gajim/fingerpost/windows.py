@@ -323,6 +323,7 @@ class AccountKeys(Gtk.Box):
             # After success the window shows the new state.
             if error is not None and self.get_parent() is not None:
                 self.state.set_text(f"It was not registered: {error}")
+                self.register.set_sensitive(True)
 
         self.account.register_key(done)
 

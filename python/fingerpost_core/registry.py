@@ -15,7 +15,7 @@ from typing import TypeVar
 from xml.etree.ElementTree import Element
 
 from .elements import Print, children, element
-from .errors import MalformedJingle, OfferError, PeerRefused
+from .errors import MalformedJingle, OfferError, PeerRefused, XtlsError
 from .identity import Identity
 from .trust import Verdict
 
@@ -180,7 +180,10 @@ def prove(key_id: str, identity: Identity, registry: str, owner: str) -> Request
         nonce = base64.b64decode(challenge.get("nonce", "") if challenge is not None else "", validate=True)
     except (binascii.Error, ValueError):
         raise MalformedJingle("nonce: expected base64") from None
-    signature = identity.sign(challenge_message(registry, owner, nonce))
+    try:
+        signature = identity.sign(challenge_message(registry, owner, nonce))
+    except (OSError, ValueError) as error:
+        raise XtlsError(f"the own key cannot sign: {error}") from error
     text = base64.b64encode(signature).decode()
     return _key((yield Question("set", element(KEYS, "prove", element(KEYS, "signature", text=text), id=key_id))))
 

@@ -13,14 +13,14 @@ from xml.etree import ElementTree
 import slixmpp
 from fingerpost_core import elements as xml
 from fingerpost_core.elements import File, Hint, Print
-from fingerpost_core.errors import KeyRefused, OfferError, TransferFailed
+from fingerpost_core.errors import KeyRefused, OfferError, TransferFailed, XtlsError
 from fingerpost_core.files import Sink, describe, safe_name
 from fingerpost_core.identity import Identity, fingerprints
 from fingerpost_slixmpp import files
 from fingerpost_slixmpp.plugin import _Listener
 from fingerpost_slixmpp.stream import XtlsWriter
 from fingerpost_core.addresses import escape_node, proxied, unescape_node
-from fingerpost_core.registry import KEYS, Key, challenge_message, judge_keys, parse_keys
+from fingerpost_core.registry import KEYS, Key, challenge_message, judge_keys, parse_keys, prove
 from fingerpost_core.session import Session
 from fingerpost_core.trust import FileTrust, Verdict, decide, judge_hints, weigh
 
@@ -156,6 +156,15 @@ class Registered(unittest.TestCase):
         self.assertIs(self.judge(self.key("superseded", SHA256, expired=True)), Verdict.EXPIRED)
         self.assertIs(self.judge(self.key("revoked", SPKI), self.key("active", SHA256)), Verdict.REVOKED)
         self.assertIs(self.judge(self.key("active", OTHER, method="openpgp")), Verdict.UNKNOWN)
+
+
+    def test_an_own_key_that_cannot_sign_is_an_error_of_the_request(self):
+        with tempfile.TemporaryDirectory() as directory:
+            identity = Identity.generate(Path(directory) / "key.pem")
+        asked = prove("1", identity, "xtls.x.org", "bob@x.org")
+        next(asked)
+        with self.assertRaisesRegex(XtlsError, "own key cannot sign: .*No such file"):
+            asked.send(xml.element(KEYS, "challenge", nonce="YWJj"))
 
 
 class Own(unittest.TestCase):
