@@ -86,6 +86,24 @@ fn a_waiting_sender_rings_without_a_broker() {
     );
 }
 
+/// The component knows of no program of Bob's, and refuses each proposal. A full address needs no more than a call.
+#[test]
+fn a_waiting_sender_goes_on_calling_a_full_address_whose_user_is_not_reachable() {
+    let server = Server::start(Kind::Prosody);
+    let component = Component::start(&server, &Options::default());
+    let (alice, bob) = (Xtls::with_key(&server, "alice"), Xtls::with_key(&server, "bob"));
+    let letter = alice.home().join("letter.bin");
+    random_file(&letter, 1000);
+    let (letter, desk) = (letter.to_str().unwrap(), format!("{}/desk", bob.jid()));
+    let mut sending = alice.start(["send", "--json", "--wait", "1h", &desk, letter]);
+    wait_for_event(&sending, "waiting");
+    let report = script("called_desk.py", &server, json!({}));
+    let from = report["from"].as_str().unwrap();
+    let mask = "alice\\40example.test@xtls.example.test/";
+    assert!(from.starts_with(mask), "{from}\n{}", component.log());
+    assert_eq!(sending.wait(LIMIT).code(), Some(5), "{}", sending.log());
+}
+
 #[test]
 fn an_interrupted_sender_retracts_and_an_ordinary_client_gets_no_text() {
     let server = Server::start(Kind::Prosody);

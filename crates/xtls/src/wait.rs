@@ -157,8 +157,9 @@ impl Wait<'_> {
                     self.proposal = None;
                     match error {
                         Error::Refused(_) => return Err(error),
-                        // It has reached nobody, and nobody can be called.
-                        Error::Unreachable(_) => {
+                        // It has reached nobody, and a bare address then leads to nobody. A full one does
+                        // even if its user is hidden or has announced nothing.
+                        Error::Unreachable(_) if self.peer.is_bare() => {
                             self.pace = Pace::new(Instant::now());
                             sleep_until(until).await;
                             return Err(error);
