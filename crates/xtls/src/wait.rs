@@ -20,6 +20,8 @@ use super::{client::Client, output::XtlsError};
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// The first and the longest pause between two proposals that may have reached somebody. Servers store them.
 const PROPOSALS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+/// The longest such pause if only a proposal can reach the peer: a program that appears hears none of the earlier ones.
+const ONLY_PROPOSALS: Duration = Duration::from_secs(60);
 
 /// What to do about a peer that is not there.
 const ABSENT: &str =
@@ -57,8 +59,8 @@ pub(super) async fn initiate(
     let Some(patience) = patience else {
         return Err(failure(error, "; `xtls send --wait 10m` waits for that"));
     };
-    let (proposal, ringing, pace) = (None, None, Pace::new(Instant::now()));
     let can_call = client.via.is_some() || !peer.is_bare();
+    let (proposal, ringing, pace) = (None, None, Pace::new(Instant::now(), can_call));
     let wait = Wait { client, endpoint, peer, application, can_call, proposal, ringing, pace };
     let error = match error {
         Error::Address(_) if !can_call => {
@@ -160,7 +162,7 @@ impl Wait<'_> {
                         // It has reached nobody, and a bare address then leads to nobody. A full one does
                         // even if its user is hidden or has announced nothing.
                         Error::Unreachable(_) if self.peer.is_bare() => {
-                            self.pace = Pace::new(Instant::now());
+                            self.pace = Pace::new(Instant::now(), self.can_call);
                             sleep_until(until).await;
                             return Err(error);
                         }
@@ -198,11 +200,14 @@ impl Wait<'_> {
 struct Pace {
     next: Instant,
     gap: Duration,
+    longest: Duration,
 }
 
 impl Pace {
-    fn new(now: Instant) -> Self {
-        Self { next: now, gap: PROPOSALS.0 }
+    /// `can_call`: whether the peer can also be reached without a proposal.
+    fn new(now: Instant, can_call: bool) -> Self {
+        let longest = if can_call { PROPOSALS.1 } else { ONLY_PROPOSALS };
+        Self { next: now, gap: PROPOSALS.0, longest }
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -211,7 +216,7 @@ impl Pace {
 
     fn proposed(&mut self, now: Instant) {
         self.next = now + self.gap;
-        self.gap = (self.gap * 2).min(PROPOSALS.1);
+        self.gap = (self.gap * 2).min(self.longest);
     }
 }
 
@@ -219,20 +224,32 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// Returns the number of proposals in a wait of so many seconds, if each may have reached somebody.
-    fn proposals(wait: u64) -> usize {
+    /// Returns the pauses between the proposals of a wait of so many seconds, if each may have reached somebody.
+    fn pauses(wait: u64, can_call: bool) -> Vec<u64> {
         let begin = Instant::now();
-        let mut pace = Pace::new(begin);
-        let seconds = (0..wait).map(|second| begin + Duration::from_secs(second));
-        let is_one = |now: &Instant| pace.is_due(*now).then(|| pace.proposed(*now)).is_some();
-        seconds.filter(is_one).count()
+        let mut pace = Pace::new(begin, can_call);
+        let mut is_one = |second: &u64| {
+            let now = begin + Duration::from_secs(*second);
+            pace.is_due(now).then(|| pace.proposed(now)).is_some()
+        };
+        let seconds: Vec<u64> = (0..wait).filter(|second| is_one(second)).collect();
+        seconds.windows(2).map(|pair| pair[1] - pair[0]).collect()
     }
 
     #[test]
-    fn a_long_wait_does_not_fill_the_archive_of_the_peer() {
-        assert_eq!(proposals(1), 1);
-        assert_eq!(proposals(60), 4);
-        assert_eq!(proposals(600), 7);
-        assert!((140..160).contains(&proposals(86_400)), "{}", proposals(86_400));
+    fn a_long_wait_does_not_fill_the_archive_of_a_peer_that_can_be_called() {
+        assert!(pauses(1, true).is_empty());
+        assert_eq!(pauses(60, true), [5, 10, 20]);
+        assert_eq!(pauses(600, true), [5, 10, 20, 40, 80, 160]);
+        let day = pauses(86_400, true).len();
+        assert!((140..160).contains(&day), "{day}");
+    }
+
+    #[test]
+    fn a_peer_that_only_a_proposal_reaches_gets_one_each_minute_until_the_end() {
+        assert_eq!(pauses(60, false), [5, 10, 20]);
+        let ten_minutes = pauses(600, false);
+        assert_eq!(ten_minutes[..4], [5, 10, 20, 40]);
+        assert_eq!(ten_minutes[4..], [60; 8]);
     }
 }
