@@ -209,7 +209,7 @@ fn subtract(rows: &mut Rows<Holder>, number: Option<u32>, weight: NonZeroU32) ->
 }
 
 /// Returns the last two labels of a domain: its owner may have any number of names below it.
-fn registered(domain: &str) -> &str {
+pub fn registered(domain: &str) -> &str {
     if domain.starts_with('[') || domain.parse::<IpAddr>().is_ok() {
         return domain;
     }

@@ -144,13 +144,12 @@ impl Wait<'_> {
         while let Some(proposal) = &mut self.proposal {
             let Ok(news) = timeout_at(until, proposal.next()).await else { return Ok(None) };
             match news {
-                Ok(ProposalNews::Ringing) => {
-                    self.ringing = Some(Instant::now());
-                    let peer = self.peer;
-                    let event = json!({"event": "ringing", "peer": peer.as_str()});
-                    self.client.output.event(&event, &format!("{peer}: ringing"));
-                }
+                Ok(ProposalNews::Ringing) => self.ring(),
                 Ok(ProposalNews::Proceeds) => {
+                    // A program that takes it at once does not ring.
+                    if self.ringing.is_none() {
+                        self.ring();
+                    }
                     let Some(taken) = self.proposal.take() else { break };
                     return taken.initiate(self.application).await.map(Some);
                 }
@@ -173,6 +172,13 @@ impl Wait<'_> {
         }
         sleep_until(until).await;
         Ok(None)
+    }
+
+    fn ring(&mut self) {
+        self.ringing = Some(Instant::now());
+        let peer = self.peer;
+        let event = json!({"event": "ringing", "peer": peer.as_str()});
+        self.client.output.event(&event, &format!("{peer}: ringing"));
     }
 
     fn rings(&self) -> bool {

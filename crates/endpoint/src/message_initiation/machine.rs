@@ -18,8 +18,13 @@
 //!
 //! Spec: XEP-0353 0.8.0, sections 3 and 4.1.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
+    time::Duration,
+};
 
+use fingerpost_carry::shares::registered;
 use fingerpost_wire::{
     jingle::Reason,
     message_initiation::{Action, LONGEST_ID, RING, START},
@@ -31,6 +36,10 @@ use tokio::time::Instant;
 const OF_PEER: usize = 4;
 const OF_STRANGERS: usize = 16;
 const OPEN: usize = 32;
+/// The most answered proposals of one peer at once, and the time until it has one more.
+const ANSWERS: (u32, Duration) = (4, Duration::from_secs(10));
+/// How many peers whose key is not known may have got an answer lately.
+const ANSWERED: usize = 256;
 
 /// A message about a proposal.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +97,8 @@ impl Outgoing {
 /// A proposal of a peer.
 #[derive(Debug)]
 struct Incoming {
+    /// The user behind the address.
+    peer: BareJid,
     is_known: bool,
     /// Whether we have said proceed.
     is_taken: bool,
@@ -108,6 +119,9 @@ pub(super) enum Crossing {
 pub(super) struct Proposals {
     outgoing: HashMap<String, Outgoing>,
     incoming: HashMap<(FullJid, String), Incoming>,
+    /// When each peer that has got answers may have all of [`ANSWERS`] again, by keyed hash.
+    answered: HashMap<u64, Instant>,
+    hasher: RandomState,
 }
 
 impl Proposals {
@@ -168,23 +182,42 @@ impl Proposals {
         }
     }
 
-    /// Returns whether there is room for a peer's proposal, and it is a new one. Peers that are not known leave room for others.
+    /// Returns whether there is room for a peer's proposal, and it is a new one. Peers that are not known leave room for
+    /// others. A peer that proposes and retracts in turns gets an answer to a few of its proposals.
     pub(super) fn has_room(
         &mut self,
         from: &FullJid,
+        peer: &BareJid,
         id: &str,
         is_known: bool,
         now: Instant,
     ) -> bool {
         self.incoming.retain(|_, open| now < open.deadline);
-        let user = from.to_bare();
-        let of_peer = self.incoming.keys().filter(|(from, _)| from.to_bare() == user).count();
-        let of_strangers = self.incoming.values().filter(|open| !open.is_known).count();
+        self.answered.retain(|_, full| now < *full);
+        let (most, gap) = ANSWERS;
+        let may_get_one = self
+            .answered
+            .get(&self.hasher.hash_one(peer))
+            .is_none_or(|full| *full <= now + gap * most.saturating_sub(1));
+        let of_peer = self.incoming.values().filter(|open| open.peer == *peer).count();
         (1..=LONGEST_ID).contains(&id.len())
             && !self.incoming.contains_key(&(from.clone(), id.to_owned()))
+            && may_get_one
             && of_peer < OF_PEER
-            && (is_known || of_strangers < OF_STRANGERS)
+            && (is_known || self.has_room_for_a_stranger(peer))
             && self.incoming.len() < OPEN
+    }
+
+    /// Returns whether a peer that is not known has room, too. One domain has at most half of it.
+    fn has_room_for_a_stranger(&self, peer: &BareJid) -> bool {
+        let domain = registered(peer.domain().as_str());
+        let strangers = || self.incoming.values().filter(|open| !open.is_known);
+        let of_domain =
+            strangers().filter(|open| registered(open.peer.domain().as_str()) == domain);
+        strangers().count() < OF_STRANGERS
+            && of_domain.count() < OF_STRANGERS / 2
+            && (self.answered.len() < ANSWERED
+                || self.answered.contains_key(&self.hasher.hash_one(peer)))
     }
 
     /// Returns which proposal stays, if one of `peer` crosses ours. If it is the peer's, ours are forgotten. Addresses
@@ -209,9 +242,18 @@ impl Proposals {
         Some(Crossing::Theirs(ours))
     }
 
-    /// Adds a peer's proposal, which rings here from now on.
-    pub(super) fn ring(&mut self, from: FullJid, id: String, is_known: bool, now: Instant) {
-        let open = Incoming { is_known, is_taken: false, deadline: now + RING };
+    /// Adds a peer's proposal, which rings here from now on, and counts the answer.
+    pub(super) fn ring(
+        &mut self,
+        from: FullJid,
+        peer: BareJid,
+        id: String,
+        is_known: bool,
+        now: Instant,
+    ) {
+        let full = self.answered.entry(self.hasher.hash_one(&peer)).or_insert(now);
+        *full = (*full).max(now) + ANSWERS.1;
+        let open = Incoming { peer, is_known, is_taken: false, deadline: now + RING };
         self.incoming.insert((from, id), open);
     }
 

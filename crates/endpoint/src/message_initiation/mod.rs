@@ -17,7 +17,7 @@ use fingerpost_wire::{
     jid::unproxied,
     jingle::Reason,
     message_initiation::{self as wire, Action, RING},
-    ns,
+    ns, size,
     stanza::{Stanza, StanzaType},
 };
 use jid::{BareJid, FullJid, Jid};
@@ -36,8 +36,9 @@ use super::{
     stream::SecureStream,
 };
 
-/// The most kinds of content of a peer's proposal.
+/// The most kinds of content of a peer's proposal, and the most bytes of their descriptions.
 const KINDS: usize = 8;
+const DESCRIPTIONS: usize = 8 << 10;
 
 /// The answer to a proposal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub enum ProposalAnswer {
     Silence,
     /// The program rings, and decides later by [`Proposed::proceed`] or [`Proposed::reject`].
     Ring,
-    /// The program takes the session.
+    /// The program takes the session, without ringing.
     Proceed,
 }
 
@@ -423,14 +424,12 @@ impl Hub {
         let Ok(sender) = FullJid::try_from(from.clone()) else { return };
         let peer = user_behind(from, admission.component.as_ref());
         let is_known = ringer.expects(&peer) || admission.policy.remembers(&peer);
-        let descriptions = propose.children().filter(|child| child.name() == "description");
-        let descriptions: Vec<_> = descriptions.take(KINDS + 1).cloned().collect();
-        if !(1..=KINDS).contains(&descriptions.len())
-            || !admission.may_answer(from, is_known)
-            || !self.initiations().open.has_room(&sender, id, is_known, Instant::now())
+        if !admission.may_answer(from, is_known)
+            || !self.initiations().open.has_room(&sender, &peer, id, is_known, Instant::now())
         {
             return;
         }
+        let Some(descriptions) = descriptions(propose) else { return };
         let (hub, id) = (self.clone(), id.to_owned());
         let proposed = Proposed { hub, peer, from: sender, id, descriptions };
         let answer = ringer.answer(&proposed);
@@ -453,12 +452,24 @@ impl Hub {
             }
             None => {}
         }
-        self.initiations().open.ring(from.clone(), id.clone(), is_known, Instant::now());
-        proposed.say(wire::said(Action::Ringing, id)).await;
+        let (from, id) = (from.clone(), id.clone());
+        self.initiations().open.ring(from, peer.clone(), id, is_known, Instant::now());
+        // A program that proceeds at once does not ring.
         if answer == ProposalAnswer::Proceed {
             proposed.proceed().await;
+        } else {
+            proposed.say(wire::said(Action::Ringing, &proposed.id)).await;
         }
     }
+}
+
+/// Returns the descriptions in a proposal, unless there are none, too many or too long ones.
+fn descriptions(propose: &Element) -> Option<Vec<Element>> {
+    let found = propose.children().filter(|child| child.name() == "description");
+    let found: Vec<&Element> = found.take(KINDS + 1).collect();
+    let bytes = found.iter().map(|description| size::of(description).unwrap_or(usize::MAX));
+    let is_short = bytes.fold(0, usize::saturating_add) <= DESCRIPTIONS;
+    ((1..=KINDS).contains(&found.len()) && is_short).then(|| found.into_iter().cloned().collect())
 }
 
 impl Initiations {

@@ -123,7 +123,6 @@ async fn past_a_broker_only_peers_that_are_known_or_expected_learn_that_the_user
     bob.says_nothing().await;
     for from in [ALICE, "carol@c.example/x"] {
         bob.hear(&propose(from, "p")).await;
-        bob.says(from, "ringing", "p").await;
         bob.says(from, "proceed", "p").await;
     }
     // With a broker, direct sessions are not accepted, and not answered.
@@ -134,13 +133,12 @@ async fn past_a_broker_only_peers_that_are_known_or_expected_learn_that_the_user
     }
     bob.says_nothing().await;
     bob.hear(&propose(PROXIED_MALLORY, "p")).await;
-    bob.says(PROXIED_MALLORY, "ringing", "p").await;
     bob.says(PROXIED_MALLORY, "proceed", "p").await;
     let mut bob = Scene::new(brokered.accept_direct(true));
     bob.hear(&propose(MALLORY, "p")).await;
     bob.says_nothing().await;
     bob.hear(&propose(ALICE, "p")).await;
-    bob.says(ALICE, "ringing", "p").await;
+    bob.says(ALICE, "proceed", "p").await;
 }
 
 #[tokio::test]
@@ -171,9 +169,17 @@ async fn only_whole_and_recent_proposals_of_a_wanted_application_are_answered() 
         bob.hear(&bad).await;
         bob.says_nothing().await;
     }
+    let long = |length: usize| {
+        let name = "n".repeat(length);
+        let name = format!("<description xmlns='urn:example:app' name='{name}'/>");
+        message(ALICE, OWN, "propose", &length.to_string(), &name.repeat(2))
+    };
+    bob.hear(&long(DESCRIPTIONS / 2)).await;
+    bob.says_nothing().await;
+    bob.hear(&long(DESCRIPTIONS / 2 - 100)).await;
+    bob.says(ALICE, "proceed", &(DESCRIPTIONS / 2 - 100).to_string()).await;
     bob.hear(&good).await;
     bob.hear(&good).await;
-    bob.says(ALICE, "ringing", "p").await;
     bob.says(ALICE, "proceed", "p").await;
     bob.says_nothing().await;
     // Without a ringer, none is.
@@ -383,7 +389,6 @@ async fn the_session_goes_to_the_resource_that_proceeds_under_the_proposal_s_id(
 async fn the_callee_says_at_the_end_of_a_proposed_session_that_it_is_over() {
     let mut bob = Scene::new(builder().ringer(Always(ProposalAnswer::Proceed)));
     bob.hear(&propose(ALICE, "p")).await;
-    bob.says(ALICE, "ringing", "p").await;
     bob.says(ALICE, "proceed", "p").await;
     for (sid, is_proposed) in [("q", false), ("p", true)] {
         bob.hear(&format!(
@@ -452,7 +457,6 @@ async fn of_two_proposals_that_cross_the_higher_one_is_taken_back_or_rejected() 
             assert_eq!(proposal.next().await, Ok(ProposalNews::Proceeds));
         } else {
             assert_eq!(shown, ("alice@a.example", "retract", &*id));
-            bob.says(ALICE, "ringing", theirs).await;
             bob.says(ALICE, "proceed", theirs).await;
             assert!(matches!(proposal.next().await, Err(Error::Silent(_))));
             drop(proposal);

@@ -35,9 +35,10 @@ fn proposed() -> Proposals {
 /// Bob's program rings for Alice's proposals.
 fn rings(proposals: &mut Proposals, from: &str, id: &str, now: Instant) -> bool {
     let is_known = from.starts_with("alice@");
-    let is_new = proposals.has_room(&full(from), id, is_known, now);
+    let (from, peer) = (full(from), full(from).to_bare());
+    let is_new = proposals.has_room(&from, &peer, id, is_known, now);
     if is_new {
-        proposals.ring(full(from), id.to_owned(), is_known, now);
+        proposals.ring(from, peer, id.to_owned(), is_known, now);
     }
     is_new
 }
@@ -188,8 +189,13 @@ fn a_peer_has_a_few_proposals_open_and_strangers_leave_room_for_known_peers() {
     let of_mallory = |n| format!("mallory@m.example/{n}");
     let taken = (0..100).filter(|n| rings(&mut bob, &of_mallory(*n), &n.to_string(), now)).count();
     assert_eq!(taken, OF_PEER - 1);
+    // One domain, whatever names are below it, leaves room for strangers of other domains.
     for n in 0..100 {
-        rings(&mut bob, &format!("m{n}@m.example/x"), "p", now);
+        rings(&mut bob, &format!("m{n}@s{n}.m.example/x"), "p", now);
+    }
+    assert_eq!(bob.incoming.len(), OF_STRANGERS / 2);
+    for n in 0..100 {
+        rings(&mut bob, &format!("m@m{n}.test/x"), "p", now);
     }
     assert_eq!(bob.incoming.len(), OF_STRANGERS);
     for n in 0..100 {
@@ -199,6 +205,31 @@ fn a_peer_has_a_few_proposals_open_and_strangers_leave_room_for_known_peers() {
     assert!(!rings(&mut bob, "alice@a.example/x", "p", now));
     assert!(rings(&mut bob, "alice@a.example/x", "p", now + RING));
     assert_eq!(bob.incoming.len(), 1);
+}
+
+#[test]
+fn a_peer_that_proposes_and_retracts_without_end_gets_few_answers() {
+    let (mut bob, begin) = (Proposals::default(), Instant::now());
+    // Other resources are the same peer.
+    let mut answers = |from: &str, second: u64| {
+        let now = begin + Duration::from_secs(second);
+        let is_answered = |n: &u32| {
+            let (from, id) = (format!("{from}/{}", n % 3), n.to_string());
+            let is_new = rings(&mut bob, &from, &id, now);
+            hear(&mut bob, &from, Action::Retract, &id);
+            is_new
+        };
+        (0..20).filter(is_answered).count()
+    };
+    for peer in ["alice@a.example", "mallory@m.example"] {
+        for (second, expected) in [(0, 4), (9, 0), (10, 1), (30, 2), (31, 0), (1000, 4)] {
+            assert_eq!(answers(peer, second), expected, "{peer} {second}");
+        }
+    }
+    let many = (0..1000).filter(|n| answers(&format!("m{n}@m{n}.test"), 2000) > 0).count();
+    assert_eq!(many, ANSWERED);
+    assert_eq!(answers("alice@a.example", 2000), 4, "a known peer");
+    assert_eq!(answers("other@m.test", 2040), 4);
 }
 
 #[test]
