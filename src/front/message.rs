@@ -90,12 +90,13 @@ impl Router {
         if self.options.access.blocks(&asker) {
             return Err(FrontRefusal::Forbidden);
         }
-        if known.is_none() && !self.rates.allow(&asker, Instant::now()) {
+        let peer = unproxied(&stanza.to, &self.options.jid);
+        let is_charged = known.is_none()
+            && !peer.as_ref().is_some_and(|peer| self.proposals.is_free_answer(stanza, peer));
+        if is_charged && !self.rates.allow(&asker, Instant::now()) {
             return Err(FrontRefusal::TooFast);
         }
-        let Some(peer) = unproxied(&stanza.to, &self.options.jid) else {
-            return Err(FrontRefusal::NoSuchUser);
-        };
+        let Some(peer) = peer else { return Err(FrontRefusal::NoSuchUser) };
         if self.options.access.blocks(&peer.to_bare()) {
             return Err(SessionRefusal::Unreachable.into());
         }

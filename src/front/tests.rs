@@ -460,3 +460,46 @@ async fn a_session_that_is_taken_back_on_its_way_to_the_next_program_goes_nowher
         assert_eq!(world.router.broker.sessions(), usize::from(goes_on), "{what}");
     }
 }
+
+/// A stranger may propose and retract as often as its own rate allows.
+#[tokio::test]
+async fn who_answers_many_proposals_keeps_its_rate() {
+    let mut world = World::new().await;
+    world.router.reload(RouterOptions { requests_per_second: 1, ..world.router.options.clone() });
+    world.come("bob@example.test/one");
+    let say = |world: &mut World, from: &str, to: &str, action: &str, id: &str| {
+        world.say(&format!(
+            "<message xmlns='jabber:client' type='chat' id='m' from='{from}' to='{to}'>\
+             <{action} xmlns='urn:xmpp:jingle-message:0' id='{id}'/></message>"
+        ));
+    };
+    let bob = "bob@example.test/one";
+    for n in 0..10 {
+        let (from, mask) =
+            (format!("m{n}@example.test/x"), format!("m{n}\\40example.test@{COMPONENT}"));
+        say(&mut world, &from, MASK, "propose", "p");
+        let to_bob = |sent: &Element| sent.name() == "message" && sent.attr("to") == Some(bob);
+        let proposed = world.next(to_bob).await;
+        let said = proposed.get_child("propose", ns::JINGLE_MESSAGE).unwrap();
+        let id = said.attr("id").unwrap().to_owned();
+        say(&mut world, bob, &mask, "ringing", &id);
+        let rings = world.next(|sent| sent.attr("to") == Some(&from)).await;
+        assert!(rings.has_child("ringing", ns::JINGLE_MESSAGE), "{}", String::from(&rings));
+        say(&mut world, &from, MASK, "retract", "p");
+        world.next(to_bob).await;
+        // Too late: it was retracted meanwhile.
+        say(&mut world, bob, &mask, "proceed", &id);
+        let late = world.next(to_bob).await;
+        let error = late.get_child("error", ns::CLIENT).unwrap();
+        assert!(error.has_child("item-not-found", ns::STANZA_ERRORS), "{}", String::from(&late));
+    }
+    // What belongs to no proposal is charged.
+    let mut found = Vec::new();
+    for n in 0..6 {
+        say(&mut world, bob, "m1\\40example.test@xtls.example.test", "proceed", &format!("u{n}"));
+        let answer = world.next(|sent| sent.attr("to") == Some(bob)).await;
+        let error = answer.get_child("error", ns::CLIENT).unwrap();
+        found.push(error.has_child("item-not-found", ns::STANZA_ERRORS));
+    }
+    assert!(found[0] && !found[5], "{found:?}");
+}

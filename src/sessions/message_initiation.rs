@@ -18,6 +18,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    hash::{BuildHasher as _, RandomState},
     time::Duration,
 };
 
@@ -30,6 +31,7 @@ use fingerpost_wire::{
     stanza::Stanza,
     xml,
 };
+use hashlink::LruCache;
 use jid::{BareJid, FullJid, Jid};
 use minidom::Element;
 use tokio::time::Instant;
@@ -43,6 +45,10 @@ const QUIET: Duration = Duration::from_secs(30);
 const FINISH: Duration = Duration::from_secs(24 * 3600);
 /// How many times the free proposals one domain may have open.
 const SLOPE: usize = 16;
+/// The answers for each resource that has got a proposal which are not charged to its user, and for how many proposals
+/// that are over the rest of them is known: answers may cross a retract.
+const ANSWERS: usize = 4;
+const OVER: usize = 4096;
 /// The bytes that all proposals may hold, and those of one proposal besides its addresses and ids.
 const BYTES: usize = 32 << 20;
 const PROPOSAL: usize = 1024;
@@ -66,6 +72,8 @@ struct Proposal {
     callee: BareJid,
     /// The resources that have received the proposal.
     told: Vec<FullJid>,
+    /// How many more answers are not charged to the callee.
+    answers: usize,
     /// Those of them that do not answer, and whether their server refuses to deliver to them.
     silent: Vec<(FullJid, bool)>,
     /// When the last of these became silent.
@@ -79,6 +87,21 @@ struct Proposal {
 }
 
 impl Proposal {
+    /// Returns whether a message from a callee's resource to `peer` is an answer to this proposal.
+    fn is_answered(&self, from: &FullJid, peer: &Jid) -> bool {
+        self.initiator.to_bare() == peer.to_bare()
+            && self.told.contains(from)
+            && peer.resource().is_none_or(|_| self.initiator == *peer)
+    }
+
+    /// Returns the resource that has taken it.
+    fn taker(&self) -> Option<&FullJid> {
+        match &self.stage {
+            Stage::Ringing => None,
+            Stage::Proceeding(by) | Stage::Started(by) => Some(by),
+        }
+    }
+
     /// Returns whether no resource has decided and none answers.
     fn is_silent(&self) -> bool {
         let is_silent = |told: &FullJid| self.silent.iter().any(|(silent, _)| silent == told);
@@ -107,6 +130,9 @@ pub struct Proposals {
     /// Proposals whose session was started, by user and by domain. They are forgotten first, the oldest first.
     started: [BTreeSet<(String, Instant, String)>; 2],
     deadlines: BTreeSet<(Instant, String)>,
+    /// By the keyed hash of callee and id: how many more answers to a proposal that is over are not charged.
+    over: LruCache<u64, usize>,
+    hasher: RandomState,
     /// The earliest deadline is not before this.
     began: Instant,
 }
@@ -134,6 +160,8 @@ impl Proposals {
             by_callee: HashMap::new(),
             started: Default::default(),
             deadlines: BTreeSet::new(),
+            over: LruCache::new(OVER),
+            hasher: RandomState::new(),
             began: now,
         }
     }
@@ -190,6 +218,7 @@ impl Proposals {
             initiator: stanza.from.clone(),
             id: id.clone(),
             callee: callee.clone(),
+            answers: ANSWERS * resources.len(),
             told: resources,
             silent: Vec::new(),
             since: now,
@@ -217,6 +246,24 @@ impl Proposals {
         Ok(out)
     }
 
+    /// Returns whether a message answers a proposal of `peer`, and is one of the few that are not charged to the user that
+    /// answers: the initiator decides how many proposals there are.
+    pub fn is_free_answer(&mut self, stanza: &Stanza, peer: &Jid) -> bool {
+        let Some((action, id)) = read(stanza) else { return false };
+        let Ok(from) = FullJid::try_from(stanza.from.clone()) else { return false };
+        if !matches!(action.as_str(), "ringing" | "proceed" | "reject" | "finish") {
+            return false;
+        }
+        let left = match self.open.get_mut(&id) {
+            Some(open) if open.is_answered(&from, peer) => Some(&mut open.answers),
+            Some(_) => None,
+            None => self.over.get_mut(&self.hasher.hash_one((&from.to_bare(), id.as_str()))),
+        };
+        let Some(left) = left.filter(|left| **left > 0) else { return false };
+        *left -= 1;
+        true
+    }
+
     /// Passes on a message about a proposal: ringing, proceed, reject, retract, finish. `peer` is the user that the
     /// addressee stands for.
     ///
@@ -237,12 +284,7 @@ impl Proposals {
             return self.of_initiator(stanza, &action, &theirs, now)?.ok_or_else(none);
         }
         let from = FullJid::try_from(stanza.from.clone()).map_err(|_| none())?;
-        let known = self.open.get(&id).is_some_and(|open| {
-            open.initiator.to_bare() == peer.to_bare()
-                && open.told.contains(&from)
-                && peer.resource().is_none_or(|_| open.initiator == *peer)
-        });
-        if !known {
+        if !self.open.get(&id).is_some_and(|open| open.is_answered(&from, peer)) {
             return Err(none());
         }
         self.of_callee(stanza, &action, &id, from, now)?.ok_or_else(none)
@@ -257,19 +299,24 @@ impl Proposals {
     ) -> Result<Option<Vec<Element>>, SessionRefusal> {
         let Some(proposal) = self.open.get(theirs) else { return Ok(None) };
         let Some(mask) = proxied(&proposal.initiator, &self.component) else { return Ok(None) };
-        let told = proposal.told.iter();
-        let out: Vec<Element> = told
-            .map(|to| self.moved(stanza, &mask, &Jid::from(to.clone()), theirs, true))
-            .collect();
-        self.check(&out)?;
-        match action {
-            "retract" => {
+        let moved =
+            |to: &FullJid, alone| self.moved(stanza, &mask, &Jid::from(to.clone()), theirs, alone);
+        match (action, proposal.taker()) {
+            ("retract", _) => {
+                let out: Vec<Element> = proposal.told.iter().map(|to| moved(to, true)).collect();
+                self.check(&out)?;
                 self.remove(theirs);
+                Ok(Some(out))
             }
-            "finish" => self.finish(theirs, Side::Initiator, now),
-            _ => return Ok(None),
+            // The server of the callee may copy it to the other devices.
+            ("finish", Some(by)) if !proposal.finished.initiator => {
+                let out = vec![moved(by, false)];
+                self.check(&out)?;
+                self.finish(theirs, Side::Initiator, now);
+                Ok(Some(out))
+            }
+            _ => Ok(None),
         }
-        Ok(Some(out))
     }
 
     fn of_callee(
@@ -284,11 +331,7 @@ impl Proposals {
         let Some(mask) = proxied(&stanza.from, &self.component) else { return Ok(None) };
         let passed = self.moved(stanza, &mask, &proposal.initiator, &proposal.id, false);
         self.check(std::slice::from_ref(&passed))?;
-        let decided = match &proposal.stage {
-            Stage::Ringing => None,
-            Stage::Proceeding(by) | Stage::Started(by) => Some(by),
-        };
-        Ok(match (action, decided) {
+        Ok(match (action, proposal.taker()) {
             ("ringing", None) => {
                 self.answers(theirs, &from);
                 Some(vec![passed])
@@ -320,7 +363,7 @@ impl Proposals {
                 self.remove(theirs);
                 Some(vec![passed])
             }
-            ("finish", Some(by)) if *by == from => {
+            ("finish", Some(by)) if *by == from && !proposal.finished.responder => {
                 self.finish(theirs, Side::Responder, now);
                 Some(vec![passed])
             }
@@ -638,8 +681,8 @@ impl Proposals {
         if proposal.finished == PerSide::both(true) {
             self.remove(theirs);
         } else {
-            let stage = proposal.stage.clone();
-            self.advance(theirs, stage, now + START);
+            let (stage, deadline) = (proposal.stage.clone(), proposal.deadline.min(now + START));
+            self.advance(theirs, stage, deadline);
         }
     }
 
@@ -660,6 +703,8 @@ impl Proposals {
 
     fn remove(&mut self, theirs: &str) -> Option<Proposal> {
         let proposal = self.open.remove(theirs)?;
+        let over = self.hasher.hash_one((&proposal.callee, theirs));
+        self.over.insert(over, proposal.answers);
         self.deadlines.remove(&(proposal.deadline, theirs.to_owned()));
         for (started, group) in self.started.iter_mut().zip(groups(&proposal.initiator)) {
             started.remove(&(group, proposal.deadline, theirs.to_owned()));

@@ -38,7 +38,7 @@ fn a_proposal_rings_everywhere(kind: Kind) {
         "session": [true, true, 0],
         "accept": "p1",
         "tls": ["TLSv1.3", true],
-        "finish": [["finish", "success"], ["finish", "success"]],
+        "finish": ["finish", "success"],
         "finish back": [format!("{bob}/desk"), "finish", "p1", "success"],
         "reject": [format!("{bob}/phone"), "reject", "p2", "busy"],
         "the desk": ["retract", "cancel"],

@@ -138,13 +138,76 @@ fn the_first_proceed_wins_and_the_session_goes_there_with_the_id_it_knows() {
     assert_eq!(story.session("bob@b.example/desk"), Some((full("bob@b.example/desk"), theirs)));
     assert_eq!(story.session("bob@b.example/desk"), None, "one session for one proposal");
     // Both say that it is over.
-    assert_eq!(story.alice("finish").unwrap().len(), 2);
+    assert_eq!(who(&story.alice("finish").unwrap()), pairs(&[("bob@b.example/desk", "finish")]));
     assert_eq!(
         who(&story.bob("desk", "finish").unwrap()),
         pairs(&[("alice@a.example/balcony", "finish")])
     );
     assert!(story.bob("desk", "finish").is_err());
     assert!(story.proposals.open.is_empty() && story.proposals.deadlines.is_empty());
+}
+
+#[test]
+fn a_finish_counts_once_for_each_side_after_the_decision_and_extends_nothing() {
+    let mut story = Story::begun();
+    assert_eq!(story.alice("finish").unwrap_err(), SessionRefusal::NoSuchProposal);
+    assert_eq!(story.bob("desk", "finish").unwrap_err(), SessionRefusal::NoSuchProposal);
+    assert_eq!(story.proposals.deadline(), Some(story.now + RING));
+    story.bob("desk", "proceed").unwrap();
+    let deadline = story.proposals.deadline();
+    story.now += START / 2;
+    let finish = story.alice("finish").unwrap();
+    assert_eq!(who(&finish), pairs(&[("bob@b.example/desk", "finish")]));
+    assert!(!finish[0].has_child("private", ns::CARBONS), "the other devices may get a copy");
+    for _ in 0..3 {
+        assert_eq!(story.alice("finish").unwrap_err(), SessionRefusal::NoSuchProposal);
+    }
+    assert_eq!(story.proposals.deadline(), deadline);
+    // A session that has begun: its end is soon forgotten.
+    let mut story = Story::begun();
+    story.bob("desk", "proceed").unwrap();
+    story.session("bob@b.example").unwrap();
+    assert_eq!(story.bob("desk", "finish").unwrap().len(), 1);
+    assert_eq!(story.bob("desk", "finish").unwrap_err(), SessionRefusal::NoSuchProposal);
+    assert_eq!(story.proposals.deadline(), Some(story.now + START));
+}
+
+#[test]
+fn a_few_answers_to_each_proposal_are_free_also_after_its_end_and_nobody_else_s() {
+    let alice = Jid::new("alice@a.example").unwrap();
+    let free = |story: &mut Story, from: &str, action: &str, id: &str| {
+        let to = "alice\\40a.example@xtls.example.org";
+        story.proposals.is_free_answer(&message(from, to, action, id), &alice)
+    };
+    for is_over in [false, true] {
+        let mut story = Story::begun();
+        let theirs = story.theirs.clone();
+        if is_over {
+            story.alice("retract").unwrap();
+        }
+        for (from, action, id) in [
+            ("mallory@m.example/x", "ringing", &*theirs),
+            ("bob@b.example/phone", "propose", &theirs),
+            ("bob@b.example/phone", "retract", &theirs),
+            ("bob@b.example/phone", "ringing", "unknown"),
+            ("bob@b.example", "ringing", &theirs),
+        ] {
+            assert!(!free(&mut story, from, action, id), "{from} {action} {id}");
+        }
+        let mut count = 0;
+        for n in 0..100 {
+            let (from, action) = [
+                ("bob@b.example/phone", "ringing"),
+                ("bob@b.example/desk", "proceed"),
+                ("bob@b.example/desk", "reject"),
+            ][n % 3];
+            count += usize::from(free(&mut story, from, action, &theirs));
+        }
+        assert_eq!(count, 2 * ANSWERS, "{is_over}");
+        // None is left after the end either.
+        let _over = story.alice("retract");
+        assert!(!free(&mut story, "bob@b.example/desk", "reject", &theirs));
+    }
 }
 
 #[test]
