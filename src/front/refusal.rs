@@ -215,6 +215,9 @@ impl From<SessionRefusal> for Refusal {
             )),
             TooManySessions(full) => Self::resource_constraint(format!("Too many sessions: {full}")),
             TooManyProposals => Self::resource_constraint("Too many proposals are open"),
+            TooManyOffers => Self::resource_constraint(
+                "Too many offers wait for this user; try again later",
+            ),
             TooManyRequests => Self::resource_constraint("Too many requests for this session at once"),
             NoJingle => Self::bad_request("A jingle element was expected"),
             NoSid => Self::bad_request("The sid of the session is missing"),

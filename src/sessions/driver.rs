@@ -10,7 +10,6 @@ use std::{
 
 use fingerpost_carry::{
     ibb_handle::IbbHandle,
-    iq::Answer,
     leg_end::{self, Delivery},
     shares::Full,
     tcp,
@@ -21,7 +20,7 @@ use fingerpost_wire::{
     jingle,
     jingle::Reason,
     ns,
-    stanza::{Condition, ErrorType, Refusal, RequestKind, Stanza},
+    stanza::{RequestKind, Stanza},
     transport_kind::TransportKind,
 };
 use futures::FutureExt as _;
@@ -303,11 +302,10 @@ impl SessionDriver {
                     false => Ok(requests.send(kind, peer.mask(), peer.user(), payload).await),
                 };
                 self.work.spawn(async move {
-                    let answer = match pending {
-                        Ok(pending) => pending.answer(wait).await,
-                        Err(_) => Answer::Error(too_many_offers()),
-                    };
-                    SessionEvent::told(SessionInput::Answered(number, answer))
+                    SessionEvent::told(match pending {
+                        Ok(pending) => SessionInput::Answered(number, pending.answer(wait).await),
+                        Err(_) => SessionInput::Unasked(number),
+                    })
                 });
             }
             SessionAction::CountDirect { bytes, first } => {
@@ -525,12 +523,6 @@ async fn delivered(
 /// Returns whether a receiver has got so many bytes, or more than that have come for it.
 fn is_delivered(expected: u64, moved: u64, holds: bool, has_got: impl Fn(u64) -> u64) -> bool {
     moved > expected || moved == expected && !holds && has_got(moved) >= expected
-}
-
-/// Returns the answer in the place of a user who has too many offers to answer already.
-fn too_many_offers() -> Element {
-    let text = "Too many offers wait for this user; try again later";
-    Refusal::new(ErrorType::Wait, Condition::ResourceConstraint, text).to_element()
 }
 
 /// Waits until this time; for ever, if there is none.

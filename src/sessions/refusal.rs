@@ -15,6 +15,8 @@ pub enum SessionRefusal {
     NoMemory(Full),
     /// There is no place for another proposal.
     TooManyProposals,
+    /// Too many offers that a person answers wait for the user.
+    TooManyOffers,
     /// The session has too many requests in work.
     TooManyRequests,
     /// There is no jingle element.

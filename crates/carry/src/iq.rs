@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -34,6 +35,8 @@ pub enum Answer {
 const LIMITS: Limits = Limits::new(20_000, 512, 8);
 /// The same of requests that a person answers. They wait for minutes, and take no place from the others.
 const OFFERS: Limits = Limits::new(10_000, 64, 8);
+/// The most of these from one user to one other.
+const OF_ONE: u32 = 8;
 
 /// Whether a program or a person answers a request.
 #[derive(Clone, Copy, Debug)]
@@ -42,13 +45,26 @@ enum Answerer {
     Person,
 }
 
+#[derive(Debug)]
+struct Asked {
+    of: Jid,
+    sender: oneshot::Sender<Answer>,
+    place: Place,
+    answerer: Answerer,
+    /// The keyed hash of both users.
+    pair: u64,
+}
+
 /// By id: the addressee, and the waiting sender.
 #[derive(Debug, Default)]
 struct WaitingRequest {
-    asked: HashMap<String, (Jid, oneshot::Sender<Answer>, Place, Answerer)>,
+    asked: HashMap<String, Asked>,
     /// Shares by addressee: a domain that never answers does not block requests to others.
     shares: Shares,
     offers: Shares,
+    /// How many offers of one user to one other wait, by the keyed hash of both.
+    pairs: HashMap<u64, u32>,
+    hasher: RandomState,
 }
 
 impl WaitingRequest {
@@ -60,9 +76,17 @@ impl WaitingRequest {
     }
 
     fn remove(&mut self, id: &str) -> Option<oneshot::Sender<Answer>> {
-        let (_, sender, place, answerer) = self.asked.remove(id)?;
-        self.shares(answerer).0.give_back(&place);
-        Some(sender)
+        let asked = self.asked.remove(id)?;
+        self.shares(asked.answerer).0.give_back(&asked.place);
+        if let Answerer::Person = asked.answerer
+            && let Some(left) = self.pairs.get_mut(&asked.pair)
+        {
+            *left -= 1;
+            if *left == 0 {
+                self.pairs.remove(&asked.pair);
+            }
+        }
+        Some(asked.sender)
     }
 }
 
@@ -150,7 +174,7 @@ impl Requests {
     /// Sends an IQ that a person answers, as [`Self::send`] does.
     ///
     /// # Errors
-    /// If too many of them wait for this user, or in all.
+    /// If too many of them wait for this user, from the same sender or from all, or in all.
     pub async fn ask_person(
         &self,
         kind: RequestKind,
@@ -174,9 +198,19 @@ impl Requests {
         let (sender, receiver) = oneshot::channel();
         {
             let mut waiting = self.lock();
+            let pair = waiting.hasher.hash_one((from.to_bare(), to.to_bare()));
+            if let Answerer::Person = answerer
+                && waiting.pairs.get(&pair).is_some_and(|open| *open >= OF_ONE)
+            {
+                return Err(Full::User);
+            }
             let (shares, limits) = waiting.shares(answerer);
             let place = shares.take(&to.to_bare(), 1, limits)?;
-            waiting.asked.insert(id.clone(), (to.clone(), sender, place, answerer));
+            if let Answerer::Person = answerer {
+                *waiting.pairs.entry(pair).or_default() += 1;
+            }
+            let asked = Asked { of: to.clone(), sender, place, answerer, pair };
+            waiting.asked.insert(id.clone(), asked);
         }
         let pending = Pending { requests: self.clone(), id, answer: Some(receiver) };
         let _ = self.outbound.send(iq.into()).await;
@@ -189,7 +223,7 @@ impl Requests {
             return false;
         }
         let mut waiting = self.lock();
-        if waiting.asked.get(&stanza.id).is_none_or(|(peer, ..)| *peer != stanza.from) {
+        if waiting.asked.get(&stanza.id).is_none_or(|asked| asked.of != stanza.from) {
             return false;
         }
         let Some(sender) = waiting.remove(&stanza.id) else {
@@ -256,13 +290,22 @@ mod tests {
         let requests = Requests::new(outbound);
         let from = Jid::new("xtls.example.org").unwrap();
         let romeo = Jid::new("romeo@montague.lit/orchard").unwrap();
-        let offer = async |to: &Jid| {
+        let offer_of = async |sender: &str, to: &Jid| {
             let payload = Element::bare("si", ns::SI);
+            let from = Jid::new(&format!("{sender}\\40capulet.lit@xtls.example.org/x")).unwrap();
             requests.ask_person(RequestKind::Set, &from, to, payload).await
         };
+        let offer = async |to: &Jid| offer_of("alice", to).await;
         let mut pending = Vec::new();
-        for _ in 0..2 * OFFERS.per_user {
-            pending.extend(offer(&romeo).await);
+        for _ in 0..100 {
+            pending.extend(offer_of("mallory", &romeo).await);
+        }
+        assert_eq!(pending.len(), 8);
+        let alice = offer(&romeo).await;
+        assert!(alice.is_ok(), "one sender leaves room for the others");
+        drop(alice);
+        for n in 0..100 {
+            pending.extend(offer_of(&format!("m{n}"), &romeo).await);
         }
         assert_eq!(pending.len(), OFFERS.per_user);
         assert!(offer(&Jid::new("tybalt@capulet.lit/x").unwrap()).await.is_ok());
@@ -273,6 +316,7 @@ mod tests {
         assert!(offer(&romeo).await.is_ok());
         let waiting = requests.lock();
         assert_eq!((waiting.offers.taken(), waiting.shares.taken()), (0, 0));
+        assert!(waiting.pairs.is_empty());
     }
 
     #[tokio::test]

@@ -209,6 +209,12 @@ fn sessions_and_proposals_say_why_they_refuse() {
                 "There is no memory for another in-band stream: all places are taken; try again later",
                 None,
             ),
+            (
+                TooManyOffers,
+                "wait resource-constraint",
+                "Too many offers wait for this user; try again later",
+                None,
+            ),
             (TooManyProposals, "wait resource-constraint", "Too many proposals are open", None),
             (
                 TooManyRequests,

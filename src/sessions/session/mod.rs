@@ -100,6 +100,8 @@ const TEXT: usize = 1000;
 pub(crate) enum SessionInput {
     /// The answer to an [`SessionAction::Ask`].
     Answered(u32, Answer),
+    /// An [`SessionAction::Ask`] was not sent: too many that a person answers wait for the user.
+    Unasked(u32),
     /// The SOCKS5 connection of a side is established.
     Arrived(Side),
     /// The responder's leg has taken all the bytes that the session awaits.
@@ -463,6 +465,8 @@ impl BrokeredSession {
             SessionInput::Check => self.check_users_at(now),
             // Users of Jingle say so themselves.
             SessionInput::Delivered(_) => {}
+            // Programs answer what is asked here.
+            SessionInput::Unasked(_) => {}
             // The running stream may end in time.
             // Nothing of it is under way here.
             SessionInput::Drain(_) if matches!(self.phase, SessionPhase::Restored) => self.stop(),

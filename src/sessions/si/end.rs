@@ -238,6 +238,13 @@ impl SiEnd {
                 Some(EndQuestion::Hosts) => self.hosts_answered(session, answer, now),
                 None => session.handle(SessionInput::Answered(number, answer), now),
             },
+            SessionInput::Unasked(number) => {
+                if self.take_question(number).is_some() && !session.is_over() {
+                    let user = self.peer.user().to_bare();
+                    let text = format!("Too many offers wait for {user}; try again later");
+                    self.terminate(session, Reason::Busy, &text, now);
+                }
+            }
             SessionInput::Bytestreams(side, stanza) if side == self.side => {
                 self.is_gone = false;
                 self.handle_hosts(session, &stanza, now);

@@ -819,6 +819,13 @@ mod from_jingle {
             assert_eq!(world.ends(Side::Initiator), [(reason.to_owned(), text.to_owned())]);
         }
         let mut world = World::to_si();
+        let is_offer = |(_, _, element): &(Side, u32, Element)| element.name() == "si";
+        let at = world.asked.iter().position(is_offer).unwrap();
+        let (_, number, _) = world.asked.remove(at);
+        world.tell(SessionInput::Unasked(number));
+        let text = "Too many offers wait for bob@example.org; try again later";
+        assert_eq!(world.ends(Side::Initiator), [("busy".to_owned(), text.to_owned())]);
+        let mut world = World::to_si();
         world.tell(SessionInput::Gone(Side::Responder));
         assert_eq!(world.ends(Side::Initiator)[0].0, "gone");
         let mut world = World::to_si();

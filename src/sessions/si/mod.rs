@@ -230,6 +230,11 @@ impl SiSession {
         }
         match input {
             SessionInput::Answered(number, answer) => self.handle_answer(number, answer, now),
+            // The component says so itself, not the peer.
+            SessionInput::Unasked(number) => {
+                self.questions.retain(|(asked, _)| *asked != number);
+                self.refuse(SessionRefusal::TooManyOffers);
+            }
             SessionInput::Arrived(side) => {
                 self.legs[side].mark_arrived();
                 self.check_connected(side);

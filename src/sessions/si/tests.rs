@@ -245,6 +245,14 @@ fn each_end_answers_the_sender_once() {
         (world.condition().as_deref(), world.session.reason()),
         (Some("forbidden"), "refused")
     );
+    // The refusal of an offer for which there is no place is not the receiver's.
+    let mut world = World::offered(true, &ALL);
+    let (number, _) = world.asked.pop().unwrap();
+    world.tell(SessionInput::Unasked(number));
+    assert!(world.session.is_over());
+    let error = world.sent.last().unwrap().get_child("error", ns::CLIENT).unwrap();
+    assert!(error.has_child("resource-constraint", ns::STANZA_ERRORS));
+    assert!(!error.has_child("peer", ns::HINTS), "{error:?}");
     let mut world = World::offered(true, &ALL);
     world.now = world.session.deadline().unwrap();
     world.tell(SessionInput::Timeout);
