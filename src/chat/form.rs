@@ -48,6 +48,8 @@ pub(super) struct Page {
     pub(super) has_previous: bool,
     /// Whether it is a part of a long result, which may be left at any time.
     pub(super) is_reading: bool,
+    /// Whether the command shows it again, with a note, because it was filled in wrong.
+    pub(super) is_shown_again: bool,
     /// The action that follows the last field.
     forth: &'static str,
 }
@@ -70,6 +72,9 @@ impl Page {
             is_over: answer.attr("status") != Some("executing"),
             has_previous: has("prev"),
             is_reading: false,
+            is_shown_again: answer
+                .children()
+                .any(|child| child.is("note", ns::COMMANDS) && child.attr("type") == Some("error")),
             forth: if has("next") { "next" } else { "complete" },
         };
         if answer.attr("status") == Some("canceled") {

@@ -5,7 +5,8 @@
 //! can be used in a chat. `form.rs` reads forms and writes them as text, `words.rs` has what is said, in each language.
 //!
 //! Two programs that answer each other must not do it for ever: only messages of persons are answered ([`readable`]), the
-//! rate is limited, and a sender that writes nothing but unknown words gets no answer after the third.
+//! rate is limited, a sender that writes nothing but unknown words gets no answer after the third, and a conversation ends
+//! in silence after three answers to one page that are wrong.
 
 mod form;
 mod words;
@@ -49,6 +50,8 @@ const ROOM: usize = 24 << 10;
 const LONGEST: usize = 64 << 10;
 /// How many unknown words in a row are answered, for how many senders that is known, and for how long.
 const UNKNOWN: (u8, usize, Duration) = (3, 1000, Duration::from_secs(600));
+/// How many wrong answers to one page are taken: not understood, or refused by the command.
+const WRONG: u8 = 3;
 /// How many users' messages are handled at once; those of one user are handled one after the other.
 const TURNS: usize = 64;
 
@@ -125,6 +128,8 @@ struct Conversation {
     /// The session of the command.
     id: String,
     page: Page,
+    /// How many wrong answers to it there were.
+    wrong: u8,
     until: Instant,
 }
 
@@ -256,6 +261,7 @@ impl Chats {
                 match conversation.page.take(text) {
                     Answer::Ask => return self.ask(from, conversation, words, ""),
                     Answer::NotUnderstood => {
+                        conversation.wrong += 1;
                         return self.ask(from, conversation, words, words.not_understood);
                     }
                     Answer::Done(action) => action,
@@ -263,7 +269,7 @@ impl Chats {
             };
             let request = conversation.page.request(&conversation.id, act);
             let asked = (conversation.command, request);
-            return self.run(from, asked, words, None, (now, room)).await;
+            return self.run(from, asked, words, (None, conversation.wrong), (now, room)).await;
         }
         if words::is(words::HELP, &word) {
             self.lock().is_known(from);
@@ -282,7 +288,7 @@ impl Chats {
         let mut request = Element::bare("command", ns::COMMANDS);
         xml::set(&mut request, "action", "execute");
         let argument = (!argument.is_empty()).then_some(argument);
-        self.run(from, (command, request), words, argument, (now, room)).await
+        self.run(from, (command, request), words, (argument, 0), (now, room)).await
     }
 
     /// Runs a step of a command, and answers with its page.
@@ -291,7 +297,7 @@ impl Chats {
         from: &Jid,
         (command, mut request): (&'static AdHocCommand, Element),
         words: &'static Words,
-        argument: Option<String>,
+        (argument, mut wrong): (Option<String>, u8),
         (now, room): (OffsetDateTime, usize),
     ) -> Said {
         xml::set(&mut request, "node", &command.node());
@@ -311,6 +317,7 @@ impl Chats {
             if page.is_over {
                 return Said { text: Some(format!("{before}{}", page.text(words))), notice };
             }
+            wrong = if page.is_shown_again { wrong.saturating_add(1) } else { 0 };
             // The word after the command answers the first question.
             let answered = first.take().map(|argument| page.take(&argument));
             if let Some(Answer::Done(action)) = answered {
@@ -324,12 +331,15 @@ impl Chats {
                 Some(Answer::NotUnderstood) => words.not_understood,
                 _ => "",
             };
-            return self.ask(from, Conversation { command, id, page, until }, words, hint);
+            return self.ask(from, Conversation { command, id, page, wrong, until }, words, hint);
         }
     }
 
-    /// Asks the next question of a page.
+    /// Asks the next question of a page, or ends the conversation without a word after too many wrong answers.
     fn ask(&self, from: &Jid, mut conversation: Conversation, words: &Words, hint: &str) -> Said {
+        if conversation.wrong > WRONG {
+            return Said::default();
+        }
         let question = conversation.page.question(words);
         conversation.until = Instant::now() + PATIENCE;
         let text = match self.lock().keep(from, conversation) {

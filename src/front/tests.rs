@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{waiting::ChosenResource, *};
 use crate::{
     access::Access,
-    control,
+    chat, control,
     logging::LogLevel,
     registry::{
         RegistryOptions,
@@ -502,4 +502,31 @@ async fn who_answers_many_proposals_keeps_its_rate() {
         found.push(error.has_child("item-not-found", ns::STANZA_ERRORS));
     }
     assert!(found[0] && !found[5], "{found:?}");
+}
+
+/// A program at the other end may answer whatever it is asked, with the same words each time.
+#[tokio::test]
+async fn a_chat_with_a_program_that_answers_everything_ends() {
+    let world = World::new().await;
+    let say = async |text: &str| {
+        let message = format!(
+            "<message xmlns='jabber:client' type='chat' from='{ALICE}' to='{COMPONENT}'><body>{text}</body></message>"
+        );
+        let stanza = Stanza::parse_canonical(message.parse().unwrap()).unwrap();
+        let written = chat::readable(&stanza).unwrap();
+        let said = world.router.chats.handle(&written, OffsetDateTime::now_utc(), 10_000).await;
+        said.text
+    };
+    // One question of which the answer is not understood, and one whose answer the command refuses.
+    for command in ["visibility", "lookup"] {
+        let question = say(command).await.unwrap();
+        let mut answers = Vec::new();
+        while let Some(answer) = say("I am a program").await {
+            answers.push(answer);
+            assert!(answers.len() < 10, "{answers:#?}");
+        }
+        let again =
+            answers.iter().filter(|answer| answer.contains(question.lines().last().unwrap()));
+        assert_eq!(again.count(), 3, "{question} {answers:#?}");
+    }
 }
