@@ -1024,8 +1024,12 @@ impl IbbMachine {
     }
 
     fn waiting_deadline(&self) -> Option<Instant> {
-        let silent = self.ping.asked.is_some() || self.ping.missed;
-        (self.owes() && silent && !self.waiting).then(|| self.heard + WAITING)
+        let asked = self.ping.asked.map(|(asked, _)| asked);
+        let silent = asked.is_some() || self.ping.missed;
+        // A peer that is slow to read may last have been heard at its answer to the ping before, so it has time to answer this one.
+        let answers = asked.map(|asked| asked + PROBE);
+        let until = answers.into_iter().chain([self.heard + WAITING]).max();
+        until.filter(|_| self.owes() && silent && !self.waiting)
     }
 
     fn ping_deadline(&self) -> Option<Instant> {

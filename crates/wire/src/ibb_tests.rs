@@ -826,7 +826,10 @@ fn a_slow_reader_is_not_taken_for_a_silent_one() {
         while let Some(at) = machine.deadline().filter(|at| *at < begin + seconds(290)) {
             machine.handle_deadline(at);
             if actions(&mut machine).contains(&IbbAction::Ping) {
-                machine.handle_pong(pong, at);
+                let answers = at + seconds(1);
+                machine.handle_deadline(answers);
+                assert!(!machine.is_waiting(), "it has not had the time to answer");
+                machine.handle_pong(pong, answers);
             }
             assert!(!machine.is_waiting() && machine.end().is_none(), "{pong:?}");
         }
