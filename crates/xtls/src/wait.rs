@@ -20,8 +20,9 @@ use super::{client::Client, output::XtlsError};
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// The first and the longest pause between two proposals that may have reached somebody. Servers store them.
 const PROPOSALS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
-/// The longest such pause if only a proposal can reach the peer: a program that appears hears none of the earlier ones.
-const ONLY_PROPOSALS: Duration = Duration::from_secs(60);
+/// The longest such pause if only a proposal can reach the peer, and as a part of the time waited so far, whichever is longer: a program
+/// that appears hears none of the earlier ones.
+const ONLY_PROPOSALS: (Duration, u32) = (Duration::from_secs(60), 10);
 
 /// What to do about a peer that is not there.
 const ABSENT: &str =
@@ -204,16 +205,16 @@ impl Wait<'_> {
 /// The times of proposals.
 #[derive(Debug)]
 struct Pace {
+    begin: Instant,
     next: Instant,
     gap: Duration,
-    longest: Duration,
+    /// Whether the peer can also be reached without a proposal.
+    can_call: bool,
 }
 
 impl Pace {
-    /// `can_call`: whether the peer can also be reached without a proposal.
     fn new(now: Instant, can_call: bool) -> Self {
-        let longest = if can_call { PROPOSALS.1 } else { ONLY_PROPOSALS };
-        Self { next: now, gap: PROPOSALS.0, longest }
+        Self { begin: now, next: now, gap: PROPOSALS.0, can_call }
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -222,7 +223,12 @@ impl Pace {
 
     fn proposed(&mut self, now: Instant) {
         self.next = now + self.gap;
-        self.gap = (self.gap * 2).min(self.longest);
+        let (least, part) = ONLY_PROPOSALS;
+        let longest = match self.can_call {
+            true => PROPOSALS.1,
+            false => least.max((now - self.begin) / part).min(PROPOSALS.1),
+        };
+        self.gap = (self.gap * 2).min(longest);
     }
 }
 
@@ -252,10 +258,13 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_only_a_proposal_reaches_gets_one_each_minute_until_the_end() {
+    fn a_peer_that_only_a_proposal_reaches_misses_no_more_than_a_tenth_of_the_wait() {
         assert_eq!(pauses(60, false), [5, 10, 20]);
         let ten_minutes = pauses(600, false);
         assert_eq!(ten_minutes[..4], [5, 10, 20, 40]);
         assert_eq!(ten_minutes[4..], [60; 8]);
+        let day = pauses(86_400, false);
+        assert!((140..200).contains(&day.len()), "{day:?}");
+        assert_eq!(day.last(), Some(&600));
     }
 }
