@@ -203,10 +203,13 @@ where
 /// A streamhost of a proxy: its host, port and JID.
 type Proxy = (String, u16, Jid);
 
+/// Services of the server, each with its streamhosts.
+type Services = Vec<(Jid, Vec<Proxy>)>;
+
 /// The services of the server, and the streamhosts of those that have answered. A session that gets another leg does not wait long for
 /// them again: one that is silent would make that impossible.
 #[derive(Clone, Debug, Default)]
-pub(super) struct KnownProxies(Arc<Mutex<Vec<(Jid, Vec<Proxy>)>>>);
+pub(super) struct KnownProxies(Arc<Mutex<Services>>);
 
 impl KnownProxies {
     /// Returns the proxies to offer without a broker: the component's, or those that the server lists.
