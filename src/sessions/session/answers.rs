@@ -63,8 +63,10 @@ impl BrokeredSession {
             (Question::Ping(side), answer) => self.pinged(side, answer, now),
             (Question::Replace(side), Answer::Error(error)) => self.refused(side, Some(&error)),
             (Question::Replace(side), Answer::Timeout) => self.refused(side, None),
-            (Question::Renew, Answer::Error(error)) => self.renewal_failed(&error, now),
-            (Question::Renew, Answer::Timeout) => self.repeat_renewal(now),
+            // An answer to an offer before the last one says nothing of that.
+            (Question::Renew(sid), _) if sid != self.stream_sid(Side::Responder) => {}
+            (Question::Renew(_), Answer::Error(error)) => self.renewal_failed(&error, now),
+            (Question::Renew(_), Answer::Timeout) => self.repeat_renewal(now),
             _ => {}
         }
     }

@@ -266,7 +266,8 @@ enum Question {
     Open(Side, String, u16),
     Ping(Side),
     Replace(Side),
-    Renew,
+    /// For the bytestream with this id.
+    Renew(String),
 }
 
 /// The machine of one session.

@@ -139,8 +139,10 @@ impl BrokeredSession {
         self.actions.push_back(SessionAction::Part);
         self.renewals += 1;
         info!(number = self.renewals, "the users replace both legs");
+        if !self.awaits_consent() {
+            self.timers.set(Timer::Phase, now + self.options.activation_timeout);
+        }
         self.phase = SessionPhase::Negotiating;
-        self.timers.set(Timer::Phase, now + self.options.activation_timeout);
         self.legs.initiator = leg;
         self.expect(Side::Initiator);
         let transport = self.accept_leg();
@@ -152,9 +154,30 @@ impl BrokeredSession {
         self.offer_again();
     }
 
-    /// Offers the responder a new transport of the kind that it had, or of the other kind if the operator has switched that one off
-    /// since.
+    /// Offers the responder a new transport.
     fn offer_again(&mut self) {
+        let leg = self.fresh_leg();
+        let transport = match &leg.plan {
+            Plan::S5b { .. } => None,
+            Plan::Ibb { namespace, sid, block_size, .. } => {
+                let sid = sid.as_deref().unwrap_or_default();
+                Some(transport::ibb(namespace, sid, *block_size))
+            }
+        };
+        self.timers.stop(Timer::FallBack(Side::Responder));
+        self.legs.responder = leg;
+        self.expect(Side::Responder);
+        let transport = transport.unwrap_or_else(|| self.s5b_transport(Side::Responder));
+        let replace = jingle::Action::TransportReplace;
+        let name = self.content.name.clone();
+        let jingle = self.transport_jingle(Side::Responder, replace, &name, transport);
+        let question = Question::Renew(self.stream_sid(Side::Responder));
+        self.ask(Side::Responder, jingle, question);
+    }
+
+    /// Returns a leg to be offered to the responder: of the kind that it had, or of the other kind if the operator has switched that one
+    /// off since.
+    fn fresh_leg(&self) -> LegState {
         let sid = (self.ids)();
         let BrokerOptions { block_size, socks5, ibb, .. } = *self.options;
         let namespace = match &self.legs.responder.plan {
@@ -166,21 +189,11 @@ impl BrokeredSession {
             Plan::Ibb { namespace, .. } if ibb || !socks5 => Some(*namespace),
             Plan::Ibb { .. } => None,
         };
-        let (leg, transport) = match namespace {
-            None => (LegState::s5b(sid, (self.ids)(), None), None),
-            Some(namespace) => {
-                let leg = LegState::ibb(namespace, Some(sid.clone()), block_size);
-                (leg, Some(transport::ibb(namespace, &sid, block_size)))
-            }
+        let leg = match namespace {
+            None => LegState::s5b(sid, (self.ids)(), None),
+            Some(namespace) => LegState::ibb(namespace, Some(sid), block_size),
         };
-        self.timers.stop(Timer::FallBack(Side::Responder));
-        self.legs.responder = LegState { is_offered: true, ..leg };
-        self.expect(Side::Responder);
-        let transport = transport.unwrap_or_else(|| self.s5b_transport(Side::Responder));
-        let replace = jingle::Action::TransportReplace;
-        let name = self.content.name.clone();
-        let jingle = self.transport_jingle(Side::Responder, replace, &name, transport);
-        self.ask(Side::Responder, jingle, Question::Renew);
+        LegState { is_offered: true, ..leg }
     }
 
     /// Expects the connection or the bytestream of a new leg.
@@ -205,6 +218,8 @@ impl BrokeredSession {
             // It answers an offer before the last one.
             return;
         }
+        // Both legs have time again to come up.
+        self.timers.set(Timer::Phase, now + self.options.activation_timeout);
         let leg = &mut self.legs[side];
         leg.is_offered = false;
         leg.accept(answer);
@@ -235,7 +250,7 @@ impl BrokeredSession {
     }
 
     /// Cuts the initiator's new leg, because the responder does not know of its own: the initiator then begins again. Such an attempt
-    /// does not count.
+    /// does not count, but all in succession have the time that the users have to go on with a broken stream.
     pub(super) fn repeat_renewal(&mut self, now: Instant) {
         if !self.awaits_consent() {
             return;
@@ -244,8 +259,10 @@ impl BrokeredSession {
             // It would take the cut for a failure of SOCKS5.
             return self.timers.set(Timer::Repeat, now + REPEAT);
         }
+        self.timers.hasten(Timer::Phase, now + RENEWAL);
         self.actions.push_back(SessionAction::Part);
         // Nothing that is late can belong to a leg that nobody knows.
+        self.legs.responder = self.fresh_leg();
         let (sid, block_size) = ((self.ids)(), self.options.block_size);
         self.legs.initiator = match &self.legs.initiator.plan {
             Plan::S5b { .. } => LegState::s5b(sid, (self.ids)(), None),

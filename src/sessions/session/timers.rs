@@ -53,6 +53,13 @@ impl TimerTable {
         self.0[timer.index()] = Some(at);
     }
 
+    /// Lets a timer that is set expire at a time at the latest.
+    pub(super) fn hasten(&mut self, timer: Timer, at: Instant) {
+        if let Some(set) = &mut self.0[timer.index()] {
+            *set = (*set).min(at);
+        }
+    }
+
     /// Removes a timer.
     pub(super) fn stop(&mut self, timer: Timer) {
         self.0[timer.index()] = None;
