@@ -514,6 +514,11 @@ impl Paths {
         self.with_machine(|machine| machine.handle_told_loss(number, now()));
     }
 
+    /// Notes that the peer doubts the relay's leg with this number.
+    pub(crate) fn told_doubt(&self, number: u32) {
+        self.with_machine(|machine| machine.handle_told_doubt(number));
+    }
+
     /// Takes a new leg of the relay: the TLS client's part. Returns `false` if the stream is over.
     pub(crate) fn replace(&self, leg: TcpLeg, bytestream: Option<String>) -> bool {
         let number = self.shared.lock().machine.next_leg();

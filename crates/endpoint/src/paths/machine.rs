@@ -42,8 +42,11 @@ const DRAIN: Duration = Duration::from_millis(500);
 const IDLE_DIRECT: Duration = Duration::from_secs(15);
 /// The same on the relay while a direct path is in use: the component ends silent streams.
 const IDLE_RELAY: Duration = Duration::from_secs(60);
-/// How long nothing may have come on a new leg of the relay when the other end says that it has none.
-const MUTE: Duration = Duration::from_secs(5);
+/// How long it goes from leg to leg on which nothing comes.
+const STANDSTILL: Duration = Duration::from_secs(60);
+/// How long nothing may have come on a new leg of the relay when the other end says that it has none. The word for that may have been
+/// under way for seconds.
+const MUTE: Duration = Duration::from_secs(15);
 /// The most sealed messages that wait for their reader.
 const SEALED: usize = 4;
 
@@ -154,6 +157,8 @@ pub(super) struct Machine {
     renews: bool,
     /// Until when the stream, which has no path, waits for one.
     until: Option<Instant>,
+    /// Since when nothing has come, if it has lost its last path since then.
+    stands_since: Option<Instant>,
     /// Sealed messages that wait for the path.
     sealed: VecDeque<Vec<u8>>,
     events: VecDeque<Event>,
@@ -331,6 +336,7 @@ impl Machine {
             has_answer: false,
             renews: false,
             until: None,
+            stands_since: None,
             sealed: VecDeque::new(),
             events: VecDeque::new(),
             next_ping: 0,
@@ -614,6 +620,7 @@ impl Machine {
         };
         self.has_answer |= is_direct(number);
         self.paths[index].has_answer = true;
+        self.stands_since = None;
         let owes = self.paths[index].sent > self.outgoing.acknowledged();
         self.paths[index].lives(owes, now);
         // A path that is lost on the way through its own bytes has no more of them.
@@ -754,6 +761,14 @@ impl Machine {
         }
     }
 
+    /// Notes that nothing comes to the other end on the relay's leg with this number, which may just be slow. The leg stays until there
+    /// is a new one, or something comes on it.
+    pub(super) fn handle_told_doubt(&mut self, number: u32) {
+        if let Some(leg) = self.paths.iter_mut().find(|path| path.number == number) {
+            leg.is_suspect |= !leg.is_direct();
+        }
+    }
+
     /// Gives a path up; `tells` says whether the other end has to hear of it.
     fn lose(&mut self, number: u32, tells: bool, now: Instant) {
         let Some(index) = self.paths.iter().position(|path| path.number == number) else { return };
@@ -765,7 +780,8 @@ impl Machine {
         let (kept, acknowledged) = (self.outgoing.kept(), self.outgoing.acknowledged());
         let Some(other) = self.paths.first_mut() else {
             if self.renews && !self.is_done() {
-                self.until = Some(now + RENEWAL);
+                let since = *self.stands_since.get_or_insert(now);
+                self.until = Some((now + RENEWAL).min(since + STANDSTILL));
             }
             return;
         };

@@ -101,8 +101,10 @@ impl Renewer {
             Some(number) => number.parse().ok(),
             None => Some(self.paths.leg()),
         };
-        if let Some(number) = number {
-            self.paths.told_lost(number);
+        match (number, lost.attr("suspect")) {
+            (Some(number), Some("true" | "1")) => self.paths.told_doubt(number),
+            (Some(number), _) => self.paths.told_lost(number),
+            (None, _) => {}
         }
     }
 
@@ -111,9 +113,14 @@ impl Renewer {
         let mut refusals = 0;
         for (pause, patience) in ATTEMPTS {
             let hub = self.session.endpoint.hub();
-            match hub.is_lost() {
-                true => hub.found().await,
-                false => sleep(Duration::from_secs(pause)).await,
+            if hub.is_lost() {
+                hub.found().await;
+                if *self.paths.need().borrow() == Need::Nothing {
+                    // The old leg has come to life meanwhile.
+                    return true;
+                }
+            } else {
+                sleep(Duration::from_secs(pause)).await;
             }
             match timeout(ATTEMPT, self.offer(Duration::from_secs(patience))).await {
                 Ok(Ok((leg, sid))) => return self.paths.replace(leg, sid),
@@ -160,6 +167,8 @@ impl Renewer {
             let hub = self.session.endpoint.hub().clone();
             let is_lost = hub.is_lost();
             tokio::select! {
+                // What the client offers comes before what it is told.
+                biased;
                 news = self.session.next() => match news {
                     Ok((action, jingle)) if action == Action::TransportReplace => {
                         sleep_until(quota.take(Instant::now())).await;
@@ -168,6 +177,7 @@ impl Renewer {
                             Ok(Err(error)) => tracing::debug!(%error, "no new leg of the relay"),
                             Err(_) => tracing::debug!("no new leg of the relay in time"),
                         }
+                        tell = Instant::now() + AGAIN;
                     }
                     Ok(_) => {}
                     Err(_) => return,
@@ -187,11 +197,15 @@ impl Renewer {
         }
     }
 
-    /// Tells the client that the relay's leg is lost. No path can.
+    /// Tells the client that the relay's leg is lost, or may be. No path can.
     async fn tell_lost(&mut self) -> Result<(), Error> {
         let mut info = self.session.info();
         let number = self.paths.leg().to_string();
-        info.append_child(xml::element("lost", ns::PATHS, &[("number", &number)]));
+        let mut lost = xml::element("lost", ns::PATHS, &[("number", &number)]);
+        if self.paths.has_path() {
+            xml::set(&mut lost, "suspect", "true");
+        }
+        info.append_child(lost);
         self.session.ask(info).await
     }
 

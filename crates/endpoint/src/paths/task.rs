@@ -253,13 +253,16 @@ impl Finder {
             return;
         }
         let mut again = AGAIN.iter();
+        let mut renewed = self.paths.renewed();
         for attempt in 1.. {
             let mut path = self.paths.path();
-            match self.attempt(attempt, &mut sealed).await {
+            renewed.borrow_and_update();
+            match self.attempt(attempt, &mut sealed, renewed.clone()).await {
                 Ok(Some((stream, address))) => {
                     path.borrow_and_update();
                     if self.paths.choose(stream, address) {
                         lost(&mut path).await;
+                        renewed.borrow_and_update();
                         // Anyone who carries a path can have the server refuse the connection, again and again.
                         if self.paths.has_answer() {
                             again = AGAIN.iter();
@@ -270,7 +273,7 @@ impl Finder {
                 Err(error) => tracing::debug!(attempt, %error, "no direct connection"),
             }
             let pause = again.next().copied();
-            if self.another_chance(pause).await {
+            if self.another_chance(pause, &mut renewed).await {
                 again = AGAIN.iter();
             }
         }
@@ -278,12 +281,16 @@ impl Finder {
 
     /// Waits until an attempt may do better than the last one. Returns whether the reason is another network of either side, and not
     /// just a pause.
-    async fn another_chance(&mut self, pause: Option<Duration>) -> bool {
-        let mut renewed = self.paths.renewed();
+    async fn another_chance(
+        &mut self,
+        pause: Option<Duration>,
+        renewed: &mut watch::Receiver<u32>,
+    ) -> bool {
         tokio::select! {
-            () = sleep(pause.unwrap_or_default()), if pause.is_some() => false,
-            // One side is elsewhere now.
+            // One side is elsewhere now, perhaps since the last attempt began.
+            biased;
             Ok(()) = renewed.changed() => true,
+            () = sleep(pause.unwrap_or_default()), if pause.is_some() => false,
             () = self.network.changed() => {
                 let _ = self.paths.need().wait_for(|need| *need == Need::Nothing).await;
                 true
@@ -295,9 +302,9 @@ impl Finder {
         &mut self,
         attempt: u32,
         sealed: &mut mpsc::Receiver<Vec<u8>>,
+        mut renewed: watch::Receiver<u32>,
     ) -> io::Result<Option<(TcpStream, SocketAddr)>> {
         let listening = self.listen().await?;
-        let mut renewed = self.paths.renewed();
         self.tell(&Message { attempt, candidates: listening.candidates() });
         let answer = async {
             loop {

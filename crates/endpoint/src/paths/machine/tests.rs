@@ -890,6 +890,54 @@ fn a_new_leg_tells_the_loss_of_a_direct_connection_that_could_not_be_told() {
     }
 }
 
+/// The other end is gone for good, and the relay connects this side again and again.
+#[test]
+fn a_stream_does_not_go_from_leg_to_leg_on_which_nothing_comes_for_ever() {
+    let (mut machine, begin) = sent();
+    machine.renew();
+    let mut now = begin;
+    let mut number = LATER;
+    machine.handle_loss(RELAY, now);
+    while machine.install(number, now) {
+        now += Duration::from_secs(1);
+        machine.handle_loss(number, now);
+        machine.handle_deadline(now);
+        number += 1;
+        assert!(now - begin <= STANDSTILL);
+    }
+    assert!(machine.is_over() && now - begin >= STANDSTILL);
+    // It is another matter if something comes now and then.
+    let (mut machine, mut now) = sent();
+    machine.renew();
+    machine.handle_loss(RELAY, now);
+    for number in LATER..LATER + 100 {
+        assert!(machine.install(number, now));
+        machine.receive(number, &[23], now).unwrap();
+        now += Duration::from_secs(1);
+        machine.handle_loss(number, now);
+        machine.handle_deadline(now);
+    }
+}
+
+/// A relay that is slow after a change of the other end's network works, and nothing may be given up for it.
+#[test]
+fn a_leg_that_the_other_end_doubts_stays_until_there_is_a_new_one() {
+    let (mut machine, now) = sent();
+    machine.renew();
+    machine.handle_told_doubt(RELAY + 1);
+    assert_eq!(machine.need(), Need::Nothing);
+    machine.handle_told_doubt(RELAY);
+    assert_eq!((machine.need(), machine.current()), (Need::Better, RELAY));
+    machine.receive(RELAY, &[23, 3, 3, 0, 0], now).unwrap();
+    assert_eq!(machine.need(), Need::Nothing);
+    machine.handle_told_doubt(RELAY);
+    let mut last = Machine::new(Role::Chooses, now);
+    last.renew();
+    last.handle_told_doubt(RELAY);
+    assert!(last.install(LATER, now));
+    assert_eq!((last.need(), last.current()), (Need::Nothing, LATER));
+}
+
 /// The relay has connected only this side of its newest leg.
 #[test]
 fn a_leg_of_which_nothing_comes_is_given_up_when_the_other_end_has_none() {
