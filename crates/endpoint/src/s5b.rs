@@ -209,13 +209,17 @@ type Services = Vec<(Jid, Vec<Proxy>)>;
 /// The services of the server, and the streamhosts of those that have answered. A session that gets another leg does not wait long for
 /// them again: one that is silent would make that impossible.
 #[derive(Clone, Debug, Default)]
-pub(super) struct KnownProxies(Arc<Mutex<Services>>);
+pub(super) struct KnownProxies(Arc<Mutex<Option<Services>>>);
 
 impl KnownProxies {
     /// Returns the proxies to offer without a broker: the component's, or those that the server lists.
     pub(super) async fn candidates(&self, endpoint: &Endpoint) -> Vec<Candidate> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let wait = if known.is_empty() { SERVICES } else { SERVICES_AGAIN };
+        let (mut known, wait) = {
+            let mut services = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Also if the first question gets no answer, the second one does not wait long.
+            let wait = if services.is_none() { SERVICES } else { SERVICES_AGAIN };
+            (services.get_or_insert_default().clone(), wait)
+        };
         let component = endpoint.component().map(|jid| Jid::from(jid.clone()));
         let listed = match component {
             Some(component) => Some(vec![component]),
@@ -252,7 +256,7 @@ impl KnownProxies {
             proxy: true,
         });
         let candidates = candidates.collect();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
         candidates
     }
 }

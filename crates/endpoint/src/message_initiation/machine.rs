@@ -119,8 +119,8 @@ pub(super) enum Crossing {
 pub(super) struct Proposals {
     outgoing: HashMap<String, Outgoing>,
     incoming: HashMap<(FullJid, String), Incoming>,
-    /// When each peer that has got answers may have all of [`ANSWERS`] again, by keyed hash.
-    answered: HashMap<u64, Instant>,
+    /// When each peer that has got answers may have all of [`ANSWERS`] again, and its registered domain, by keyed hash.
+    answered: HashMap<u64, (Instant, u64)>,
     hasher: RandomState,
 }
 
@@ -193,12 +193,12 @@ impl Proposals {
         now: Instant,
     ) -> bool {
         self.incoming.retain(|_, open| now < open.deadline);
-        self.answered.retain(|_, full| now < *full);
+        self.answered.retain(|_, (full, _)| now < *full);
         let (most, gap) = ANSWERS;
         let may_get_one = self
             .answered
             .get(&self.hasher.hash_one(peer))
-            .is_none_or(|full| *full <= now + gap * most.saturating_sub(1));
+            .is_none_or(|(full, _)| *full <= now + gap * most.saturating_sub(1));
         let of_peer = self.incoming.values().filter(|open| open.peer == *peer).count();
         (1..=LONGEST_ID).contains(&id.len())
             && !self.incoming.contains_key(&(from.clone(), id.to_owned()))
@@ -214,10 +214,12 @@ impl Proposals {
         let strangers = || self.incoming.values().filter(|open| !open.is_known);
         let of_domain =
             strangers().filter(|open| registered(open.peer.domain().as_str()) == domain);
+        let domain = self.hasher.hash_one(domain);
+        let answered = self.answered.values().filter(|(_, of)| *of == domain);
         strangers().count() < OF_STRANGERS
             && of_domain.count() < OF_STRANGERS / 2
-            && (self.answered.len() < ANSWERED
-                || self.answered.contains_key(&self.hasher.hash_one(peer)))
+            && (self.answered.contains_key(&self.hasher.hash_one(peer))
+                || (self.answered.len() < ANSWERED && answered.count() < ANSWERED / 2))
     }
 
     /// Returns which proposal stays, if one of `peer` crosses ours. If it is the peer's, ours are forgotten. Addresses
@@ -251,7 +253,8 @@ impl Proposals {
         is_known: bool,
         now: Instant,
     ) {
-        let full = self.answered.entry(self.hasher.hash_one(&peer)).or_insert(now);
+        let domain = self.hasher.hash_one(registered(peer.domain().as_str()));
+        let (full, _) = self.answered.entry(self.hasher.hash_one(&peer)).or_insert((now, domain));
         *full = (*full).max(now) + ANSWERS.1;
         let open = Incoming { peer, is_known, is_taken: false, deadline: now + RING };
         self.incoming.insert((from, id), open);

@@ -226,8 +226,11 @@ fn a_peer_that_proposes_and_retracts_without_end_gets_few_answers() {
             assert_eq!(answers(peer, second), expected, "{peer} {second}");
         }
     }
+    // One domain leaves room for others.
+    let many = (0..1000).filter(|n| answers(&format!("m{n}@m.test"), 2000) > 0).count();
+    assert_eq!(many, ANSWERED / 2);
     let many = (0..1000).filter(|n| answers(&format!("m{n}@m{n}.test"), 2000) > 0).count();
-    assert_eq!(many, ANSWERED);
+    assert_eq!(many, ANSWERED / 2);
     assert_eq!(answers("alice@a.example", 2000), 4, "a known peer");
     assert_eq!(answers("other@m.test", 2040), 4);
 }
