@@ -50,9 +50,8 @@ struct Asked {
     of: Jid,
     sender: oneshot::Sender<Answer>,
     place: Place,
-    answerer: Answerer,
-    /// The keyed hash of both users.
-    pair: u64,
+    /// The keyed hash of both users if a person answers.
+    pair: Option<u64>,
 }
 
 /// By id: the addressee, and the waiting sender.
@@ -77,13 +76,14 @@ impl WaitingRequest {
 
     fn remove(&mut self, id: &str) -> Option<oneshot::Sender<Answer>> {
         let asked = self.asked.remove(id)?;
-        self.shares(asked.answerer).0.give_back(&asked.place);
-        if let Answerer::Person = asked.answerer
-            && let Some(left) = self.pairs.get_mut(&asked.pair)
+        let answerer = asked.pair.map_or(Answerer::Program, |_| Answerer::Person);
+        self.shares(answerer).0.give_back(&asked.place);
+        if let Some(pair) = asked.pair
+            && let Some(left) = self.pairs.get_mut(&pair)
         {
             *left -= 1;
             if *left == 0 {
-                self.pairs.remove(&asked.pair);
+                self.pairs.remove(&pair);
             }
         }
         Some(asked.sender)
@@ -198,18 +198,20 @@ impl Requests {
         let (sender, receiver) = oneshot::channel();
         {
             let mut waiting = self.lock();
-            let pair = waiting.hasher.hash_one((from.to_bare(), to.to_bare()));
-            if let Answerer::Person = answerer
-                && waiting.pairs.get(&pair).is_some_and(|open| *open >= OF_ONE)
-            {
+            let pair = match answerer {
+                Answerer::Person => Some(waiting.hasher.hash_one((from.to_bare(), to.to_bare()))),
+                Answerer::Program => None,
+            };
+            let open = pair.and_then(|pair| waiting.pairs.get(&pair));
+            if open.is_some_and(|open| *open >= OF_ONE) {
                 return Err(Full::User);
             }
             let (shares, limits) = waiting.shares(answerer);
             let place = shares.take(&to.to_bare(), 1, limits)?;
-            if let Answerer::Person = answerer {
+            if let Some(pair) = pair {
                 *waiting.pairs.entry(pair).or_default() += 1;
             }
-            let asked = Asked { of: to.clone(), sender, place, answerer, pair };
+            let asked = Asked { of: to.clone(), sender, place, pair };
             waiting.asked.insert(id.clone(), asked);
         }
         let pending = Pending { requests: self.clone(), id, answer: Some(receiver) };
