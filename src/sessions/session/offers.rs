@@ -331,7 +331,7 @@ impl BrokeredSession {
         if self.content.asks_for_paths && direct::is_asked_for(content) {
             self.direct = Some(Box::new(DirectUse::new(now)));
         }
-        let transport = self.accept_leg();
+        let transport = self.leg_transport(Side::Initiator);
         let out = self.pass(Side::Initiator, &beside, &checked, transport);
         self.ask(Side::Initiator, out, Question::Forwarded(Box::new(stanza)));
         if matches!(self.phase, SessionPhase::Negotiating) {

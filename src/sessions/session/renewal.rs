@@ -12,7 +12,7 @@ use fingerpost_wire::{
     jingle::{self, Reason},
     ns,
     stanza::Condition,
-    transport::{self, Transport},
+    transport::Transport,
 };
 use minidom::Element;
 use tokio::time::Instant;
@@ -145,7 +145,7 @@ impl BrokeredSession {
         self.phase = SessionPhase::Negotiating;
         self.legs.initiator = leg;
         self.expect(Side::Initiator);
-        let transport = self.accept_leg();
+        let transport = self.leg_transport(Side::Initiator);
         self.tell_transport(Side::Initiator, jingle::Action::TransportAccept, transport);
         self.nominate(Side::Initiator);
         self.timers.stop(Timer::FallBack(Side::Initiator));
@@ -156,18 +156,10 @@ impl BrokeredSession {
 
     /// Offers the responder a new transport.
     fn offer_again(&mut self) {
-        let leg = self.fresh_leg();
-        let transport = match &leg.plan {
-            Plan::S5b { .. } => None,
-            Plan::Ibb { namespace, sid, block_size, .. } => {
-                let sid = sid.as_deref().unwrap_or_default();
-                Some(transport::ibb(namespace, sid, *block_size))
-            }
-        };
         self.timers.stop(Timer::FallBack(Side::Responder));
-        self.legs.responder = leg;
+        self.legs.responder = self.responder_leg();
         self.expect(Side::Responder);
-        let transport = transport.unwrap_or_else(|| self.s5b_transport(Side::Responder));
+        let transport = self.leg_transport(Side::Responder);
         let replace = jingle::Action::TransportReplace;
         let name = self.content.name.clone();
         let jingle = self.transport_jingle(Side::Responder, replace, &name, transport);
@@ -177,23 +169,25 @@ impl BrokeredSession {
 
     /// Returns a leg to be offered to the responder: of the kind that it had, or of the other kind if the operator has switched that one
     /// off since.
-    fn fresh_leg(&self) -> LegState {
-        let sid = (self.ids)();
-        let BrokerOptions { block_size, socks5, ibb, .. } = *self.options;
+    fn responder_leg(&self) -> LegState {
+        let BrokerOptions { socks5, ibb, .. } = *self.options;
         let namespace = match &self.legs.responder.plan {
-            Plan::S5b { .. } if socks5 => None,
-            Plan::S5b { .. } if self.peers.responder.namespace == ns::JINGLE_0 => {
-                Some(ns::JINGLE_IBB_0)
-            }
-            Plan::S5b { .. } => Some(ns::JINGLE_IBB),
-            Plan::Ibb { namespace, .. } if ibb || !socks5 => Some(*namespace),
-            Plan::Ibb { .. } => None,
+            Plan::S5b { .. } if socks5 => ns::JINGLE_S5B,
+            Plan::S5b { .. } if self.peers.responder.namespace == ns::JINGLE_0 => ns::JINGLE_IBB_0,
+            Plan::S5b { .. } => ns::JINGLE_IBB,
+            Plan::Ibb { namespace, .. } if ibb || !socks5 => namespace,
+            Plan::Ibb { .. } => ns::JINGLE_S5B,
         };
-        let leg = match namespace {
-            None => LegState::s5b(sid, (self.ids)(), None),
-            Some(namespace) => LegState::ibb(namespace, Some(sid), block_size),
-        };
-        LegState { is_offered: true, ..leg }
+        LegState { is_offered: true, ..self.new_leg(namespace) }
+    }
+
+    /// Returns a leg of this transport whose ids nobody knows yet.
+    fn new_leg(&self, namespace: &'static str) -> LegState {
+        let sid = (self.ids)();
+        match namespace {
+            ns::JINGLE_S5B => LegState::s5b(sid, (self.ids)(), None),
+            ibb => LegState::ibb(ibb, Some(sid), self.options.block_size),
+        }
     }
 
     /// Expects the connection or the bytestream of a new leg.
@@ -262,12 +256,8 @@ impl BrokeredSession {
         self.timers.hasten(Timer::Phase, now + RENEWAL);
         self.actions.push_back(SessionAction::Part);
         // Nothing that is late can belong to a leg that nobody knows.
-        self.legs.responder = self.fresh_leg();
-        let (sid, block_size) = ((self.ids)(), self.options.block_size);
-        self.legs.initiator = match &self.legs.initiator.plan {
-            Plan::S5b { .. } => LegState::s5b(sid, (self.ids)(), None),
-            Plan::Ibb { namespace, .. } => LegState::ibb(namespace, Some(sid), block_size),
-        };
+        self.legs.responder = self.responder_leg();
+        self.legs.initiator = self.new_leg(self.legs.initiator.plan.namespace());
         self.renewals = self.renewals.saturating_sub(1).max(1);
     }
 }

@@ -91,14 +91,14 @@ impl BrokeredSession {
         transport::s5b(sid, &hash, cid, self.options.jid.as_str(), &self.options.advertise)
     }
 
-    /// Returns our transport in the answer to the initiator.
-    pub(super) fn accept_leg(&self) -> Element {
-        match &self.legs.initiator.plan {
+    /// Returns our transport for a side, as we offer or accept it.
+    pub(super) fn leg_transport(&self, side: Side) -> Element {
+        match &self.legs[side].plan {
             Plan::Ibb { namespace, sid, block_size, .. } => {
-                let sid = sid.as_deref().unwrap_or(&self.peers.initiator.sid);
+                let sid = sid.as_deref().unwrap_or(&self.peers[side].sid);
                 transport::ibb(namespace, sid, (*block_size).min(self.options.block_size))
             }
-            Plan::S5b { .. } => self.s5b_transport(Side::Initiator),
+            Plan::S5b { .. } => self.s5b_transport(side),
         }
     }
 
