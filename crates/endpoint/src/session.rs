@@ -398,9 +398,13 @@ impl Session {
             return Ok(());
         }
         loop {
-            let (action, _) = self.next().await?;
+            let (action, jingle) = self.next().await?;
             if action == Action::SessionTerminate {
                 return Ok(());
+            }
+            // Another attempt to replace a lost leg ends the one in hand.
+            if self.is_aside && action == Action::TransportReplace {
+                return Err(self.other_transport(jingle));
             }
         }
     }
@@ -511,21 +515,6 @@ impl Session {
         !self.is_aside || named.is_none_or(|named| named == sid)
     }
 
-    /// Waits until the peer ends the session, or begins another attempt to replace a lost leg.
-    async fn overtaken(&mut self) -> Result<(), Error> {
-        if !self.is_aside {
-            return self.terminated().await;
-        }
-        loop {
-            let (action, jingle) = self.next().await?;
-            match action.known() {
-                Some(Action::SessionTerminate) => return Ok(()),
-                Some(Action::TransportReplace) => return Err(self.other_transport(jingle)),
-                _ => {}
-            }
-        }
-    }
-
     /// Runs a step of the negotiation, which the peer may end.
     pub(super) async fn unless_ended<T>(
         &mut self,
@@ -538,7 +527,7 @@ impl Session {
                 }
                 done => done,
             },
-            ended = self.overtaken() => Err(match ended {
+            ended = self.terminated() => Err(match ended {
                 Ok(()) => Error::refused("the peer ended the session before it was secured"),
                 Err(error) => error,
             }),
