@@ -238,8 +238,7 @@ impl KnownProxies {
         let mut asked = JoinSet::new();
         for (place, (jid, _)) in known.iter().enumerate() {
             let (endpoint, jid) = (endpoint.clone(), jid.clone());
-            let answer = async move { timeout(wait, streamhosts(&endpoint, &jid)).await };
-            asked.spawn(async move { (place, answer.await) });
+            asked.spawn(async move { (place, timeout(wait, streamhosts(&endpoint, &jid)).await) });
         }
         while let Some(answer) = asked.join_next().await {
             if let Ok((place, Ok(Some(answer)))) = answer {
