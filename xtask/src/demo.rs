@@ -35,7 +35,7 @@ pub(crate) fn run() {
         println!("{} sends it to {} over {name}", alice.jid(), bob.jid());
         send(&alice, &bob, &file, transport);
     }
-    println!("{} offers the print of a key that is not the one it has", bob.jid());
+    println!("{} offers the fingerprint of a key that it does not have", bob.jid());
     refuse(&alice, &bob, &file);
 
     drop(component);
@@ -105,7 +105,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or("?")
 }
 
-/// Returns the first digits of a print or hash.
+/// Returns the first digits of a fingerprint or hash.
 fn short(text: &str) -> String {
     text.chars().take(23).collect::<String>() + "…"
 }
