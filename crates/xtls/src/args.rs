@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
     name = "xtls",
     version,
     after_help = "Exit status: 0 ok, 1 failed, 2 usage, 3 peer unreachable, 4 the peer's key could not be verified \
-                  (nothing was sent), 5 refused by the peer."
+                  (nothing was sent), 5 refused."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -64,7 +64,7 @@ pub(super) struct Common {
     /// The component to use as broker (default: the account's)
     #[arg(long, global = true, value_name = "COMPONENT")]
     pub(super) via: Option<BareJid>,
-    /// Use no broker, even if the account has one; the JID must be full
+    /// Use no broker, even if the account has one; the JID must be full, except with send --wait
     #[arg(long, global = true, conflicts_with = "via")]
     pub(super) direct: bool,
     /// The TLS method
@@ -111,7 +111,7 @@ pub(super) struct Common {
     /// For tests: ask the XMPP server for a sign of life after this many seconds of silence
     #[arg(long, global = true, hide = true, value_name = "SECONDS")]
     pub(super) keepalive: Option<u64>,
-    /// For tests: offer this print instead of the key's own
+    /// For tests: offer this fingerprint instead of the key's own
     #[arg(long, global = true, hide = true, value_name = "HEX")]
     pub(super) offer_print: Option<String>,
 }
@@ -138,7 +138,7 @@ pub(super) enum AcceptNewDevice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum DirectPathChoice {
-    /// With known peers; with others if you say so when asked at a terminal
+    /// With peers that you trust: you have vouched for their keys. With others if you say so when asked at a terminal
     #[default]
     Auto,
     /// Never; your address is told to nobody
@@ -236,7 +236,7 @@ pub(super) enum Command {
     },
     /// Prove to the component's registry that the key is yours
     Prove,
-    /// Revoke a key, finally
+    /// Revoke a key for good
     Revoke {
         /// The key's id, as `xtls keys` lists it
         #[arg(value_parser = carried)]
@@ -263,14 +263,15 @@ pub(super) enum Command {
         /// the same
         #[arg(long, conflicts_with = "lan")]
         accept_direct: bool,
-        /// Be available to your contacts, below your chat programs: sessions that they propose without a broker ring here
+        /// Be available to your contacts, with a negative priority, so that sessions that they propose without a broker ring
+        /// here
         #[arg(long, conflicts_with = "lan")]
         available: bool,
         /// Also accept chats, one at a time: lines of standard input go to the peer of the current chat
         #[arg(long, conflicts_with = "lan")]
         chat: bool,
         /// Also accept pipes: each session starts this shell command and is connected to its standard input and output;
-        /// XTLS_PEER has the peer's address and XTLS_PRINT the print of its key
+        /// XTLS_PEER has the peer's address, XTLS_METHOD the method and XTLS_PRINT the fingerprint of the peer's key
         #[arg(long, value_name = "COMMAND", conflicts_with = "lan")]
         pipe: Option<String>,
         #[command(flatten)]
@@ -370,8 +371,8 @@ pub(super) enum TrustCommand {
     Set {
         /// The peer
         jid: BareJid,
-        /// The SHA-256 print of its certificate or of its public key, or the fingerprint of its OpenPGP key, in any form
-        /// that openssl, certtool, keytool, gpg and sq print
+        /// The SHA-256 fingerprint of its certificate or of its public key, or the fingerprint of its OpenPGP key, in any
+        /// form that openssl, certtool, keytool, gpg and sq print
         print: String,
         /// What to call the device
         #[arg(long, default_value = "", hide_default_value = true)]
@@ -381,7 +382,7 @@ pub(super) enum TrustCommand {
     Forget {
         /// The peer
         jid: BareJid,
-        /// Only the key with this print
+        /// Only the key with this fingerprint
         print: Option<String>,
     },
 }
