@@ -24,7 +24,7 @@ use crate::registry::{
 /// The limit of keys for admins; it only stops a runaway script.
 const LIMIT: u32 = 10_000;
 
-/// The offline commands on the registry.
+/// The commands on the registry that need no connection to the XMPP server.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum KeysCommand {
     /// List keys of one user, or all
@@ -50,7 +50,7 @@ pub enum KeysCommand {
         /// The method: x509 or openpgp
         #[arg(long, value_parser = keyed)]
         method: Method,
-        /// A print of the key, hexadecimal
+        /// A fingerprint of the key, hexadecimal
         #[arg(long, required_unless_present = "material")]
         print: Vec<String>,
         /// The key's certificate, DER or PEM
@@ -76,7 +76,7 @@ pub enum KeysCommand {
     },
     /// End the life of an account: the next owner of the address finds nothing of it
     Retire {
-        /// Whose
+        /// The user
         #[arg(value_parser = address)]
         jid: BareJid,
     },
@@ -102,7 +102,7 @@ pub enum KeysCommand {
         #[arg(long, default_value_t = 1000)]
         limit: u32,
     },
-    /// Revoke a key, finally
+    /// Revoke a key for good
     Revoke {
         /// The key's id
         id: KeyId,

@@ -27,13 +27,13 @@ pub const USAGE: u8 = 2;
 /// Exit status: the XMPP server refused the secret.
 pub const SECRET_REFUSED: u8 = 77;
 
-/// End-to-end TLS between XMPP users: mediator, key registry and broker in one XEP-0114 component.
+/// End-to-end TLS between XMPP users: broker, key registry and relay in one XEP-0114 component.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "fingerpost",
     version,
     after_help = "Exit status: 0 ok, 1 failed at run time, 2 bad usage, 77 the XMPP server refused the secret, \
-                  78 bad configuration."
+                  78 bad configuration or database."
 )]
 pub struct FingerpostCli {
     /// The configuration file [default: ./fingerpost.toml, then /etc/fingerpost/config.toml]
@@ -74,7 +74,7 @@ pub enum ProgramCommand {
     },
     /// Print the annotated default configuration
     Config,
-    /// Administer the registry of keys offline
+    /// Administer the registry of keys, also while the component runs
     Keys {
         /// The command on the keys.
         #[command(subcommand)]
@@ -85,7 +85,7 @@ pub enum ProgramCommand {
     },
     /// Show the sessions, throughput, limits and refusals of the running component, in a terminal
     Top {
-        /// The time between two looks
+        /// The time between two updates
         #[arg(long, value_name = "TIME", default_value = "2s", value_parser = top::interval)]
         every: Duration,
         /// Print the state once, as text; the default where standard output is no terminal
