@@ -14,7 +14,7 @@ use std::{
 
 /// How many periods the relay may take for what it holds, at the pace of the first one.
 const AHEAD: u32 = 4;
-/// How many periods it may take in all. The direct connection may have taken half of its pace, if both have the same bottleneck.
+/// How many periods the relay may take in all. If both have the same bottleneck, the direct connection may take half of its rate.
 const MOST: u32 = 1 + 2 * AHEAD;
 
 /// The bytes of our stream that only the relay carries, from the last acknowledged one to where the direct connection goes on.
@@ -24,7 +24,7 @@ pub(super) struct Backlog {
     /// What was acknowledged when the stream left the relay, and when that was.
     acknowledged: u64,
     left: Instant,
-    /// When more was acknowledged for the last time.
+    /// When more was last acknowledged.
     advanced: Instant,
     is_judged: bool,
 }
@@ -110,7 +110,7 @@ mod tests {
     fn nothing_is_sent_again_while_the_relay_delivers() {
         assert_eq!(repeats(1000, |_| 100), []);
         assert_eq!(repeats(1000, |_| 20), []);
-        // It becomes slower, because the direct connection takes a part of the bottleneck.
+        // The relay becomes slower, because the direct connection takes a part of the bottleneck.
         assert_eq!(repeats(4000, |tenth| if tenth <= 10 { 100 } else { 50 }), []);
     }
 

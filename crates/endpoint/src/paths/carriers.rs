@@ -1,7 +1,7 @@
 //! The task that owns the connections of a stream over several paths.
 //!
-//! The user of the stream does the work of the task at once, unless it is under way: waking the task costs a change of the
-//! thread for each record. The connections wake the task in any case, so they are also read while nobody uses the stream.
+//! The user of the stream does the work of the task at once, unless the task is doing it already: waking the task costs a thread
+//! switch for each record. The connections wake the task in any case, so they are also read while nobody uses the stream.
 
 use std::{
     future::poll_fn,
@@ -82,7 +82,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         carriers.poll(&shared, cx)
     })
     .await;
-    // Others hold what is shared for longer.
+    // Others keep the shared state for longer.
     *shared.carriers() = None;
     let mut state = shared.lock();
     state.machine.end_all();
@@ -119,7 +119,7 @@ impl Carriers {
             for index in 0..self.carriers.len() {
                 moved |= self.read(shared, index, cx);
             }
-            // What has come in time counts, even if this task was late.
+            // Bytes that came in time count, even if this task was late.
             shared.lock().machine.handle_deadline(now());
             for index in 0..self.carriers.len() {
                 moved |= self.write(shared, index, cx);
@@ -239,7 +239,7 @@ impl Carriers {
             }
         };
         let mut state = shared.lock();
-        // What the other end has sent before it went is still to be read.
+        // Bytes that the other end sent before it went must still be read.
         state.broken = Some((broken.kind(), broken.to_string()));
         carrier.is_shut = true;
         state.unwritten -= carrier.unwritten();
@@ -277,7 +277,7 @@ impl Carriers {
                     tracing::debug!(number, "the stream goes on over another path");
                     shared.path.send_if_modified(|old| mem::replace(old, path) != path);
                 }
-                // A message too many is dropped: its sender does not depend on it.
+                // A message beyond the limit is dropped: its sender does not depend on it.
                 Event::Sealed(message) => drop(state.sealed.try_send(message)),
             }
         }
@@ -304,7 +304,7 @@ impl Carriers {
             return true;
         }
         let is_sent = state.unwritten == 0 && machine.is_transmitted();
-        // The relay may still have to carry what a direct connection loses.
+        // The relay may still have to carry bytes that a direct connection loses.
         let is_safe = is_done || !machine.may_repeat() || !machine.is_finished();
         drop(state);
         if is_sent && is_safe {

@@ -33,11 +33,11 @@ pub(super) struct Incoming {
     told: u64,
     /// When the next one goes out.
     due: Option<Instant>,
-    /// Whether one goes out now, even if it says nothing new.
+    /// Whether an acknowledgement goes out now, even if it says nothing new.
     overdue: bool,
     /// Whether the peer is verified. Before that, what has come is not acknowledged.
     is_open: bool,
-    /// Whether nobody reads any more, and whether bytes were dropped since.
+    /// Whether the reader is gone, and whether bytes were dropped since then.
     discards: bool,
     has_dropped: bool,
 }
@@ -104,7 +104,7 @@ impl Incoming {
         run.map_or(offset, Run::end).max(self.received)
     }
 
-    /// Keeps bytes that came before those in front of them, and of which none is there.
+    /// Keeps bytes that came before those in front of them. None of them may be there already.
     fn keep(&mut self, path: u32, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
         let gaps = self.runs.len();
         match self.runs.iter_mut().find(|run| run.path == path && run.end() == offset) {
@@ -126,7 +126,7 @@ impl Incoming {
         self.inbox.extend(bytes);
     }
 
-    /// Takes what came from behind a gap, where it is closed now.
+    /// Takes the bytes after a gap that is closed now.
     fn close_gaps(&mut self) {
         while let Some(index) = self.runs.iter().position(|run| run.start <= self.received) {
             let run = self.runs.swap_remove(index);
@@ -136,13 +136,13 @@ impl Incoming {
         }
     }
 
-    /// Forgets what came on a path from behind a gap: the other end sends it again.
+    /// Forgets the bytes after a gap that came on a path: the other end sends them again.
     pub(super) fn forget(&mut self, path: u32) {
         self.runs.retain(|run| run.path != path);
         self.held = self.runs.iter().map(|run| run.bytes.len()).sum();
     }
 
-    /// Checks where a path is to go on; returns whether bytes in front of that are missing.
+    /// Checks from which byte a path goes on; returns whether bytes before it are missing.
     pub(super) fn announced(&self, offset: u64) -> Result<bool, Fault> {
         if offset > self.taken + WINDOW {
             return Err(Fault::Window { offset });
@@ -213,7 +213,7 @@ impl Incoming {
         }
     }
 
-    /// Lets nothing more of the stream be kept: nobody reads it. What is dropped is not acknowledged either.
+    /// Keeps nothing more of the stream, because nobody reads it. Dropped bytes are not acknowledged.
     pub(super) fn discard(&mut self) {
         (self.discards, self.has_dropped) = (true, !self.inbox.is_empty());
         (self.inbox, self.runs, self.held) = (VecDeque::new(), Vec::new(), 0);

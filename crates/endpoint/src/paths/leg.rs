@@ -137,7 +137,7 @@ impl PathLeg {
     }
 }
 
-/// What the stream, the task of its connections and that which finds paths share.
+/// The state that the stream, the task of its connections and the search for paths share.
 pub(super) struct Shared {
     state: Mutex<State>,
     pub(super) path: watch::Sender<Path>,
@@ -209,7 +209,7 @@ pub(super) enum Wait {
 }
 
 impl State {
-    /// Wakes those who wait for what has come true.
+    /// Wakes the tasks whose condition is now true.
     pub(super) fn wake(&mut self) {
         let is_over = self.machine.is_over();
         if is_over || self.machine.has_ended() || !self.machine.chunk().is_empty() {
@@ -224,8 +224,8 @@ impl State {
         self.writer.take_if(is_true).into_iter().for_each(|(writer, _)| writer.wake());
     }
 
-    /// Returns what a shutdown waits for. What the relay might have to carry again is not known before the peer has it;
-    /// and an in-band bytestream holds what its peer has not acknowledged.
+    /// Returns what a shutdown waits for. The relay may have to carry some bytes again until the peer has them, and an in-band
+    /// bytestream holds the bytes that its peer has not acknowledged.
     fn last_wait(&self) -> Wait {
         if self.machine.may_repeat() || self.relay.kind == TransportKind::Ibb {
             Wait::Delivery
@@ -276,7 +276,7 @@ impl Shared {
         self.carriers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves what can be moved now. Another thread that does it already does it once more.
+    /// Moves the bytes that can be moved now. If another thread is doing that already, it does so once more.
     fn drive(&self) {
         let carriers = match self.carriers.try_lock() {
             Ok(carriers) => Some(carriers),
@@ -313,7 +313,7 @@ impl AsyncRead for PathStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // A reader that finds its bytes at once would keep all other tasks of its thread waiting.
+        // Otherwise a reader that always finds bytes would keep all other tasks of its thread waiting.
         let proceed = ready!(coop::poll_proceed(cx));
         let mut state = self.shared.lock();
         if state.machine.chunk().is_empty() && buf.remaining() > 0 {
@@ -422,7 +422,7 @@ impl AsyncWrite for PathStream {
             return Poll::Ready(Ok(()));
         }
         if state.machine.is_over() {
-            // A peer that has ended its own direction, and is gone, says nothing about ours.
+            // A peer that has ended its own direction and is gone does not acknowledge ours.
             let has_ended = state.machine.is_whole();
             return Poll::Ready(if has_ended { Ok(()) } else { Err(state.error()) });
         }
@@ -497,7 +497,7 @@ impl Paths {
         self.with_machine(Machine::renew);
     }
 
-    /// Notes that the relay gets no new leg any more. A stream without a path is cut.
+    /// Notes that the relay gets no more new legs. A stream without a path is cut.
     pub(crate) fn give_up(&self) {
         self.with_machine(Machine::give_up);
     }
@@ -579,7 +579,7 @@ impl Paths {
         number.is_some_and(|number| add(&mut state, number, leg, Some(address)))
     }
 
-    /// Gives a direct connection up, as if it were lost.
+    /// Gives up a direct connection, as if it were lost.
     #[cfg(test)]
     pub(super) fn give_up_direct(&self) {
         let mut state = self.shared.lock();

@@ -24,12 +24,13 @@ pub(super) const WINDOW: u64 = 4 << 20;
 pub(super) const RELAY: u32 = 0;
 /// Later legs of the relay have numbers from this one on.
 pub(super) const LATER: u32 = 1 << 31;
-/// How far a number that the TLS client gives may be above the highest one. The client counts up one by one, and the server may never
-/// see a few of the numbers. Anyone who carries a path can forge one; above the highest of all no number would be left.
+/// How far a number that the TLS client gives may be above the highest one. The client counts up one by one, but the server may miss
+/// a few of the numbers. Anyone who carries a path can forge a number. Above a forged number near the end of the range, none would be
+/// left.
 const FURTHEST: u32 = 1 << 10;
 /// How long a stream without a path waits for a new leg of the relay.
 pub(super) const RENEWAL: Duration = Duration::from_secs(20);
-/// How long a direct path stays silent until it is asked for a sign of life, and after how long one is given.
+/// How long a direct path is silent until this side asks for a sign of life, and until this side gives one.
 const PING_AFTER: Duration = Duration::from_millis(500);
 /// How long a direct path that owes an answer may be silent. It is longer if round trips take long.
 const SILENCE: Duration = Duration::from_millis(1500);
@@ -42,9 +43,9 @@ const DRAIN: Duration = Duration::from_millis(500);
 const IDLE_DIRECT: Duration = Duration::from_secs(15);
 /// The same on the relay while a direct path is in use: the component ends silent streams.
 const IDLE_RELAY: Duration = Duration::from_secs(60);
-/// How long it goes from leg to leg on which nothing comes.
+/// How long a stream without a path may replace lost legs by new ones on which nothing comes.
 const STANDSTILL: Duration = Duration::from_secs(60);
-/// How long nothing may have come on a new leg of the relay when the other end says that it has none. The word for that may have been
+/// How long nothing may have come on a new leg of the relay when the other end reports that it has none. The report may have been
 /// under way for seconds.
 const MUTE: Duration = Duration::from_secs(15);
 /// The most sealed messages that wait for their reader.
@@ -60,17 +61,17 @@ pub(super) fn is_direct(number: u32) -> bool {
 pub(crate) enum Fault {
     /// A record is malformed.
     Record(RecordError),
-    /// A byte outside of the window.
+    /// A byte is outside the window.
     Window { offset: u64 },
-    /// The acknowledgement of a byte that was not sent.
+    /// A byte was acknowledged that was not sent.
     NotSent { offset: u64, sent: u64 },
-    /// Bytes behind the end, or a second end.
+    /// There are bytes after the end, or a second end.
     AfterEnd { end: u64, offset: u64 },
-    /// Bytes on a new path that has not said where it begins.
+    /// Bytes came on a new path before it said where it begins.
     Unannounced,
-    /// Bytes are left out, and no other path can have them.
+    /// Bytes were left out, and no other path can have them.
     Missing { offset: u64 },
-    /// Too many places at which bytes are missing.
+    /// Bytes are missing in too many places.
     Gaps,
 }
 
@@ -103,7 +104,7 @@ impl From<RecordError> for Fault {
 /// What the owner of the connections has to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// The path with this number is over: its connection is of no more use.
+    /// The path with this number has ended: its connection is no longer needed.
     Closed(u32),
     /// Our stream goes on over this path.
     Moved(u32),
@@ -178,15 +179,15 @@ struct Path {
     next: Option<u64>,
     /// Which byte of our stream comes next here, if it goes on here.
     position: u64,
-    /// Whether that has to be said before.
+    /// Whether the position has to be announced first.
     announces: bool,
-    /// Whether the end of our stream was said here.
+    /// Whether the end of our stream was sent here.
     ended: bool,
-    /// The end of what of our stream has gone here.
+    /// Up to which byte our stream was sent here.
     sent: u64,
-    /// The end of what another path has carried: that it has come says nothing of this one.
+    /// Up to which byte another path has carried our stream too. An acknowledgement of these bytes does not show that this path works.
     shared: u64,
-    /// What the relay still holds of our stream, which goes on here.
+    /// What the relay still holds of our stream, if the stream has moved here.
     backlog: Option<Backlog>,
     /// What is sent again here before our stream goes on.
     repeated: Option<Repeated>,
@@ -200,11 +201,11 @@ struct Path {
     asked: Option<(u32, Instant)>,
     /// Since when an answer is owed and nothing has come.
     silent_since: Option<Instant>,
-    /// When the first bytes came since we have last sent something here.
+    /// When the first bytes came after we last sent something here.
     heard: Option<Instant>,
     /// Until when something must have come, because this machine's addresses have changed.
     doubted: Option<Instant>,
-    /// Whether nothing had come by then. The relay may just be slow, and its leg stays until there is another one.
+    /// Whether nothing had come by then. The relay may only be slow, so its leg stays until there is another one.
     is_suspect: bool,
     /// When something was last sent here.
     quiet_since: Instant,
@@ -278,13 +279,13 @@ impl Path {
         let boundary = |offset| outgoing.boundary(offset);
         let Some(late) = backlog.repeat(acknowledged, boundary, period, now) else { return };
         self.backlog.take_if(|_| late.start <= acknowledged);
-        // If it is the second time, and the first one is under way, that goes on after this.
+        // An earlier repetition that is still under way keeps the place where our stream resumes.
         let new = Repeated { end: late.end, resume: self.position };
         self.repeated.get_or_insert(new);
         (self.position, self.announces) = (late.start, true);
     }
 
-    /// Lets our stream go on here from `kept`, because no other path has all of it any more.
+    /// Lets our stream go on here from `kept`, because no other path has all of it now.
     fn rewind(&mut self, kept: u64) {
         (self.position, self.announces, self.ended) = (kept, true, false);
         (self.backlog, self.repeated) = (None, None);
@@ -365,7 +366,7 @@ impl Machine {
         next.filter(|_| self.role == Role::Chooses && self.renews && !self.is_over())
     }
 
-    /// Returns by how much a number is above all before of its kind; `None` if it is not.
+    /// Returns by how much a number is above all earlier ones of its kind; `None` if it is not above them.
     fn above_newest(&self, number: u32) -> Option<u32> {
         let newest = if is_direct(number) { self.newest } else { self.leg.max(LATER - 1) };
         number.checked_sub(newest).filter(|above| *above > 0)
@@ -422,7 +423,7 @@ impl Machine {
         self.renews
     }
 
-    /// Notes that the relay gets no new leg any more.
+    /// Notes that the relay gets no more new legs.
     pub(super) fn give_up(&mut self) {
         (self.renews, self.until) = (false, None);
     }
@@ -440,15 +441,15 @@ impl Machine {
     /// Adds a path. Our stream moves to a direct connection, and to a new leg of the relay if it was on the old one or
     /// on none. The other end's stream follows by itself.
     ///
-    /// Returns `false`, and takes no path, if the number is not higher than all before of its kind, or much higher, or the stream is
-    /// over.
+    /// Returns `false`, and takes no path, if the number is not higher than all earlier ones of its kind, if it is much higher, or if
+    /// the stream is over.
     pub(super) fn install(&mut self, number: u32, now: Instant) -> bool {
         if self.above_newest(number).is_none_or(|above| above > FURTHEST) || self.is_over() {
             return false;
         }
         let claims = self.role == Role::Chooses;
         let mut path = Path { claims, ..Path::new(number, now) };
-        // The other end has given the older one of this kind up.
+        // The other end has given up the older one of this kind.
         let same = |path: &&Path| path.is_direct() == is_direct(number);
         let older = self.paths.iter().find(same).map(|path| path.number);
         if is_direct(number) {
@@ -623,7 +624,7 @@ impl Machine {
         self.stands_since = None;
         let owes = self.paths[index].sent > self.outgoing.acknowledged();
         self.paths[index].lives(owes, now);
-        // A path that is lost on the way through its own bytes has no more of them.
+        // A path that is lost while its own bytes are read has no more of them.
         while let Some(path) = self.paths.iter_mut().find(|path| path.number == number) {
             let head;
             let bytes = match path.decoder.decode(&mut bytes)? {
@@ -696,7 +697,7 @@ impl Machine {
                     self.events.push_back(Event::Sealed(message));
                 }
             }
-            // What a path says of itself is no loss of it.
+            // A path that still carries a record is not lost, even if the record says so.
             Control::Lost(lost) if lost == number => {}
             Control::Lost(lost)
                 if self.above_newest(lost).is_some_and(|above| above > FURTHEST) => {}
@@ -711,7 +712,7 @@ impl Machine {
                 }
             }
             Control::Lost(lost) => {
-                // A connection that the other end has given up before we knew of it is not used any more.
+                // A connection that the other end gave up before we knew of it must not be used later.
                 if self.role == Role::Follows {
                     self.newest = self.newest.max(lost);
                 }
@@ -740,7 +741,7 @@ impl Machine {
             }
         }
         if !self.renews && self.paths.len() < 2 {
-            // The address may come back with its cable.
+            // The address may return, for example when the cable is plugged in again.
             return;
         }
         let ping = self.fresh_ping();
@@ -750,8 +751,8 @@ impl Machine {
         }
     }
 
-    /// Notes that the relay's leg with this number is lost at the other end, which had no path to say so. A newer leg of which nothing
-    /// has come has only this half.
+    /// Notes that the other end has lost the relay's leg with this number, and had no path to say so. A newer leg on which nothing
+    /// has come exists at this end only.
     pub(super) fn handle_told_loss(&mut self, number: u32, now: Instant) {
         let is_half =
             |path: &Path| path.number > number && !path.has_answer && now >= path.since + MUTE;
@@ -769,7 +770,7 @@ impl Machine {
         }
     }
 
-    /// Gives a path up; `tells` says whether the other end has to hear of it.
+    /// Gives a path up; `tells` says whether the other end has to be told.
     fn lose(&mut self, number: u32, tells: bool, now: Instant) {
         let Some(index) = self.paths.iter().position(|path| path.number == number) else { return };
         let gone = self.paths.remove(index);
@@ -829,7 +830,7 @@ impl Machine {
         }
         let echoes = std::mem::take(&mut path.echoes);
         if echoes {
-            // Also if nothing is acknowledged any more: then it would be due again at once.
+            // Clear it even if nothing is acknowledged now; otherwise it would be due again at once.
             path.heard = None;
         }
         if ((is_current && incoming.is_overdue()) || echoes)

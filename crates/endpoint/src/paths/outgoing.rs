@@ -72,7 +72,7 @@ impl Outgoing {
         Ok(length)
     }
 
-    /// Notes that TLS writes nothing more. A record that it has left incomplete is worth nothing.
+    /// Notes that TLS writes nothing more. An incomplete record at the end is dropped.
     pub(super) fn finish(&mut self) {
         if self.end.is_none() {
             let whole = self.whole();

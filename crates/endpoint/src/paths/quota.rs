@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A few at once, and one more after each pause. What comes sooner waits.
+/// Allows a few at once, and one more after each pause. Anything that comes sooner waits.
 #[derive(Debug)]
 pub(super) struct Quota {
     pause: Duration,
-    /// By how much the peer may be ahead of one at a time.
+    /// How far the peer may be ahead of one after each pause.
     ahead: Duration,
-    /// When all have come, at one after each pause.
+    /// When all that were taken would be done, with one after each pause.
     paid: Instant,
 }
 
@@ -50,7 +50,7 @@ mod tests {
         };
         assert_eq!(times(start, 6), [0, 0, 0, 20, 40, 60]);
         assert_eq!(times(start + Duration::from_secs(65), 2), [80, 100]);
-        // After a long time it is as at the beginning, and no more.
+        // A long pause allows no more than the burst.
         assert_eq!(times(start + Duration::from_secs(1000), 5), [1000, 1000, 1000, 1020, 1040]);
         let mut one = Quota::new(1, PAUSE, start);
         assert_eq!([one.take(start), one.take(start)], [start, start + PAUSE]);

@@ -14,7 +14,7 @@ const CONTROL: u8 = 26;
 const VERSION: [u8; 2] = [3, 3];
 /// The longest payload of a control record, in bytes.
 const LONGEST_CONTROL: usize = 1 << 14;
-/// The longest sealed message that is kept, in bytes: sixteen candidates and what seals them fit many times.
+/// The longest sealed message that is kept, in bytes. A message with sixteen candidates is much shorter.
 pub(super) const LONGEST_SEALED: usize = 1024;
 /// The longest payload of a TLS record, in bytes (RFC 5246, 6.2.3; TLS 1.3 allows less).
 const LONGEST_TLS: usize = (1 << 14) + 2048;
@@ -28,7 +28,7 @@ pub(super) const SEALED: u8 = 6;
 const LOST: u8 = 7;
 const USE: u8 = 8;
 
-/// A message of the path layer to the other end's.
+/// A message between the path layers of the two ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Control {
     /// TLS has taken all bytes before this one. The end counts as one byte, and says that everything has come.
@@ -43,9 +43,9 @@ pub(super) enum Control {
     Pong(u32),
     /// A message that only the other end can read.
     Sealed(Vec<u8>),
-    /// The path with this number was given up.
+    /// The direct connection, or the leg of the relay, with this number was given up.
     Lost(u32),
-    /// This direct connection is taken, under this number.
+    /// This direct connection, or this later leg of the relay, is taken and has this number.
     Use(u32),
 }
 

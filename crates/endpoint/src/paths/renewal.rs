@@ -86,15 +86,15 @@ impl Renewer {
                 continue;
             }
             need.mark_unchanged();
-            // Another path carries the stream, or the old leg may come to life. When that changes, it is worth another try.
+            // Another path carries the stream, or the old leg may work again. When that changes, another try is useful.
             if !self.paths.has_path() || need.changed().await.is_err() {
                 return;
             }
         }
     }
 
-    /// Takes the peer's word for the loss of a leg, or that of a component that has been started again. The component does not know
-    /// the number.
+    /// Handles a report that a leg is lost, from the peer or from a component that has been started again. The component does not
+    /// know the number.
     fn heed(&self, jingle: &Element) {
         let Some(lost) = jingle.get_child("lost", ns::PATHS) else { return };
         let number = match lost.attr("number") {
@@ -116,7 +116,7 @@ impl Renewer {
             if hub.is_lost() {
                 hub.found().await;
                 if *self.paths.need().borrow() == Need::Nothing {
-                    // The old leg has come to life meanwhile.
+                    // The old leg works again.
                     return true;
                 }
             } else {
@@ -167,7 +167,7 @@ impl Renewer {
             let hub = self.session.endpoint.hub().clone();
             let is_lost = hub.is_lost();
             tokio::select! {
-                // What the client offers comes before what it is told.
+                // The client's offers come before reports to it.
                 biased;
                 news = self.session.next() => match news {
                     Ok((action, jingle)) if action == Action::TransportReplace => {
@@ -197,7 +197,7 @@ impl Renewer {
         }
     }
 
-    /// Tells the client that the relay's leg is lost, or may be. No path can.
+    /// Tells the client that the relay's leg is lost, or may be. No path can carry this report.
     async fn tell_lost(&mut self) -> Result<(), Error> {
         let mut info = self.session.info();
         let number = self.paths.leg().to_string();

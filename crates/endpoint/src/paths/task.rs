@@ -68,7 +68,7 @@ impl Session {
         self.consent = SessionConsent::new(self.endpoint.may_learn_addresses(&self.peer));
     }
 
-    /// Decides that the peer, which has shown a further key, learns no address in this session: what is known of it is about other
+    /// Decides that the peer, which has shown a further key, learns no address in this session: earlier answers are about other
     /// keys, and the user may still refuse this one.
     pub(crate) fn forget_consent(&mut self) {
         if self.endpoint.inner.builder.direct_path != DirectPath::Always {
@@ -97,7 +97,7 @@ impl Session {
         paths.open();
         let hub = self.endpoint.hub();
         let address = || self.address.clone();
-        // A proxy that is no broker cannot tell whose connection is whose.
+        // A proxy that is not the broker cannot tell which connection belongs to which user.
         let observer =
             self.is_brokered().then(|| Observer { hub: hub.clone(), address: address() });
         paths.name_bytestream(self.bytestream.clone());
@@ -131,7 +131,7 @@ impl Session {
             observer,
             network: hub.network(),
             listened: None,
-            // On a link nothing is between the two sides.
+            // On a local network, no NAT is between the two sides.
             stun: (scope == Scope::Network).then(|| StunServers::new(hub.clone(), stun)),
             servers: None,
             varied: None,
@@ -147,7 +147,7 @@ struct Finder {
     /// Whether this side is the TLS client.
     chooses: bool,
     scope: Scope,
-    /// What knows at which address our connection to the relay is seen.
+    /// Asks the component at which address it sees our connection to the relay.
     observer: Option<Observer>,
     network: Network,
     /// The address of the connection to the relay on whose port an attempt has listened.
@@ -217,13 +217,13 @@ impl Finder {
         }
     }
 
-    /// Listens on new ports, for the first attempt beside a connection to the relay on the one of that. Asks the component and
-    /// STUN servers at which address they see it.
+    /// Listens on new ports. The first attempt beside a SOCKS5 connection to the relay uses the port of that connection. Asks the
+    /// component and STUN servers at which address they see the port.
     async fn listen(&mut self) -> io::Result<Listening> {
         let (local, sid) = self.paths.relay();
         let also = local.filter(|_| local != self.listened);
         if local != self.listened {
-            // It may be another network.
+            // This machine may be in another network now.
             (self.servers, self.varied) = (None, None);
         }
         self.listened = local;
@@ -287,7 +287,7 @@ impl Finder {
         renewed: &mut watch::Receiver<u32>,
     ) -> bool {
         tokio::select! {
-            // One side is elsewhere now, perhaps since the last attempt began.
+            // One side is in another network now, perhaps since the last attempt began.
             biased;
             Ok(()) = renewed.changed() => true,
             () = sleep(pause.unwrap_or_default()), if pause.is_some() => false,
@@ -317,7 +317,7 @@ impl Finder {
         };
         let answer = tokio::select! {
             answer = timeout(ANSWER, answer) => answer.ok().flatten(),
-            // What was under way may have been lost with the old leg.
+            // Messages under way may have been lost with the old leg.
             Ok(()) = renewed.changed() => None,
         };
         let Some(answer) = answer else { return Ok(None) };
@@ -483,7 +483,7 @@ impl Reporter {
             let report = [("kind", kind), ("bytes", &bytes.to_string())];
             let mut info = self.info.clone();
             info.append_child(xml::element("path", ns::PATHS, &report));
-            // What the component makes of it is its own affair.
+            // The answer does not matter.
             let _ = self.hub.request(RequestKind::Set, &self.address, info).await;
             if is_over {
                 return;
