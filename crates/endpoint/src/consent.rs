@@ -61,7 +61,7 @@ impl SessionConsent {
         self.decision() == Some(true)
     }
 
-    /// Takes the user's answer, unless it is decided.
+    /// Takes the user's answer, unless the decision is made already.
     pub(super) fn decide(&self, answer: bool) {
         let _ = self.0.set(answer);
     }

@@ -39,7 +39,7 @@ const CLOSE: Duration = Duration::from_secs(5);
 /// How a stream came to its end.
 #[derive(Debug)]
 pub(super) enum StreamEnd {
-    /// No part of the program needs it any longer.
+    /// No part of the program needs it now.
     Done,
     /// It is lost.
     Lost(Loss),

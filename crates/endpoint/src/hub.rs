@@ -57,7 +57,7 @@ struct HubState {
 #[derive(Debug)]
 struct OpenSession {
     inbox: mpsc::Sender<Stanza>,
-    /// Where what concerns its transport goes, if that is elsewhere.
+    /// The inbox for actions about its transport, if that is a separate one.
     aside: Option<mpsc::Sender<Stanza>>,
     /// Whether it has a stream of its own, which does not need the connection to the server.
     is_secured: bool,
@@ -481,7 +481,7 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// Returns an inbox for what concerns the session's transport from now on. It ends with this one. If we are the session's
+    /// Returns an inbox for actions about the session's transport from now on. It ends with this one. If we are the session's
     /// initiator, the peer's own offers of another transport are refused: each of ours would cross them.
     pub(crate) fn aside(&self, is_initiator: bool) -> Option<Self> {
         let (sender, receiver) = mpsc::channel(32);

@@ -297,7 +297,7 @@ struct DialRules {
     known: Arc<[(String, u16)]>,
     /// Whether the candidates are the broker's, and not the peer's.
     is_brokered: bool,
-    /// What is left for the peer's own candidates.
+    /// How many dials and look-ups are left for the peer's own candidates.
     left: Arc<Left>,
 }
 

@@ -34,9 +34,9 @@ use super::{
 pub(super) const STEP: Duration = Duration::from_secs(60);
 /// How long to wait for the answer to a session-terminate.
 const GOODBYE: Duration = Duration::from_secs(5);
-/// How long it waits before it says so again, if the component asks for that.
+/// How long to wait before the session-terminate is sent again, if the component asks for that.
 const GOODBYE_AGAIN: Duration = Duration::from_millis(500);
-/// How long nothing may arrive after the peer has ended the session, before bytes on their way are given up.
+/// How long to wait without a new byte after the peer has ended the session, before bytes on their way are given up.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long an in-band stream is silent before the other side is asked whether the session still exists (XEP-0166,
 /// 6.8).
@@ -68,7 +68,7 @@ pub struct Session {
     pub(super) namespace: String,
     pub(super) content: String,
     pub(super) initiator: bool,
-    /// Whether one side has ended it, or the other never knew of it.
+    /// Whether one side has ended it, or the other side never knew of it.
     pub(super) over: bool,
     /// Actions that came while the session waited for something else.
     held: VecDeque<(Word<Action>, Element)>,
@@ -143,8 +143,8 @@ impl Session {
         }
     }
 
-    /// Returns a part of this session that negotiates its transport while the rest is elsewhere. It gets nothing else of the
-    /// peer, and it ends with the session. `None` if that is over.
+    /// Returns a part of this session that negotiates its transport while the rest is in use elsewhere. It gets no other actions of the
+    /// peer, and it ends with the session. `None` if the session is over.
     pub(super) fn aside(&self) -> Option<Self> {
         Some(Self {
             endpoint: self.endpoint.clone(),
@@ -255,8 +255,8 @@ impl Session {
     ///
     /// A peer that ends it with success has sent everything. Bytes on their way still arrive while the stream moves,
     /// and `work` has unlimited time for the bytes that it has read. The same holds for a peer that goes away, if the end of its
-    /// stream may have come. A lost XMPP connection does not end a stream that may run beside it. An in-band stream cannot show the loss of the component or of the peer by itself, so while it
-    /// is silent the other side is asked whether the session exists.
+    /// stream may have come. A lost XMPP connection does not end a stream that may run beside it. An in-band stream cannot show the loss
+    /// of the component or of the peer by itself. So while it is silent, the other side is asked whether the session exists.
     ///
     /// # Errors
     /// Those of `work`, or the reason why the session has ended, which tells more, with the number of bytes that had
@@ -289,7 +289,7 @@ impl Session {
             Err(error) => return Err(self.with_received(error).into()),
         };
         if let Some(paths) = &self.paths {
-            // Nobody negotiates a new leg of the relay any more.
+            // From now on nobody negotiates a new leg of the relay.
             paths.give_up();
         }
         tokio::select! {
@@ -333,7 +333,7 @@ impl Session {
         }
     }
 
-    /// Waits until the session turns out to be gone without an end, for example because the component was killed.
+    /// Waits until the session is found to be gone without a session-terminate, for example because the component was killed.
     fn missed(&self, asks: bool) -> impl Future<Output = Error> + use<> {
         let (hub, address) = (self.endpoint.hub().clone(), self.address.clone());
         let (peer, progress) = (self.peer.clone(), Arc::clone(&self.progress));
@@ -378,7 +378,7 @@ impl Session {
         }
     }
 
-    /// Waits for the reason why the session is over: it may follow a stream that broke after a moment, and tells more.
+    /// Waits for the reason why the session is over. It may come a moment after the stream broke, and tells more.
     async fn reason(&mut self) -> Option<Error> {
         if self.is_aside {
             return None;
@@ -508,8 +508,8 @@ impl Session {
         Error::failed("the peer offers another transport")
     }
 
-    /// Returns whether a transport that the peer names belongs to the attempt with this id. While a lost leg is replaced, the last
-    /// words of an attempt that was given up may come.
+    /// Returns whether a transport that the peer names belongs to the attempt with this id. While a lost leg is replaced, stanzas of an
+    /// attempt that was given up may still arrive.
     pub(super) fn is_of_attempt(&self, sid: &str, transport: Option<&Element>) -> bool {
         let named = transport.and_then(|transport| transport.attr("sid"));
         !self.is_aside || named.is_none_or(|named| named == sid)

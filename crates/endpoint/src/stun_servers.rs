@@ -22,7 +22,7 @@ use super::{
 
 /// The usual port (RFC 8489, section 8).
 const PORT: u16 = 3478;
-/// The most services that are used: with the component, there are three observers.
+/// The most services that are asked. With the component there are then three observers.
 const MOST: usize = 2;
 /// The most services of an answer that are read.
 const MOST_READ: usize = 64;

@@ -9,7 +9,7 @@
 //! | description | `<desc/>` | `<desc/>` |
 //! | a part can be had | `<range/>` | `<range/>` |
 //!
-//! What only one of them can say is left out, such as a hash other than MD5.
+//! A translation leaves out details that only one of them can express, such as a hash other than MD5.
 //!
 //! Spec: XEP-0096 1.3.1, section 4; XEP-0234 0.19.1, sections 5 and 6.
 
@@ -43,7 +43,7 @@ pub struct FileOffer {
     pub has_range: bool,
 }
 
-/// Why an offer cannot be said in the other protocol.
+/// Why an offer cannot be expressed in the other protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileError {
     /// It asks for a file.
@@ -64,7 +64,7 @@ pub struct FileRange {
 }
 
 impl FileRange {
-    /// Returns how many bytes of a file of this size it has. `None`: it is not a part of that file.
+    /// Returns how many bytes the part has in a file of this size; `None` if it is not a part of that file.
     pub fn of(self, size: u64) -> Option<u64> {
         let rest = size.checked_sub(self.offset)?;
         self.length.map_or(Some(rest), |length| (length <= rest).then_some(length))
@@ -228,8 +228,8 @@ impl FileOffer {
     }
 }
 
-/// Returns a copy of a content that has the description of the file and nothing else. What else a user may have offered, its peer
-/// cannot accept.
+/// Returns a copy of a content that has the description of the file and nothing else. The peer cannot accept anything else that the
+/// user may have offered.
 pub fn only(content: &Element) -> Element {
     let mut out = xml::head_in(content, &content.ns());
     content.children().filter(|child| describes_file(child)).for_each(|description| {

@@ -1,8 +1,9 @@
 //! One end of an in-band bytestream, both directions, without XML, queues or clock.
 //!
 //! Outgoing: blocks of at most block-size bytes, numbered from 0 and wrapping after 65535. At most a window of them is
-//! unacknowledged; it follows the path ([`crate::ibb_window`]). Incoming: a block sent by IQ is acknowledged when it has been read, or at once while little waits to
-//! be read. So a slow reader slows the sender. Blocks are held up to a bound, and their answers with them.
+//! unacknowledged; it follows the path ([`crate::ibb_window`]). Incoming: a block sent by IQ is acknowledged when it has been
+//! read, or at once while little waits to be read. So a slow reader slows the sender. Blocks are held up to a bound, and their
+//! answers with them.
 //!
 //! Blocks by message are not acknowledged, so a ping (XEP-0199) to the same resource follows them. Its answer says that
 //! the blocks before it have arrived, slows the sender, makes a server release what it holds for an inactive client
@@ -198,7 +199,7 @@ pub enum IbbError {
     /// The peer's data is not valid base64, or its stanza is malformed.
     #[error("the peer sent malformed data")]
     Malformed,
-    /// The peer's resource is not there any more.
+    /// The peer's resource is gone.
     #[error("the peer's client is gone")]
     Gone,
     /// The peer sent more than the window allows while the reader was slow.

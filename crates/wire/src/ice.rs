@@ -1,7 +1,7 @@
 //! The ICE transport of a Jingle session with TCP candidates, read and written (XEP-0371, RFC 6544).
 //!
-//! Only what this project can use is read: candidates over TCP of the first component. Everything else of a peer's transport is
-//! counted, and otherwise passed over.
+//! It reads only candidates that this project can use: those over TCP of the first component. It counts the other candidates of a peer,
+//! and ignores elements that it does not know.
 
 use std::{
     fmt,

@@ -1,8 +1,8 @@
 //! What goes over the wire: stanzas and addresses, offers of TLS, fingerprints, in-band bytestreams.
 //!
-//! Everything here is a value or a state machine. It does no I/O, reads no clock and draws no random numbers, which `clippy.toml` enforces: a caller
-//! passes bytes, elements and times in, and gets elements and decisions out. Both ends of a session use it, the
-//! component and a user's program.
+//! Everything here is a value or a state machine. It does no I/O, reads no clock and draws no random numbers, which
+//! `clippy.toml` enforces: a caller passes bytes, elements and times in, and gets elements and decisions out. The component and
+//! users' programs use it.
 //!
 //! | question | module |
 //! |---|---|

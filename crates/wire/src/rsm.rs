@@ -25,11 +25,11 @@ enum PagePlace {
     First,
     /// After the item of this name.
     After(String),
-    /// It ends before the item of this name.
+    /// The page that ends before the item of this name.
     Before(String),
-    /// It is the last one.
+    /// The last page.
     Last,
-    /// It begins at this number, counted from 0.
+    /// The page that begins at this number, counted from 0.
     Index(usize),
 }
 

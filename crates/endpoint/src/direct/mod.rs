@@ -69,7 +69,7 @@ pub(crate) struct Listening {
     observations: Vec<Observation>,
     /// The public address of a NAT that is known to be symmetric.
     varied: Option<IpAddr>,
-    /// The connections to STUN servers. Without them a NAT could give the listener's mapping away.
+    /// The connections to STUN servers. If they closed, a NAT could give the listener's mapping to another connection.
     kept: Vec<TcpStream>,
     scope: Scope,
 }
@@ -262,7 +262,7 @@ pub(crate) struct Connecting {
     changes: mpsc::Sender<Change>,
 }
 
-/// What an attempt comes to.
+/// The result of an attempt.
 #[derive(Debug)]
 pub(crate) enum Found {
     /// A connection on which the peer has greeted, and the peer's address. The next byte on it is the first one after the greeting.
@@ -286,7 +286,7 @@ impl Connecting {
 
     /// Goes on from another port. The old one is closed.
     pub(crate) fn take_port(&self, listening: Listening) {
-        // An attempt that does not look any more is over.
+        // If nobody receives this, the attempt is over.
         let _ = self.changes.try_send(Change::Own(listening));
     }
 

@@ -5,13 +5,13 @@
 
 use std::ops::Range;
 
-/// The length of the length.
+/// The length of the field that holds a frame's length, in bytes.
 pub(super) const HEADER: usize = 2;
 /// The longest STUN message that is looked at, in bytes. Usual ones have about 120.
 pub(super) const LONGEST_STUN: usize = 1024;
 /// The shortest STUN message: only a header.
 const SHORTEST_STUN: usize = 20;
-/// So many bytes of a frame tell whether it may be STUN: type, length and magic cookie (RFC 8489, 5).
+/// How many bytes of a frame are needed to tell whether it may be STUN: type, length and magic cookie (RFC 8489, 5).
 const TELLING: usize = 8;
 const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 /// How many bytes of a connection are kept until they are read.
@@ -102,7 +102,7 @@ impl Frames {
         self.left -= count;
     }
 
-    /// Makes a frame the application's that only looked like STUN.
+    /// Gives a frame that only looked like STUN to the application.
     pub(super) fn is_data(&mut self, range: &Range<usize>) {
         self.start = range.start;
         self.left = range.len();

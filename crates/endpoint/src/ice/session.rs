@@ -35,7 +35,7 @@ use crate::{
 const CREDENTIALS: Duration = Duration::from_secs(5);
 /// The most transport-infos that come before the session-accept.
 const MOST_EARLY: usize = 32;
-/// The most that wait to be taken by an attempt.
+/// The most transport-infos that wait for an attempt to take them.
 const MOST_NEWS: usize = 16;
 
 /// What the peer says of the transport.
