@@ -375,7 +375,7 @@ fn scale_tables(relays: &[Relay]) -> String {
     text.push_str(
         "\nEach stanza is from or for another user. The first presence of a user is written to the database, with others, \
          a second later. A presence repeats that its user is reachable, a ping is for the component, and a lookup is a disco#info request to a bare proxied address: two requests to the resource, and three \
-         answers. *Kept* is limited by the memory for reachable users, 44 MiB.\n",
+         answers. *Kept* is limited by the memory for reachable users, 50 MiB.\n",
     );
     text
 }
