@@ -88,7 +88,7 @@ pub(super) struct ClusterView {
     pub(super) role: Role,
     /// The end of the lease; `None` if there cannot be another instance.
     pub(super) until: Option<Instant>,
-    /// The others that have lately given a sign of life.
+    /// The others that have recently given a sign of life.
     pub(super) others: Vec<Instance>,
     /// Whether the XMPP server has no cluster, so that this instance belongs to none.
     pub(super) alone: bool,

@@ -181,7 +181,7 @@ impl Builder {
         Self { guesses: Some(most), ..self }
     }
 
-    /// Answers proposals of sessions (XEP-0353) as `ringer` decides, and announces that; by default none are answered. Those past the
+    /// Answers proposals of sessions (XEP-0353) as `ringer` decides, and announces that; by default none are answered. Those without the
     /// broker come to the full JID only, unless the endpoint is [`available`](Self::available).
     pub fn ringer(self, ringer: impl Ringer) -> Self {
         Self { ringer: Some(Arc::new(ringer)), ..self }

@@ -71,7 +71,7 @@ pub(super) struct Client {
     pub(super) prefer: Option<TransportKind>,
     /// The announced kind of sessions: a session goes to the program that announces it.
     pub(super) takes: Takes,
-    /// Whether peers' sessions may come past the broker.
+    /// Whether peers' sessions may come without the broker.
     pub(super) accept_direct: bool,
     /// Whether a listener is available to the user's contacts.
     pub(super) available: bool,
@@ -149,7 +149,7 @@ impl Client {
         })
     }
 
-    /// Returns the client for a listener that may accept sessions past the broker.
+    /// Returns the client for a listener that may accept sessions without the broker.
     pub(super) fn accepting_direct(self, accept_direct: bool) -> Self {
         Self { accept_direct, ..self }
     }

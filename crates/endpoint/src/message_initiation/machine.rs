@@ -13,8 +13,8 @@
 //! proceed or reject decides. A resource that proceeds has a minute to get its session. Of two proposals that cross, the
 //! one with the lower id stays.
 //!
-//! [`Proposals`] decides and does no I/O: messages and the time go in, news come out. Whether a proposal is answered
-//! at all is for others to say.
+//! [`Proposals`] decides and does no I/O: messages and the time go in, news come out. Its caller decides whether a proposal
+//! is answered at all.
 //!
 //! Spec: XEP-0353 0.8.0, sections 3 and 4.1.
 
@@ -38,7 +38,7 @@ const OF_STRANGERS: usize = 16;
 const OPEN: usize = 32;
 /// The most answered proposals of one peer at once, and the time until it has one more.
 const ANSWERS: (u32, Duration) = (4, Duration::from_secs(10));
-/// How many peers whose key is not known may have got an answer lately.
+/// How many peers whose key is not known may recently have got an answer.
 const ANSWERED: usize = 256;
 
 /// A message about a proposal.
@@ -146,7 +146,7 @@ impl Proposals {
     pub(super) fn handle(&mut self, said: Said<'_>) -> Option<News> {
         match said.action {
             Action::Ringing | Action::Proceed | Action::Reject => self.answered(said),
-            // What is over before its session has begun gets none.
+            // A proposal that ends before its session has begun gets no session.
             Action::Retract | Action::Finish => {
                 let from = FullJid::try_from(said.from.clone()).ok()?;
                 self.incoming.remove(&(from, said.id.to_owned()));
@@ -286,7 +286,7 @@ impl Proposals {
         rings
     }
 
-    /// Handles the decision of another resource of our own user about a proposal of `peer`: it rings no longer here.
+    /// Handles the decision of another resource of our own user about a proposal of `peer`: it no longer rings here.
     pub(super) fn decided_elsewhere(&mut self, peer: &BareJid, id: &str) {
         self.incoming
             .retain(|(from, of), open| open.is_taken || of != id || from.to_bare() != *peer);

@@ -1,7 +1,7 @@
 //! Proposes sessions to all of a user's programs before they are started, and answers such proposals (XEP-0353).
 //!
 //! A proposal goes to a bare JID: that of the peer, or the one that stands for the peer at the broker. A broker passes it
-//! on to the programs that are reachable there. Past a broker, the peer's server gives it to the programs that are available
+//! on to the programs that are reachable there. Without a broker, the peer's server gives it to the programs that are available
 //! and to those that want copies (XEP-0280): see [`Builder::available`](crate::Builder::available).
 
 mod machine;
@@ -53,9 +53,10 @@ pub enum ProposalAnswer {
 
 /// Decides which proposals are answered. An answer tells the peer that the user is online, and the program's full address.
 ///
-/// Only proposals that may be answered come here: those through the component, which only passes on those of users that may
-/// start a session through it; and past the component, if sessions are accepted past it, those of peers that the
-/// [`Policy`](crate::Policy) remembers or [`expects`](Self::expects) names.
+/// Only proposals that may be answered come here:
+/// - Those through the component, which passes on only those of users that may start a session through it.
+/// - If sessions without the component are accepted: those of peers that the [`Policy`](crate::Policy) remembers or
+///   [`expects`](Self::expects) names.
 pub trait Ringer: fmt::Debug + Send + Sync + 'static {
     /// Returns whether a peer may learn our full address although its key is not remembered, for example because the user
     /// has named it.
@@ -282,7 +283,7 @@ impl Drop for Finish {
     }
 }
 
-/// What the owner of a proposal hears of it.
+/// The news for the owner of a proposal.
 #[derive(Debug)]
 enum Heard {
     News(News),
@@ -326,13 +327,13 @@ impl Admission {
         })
     }
 
-    /// Returns whether sessions past the broker are accepted.
+    /// Returns whether sessions without the broker are accepted.
     fn is_open_past_the_broker(&self) -> bool {
         self.component.is_none() || !self.only_brokered
     }
 
-    /// Returns whether a peer may learn by an answer that we are here. A broker would pass its session-initiate on to us. Past a
-    /// broker that would need our full address, so only peers that we know learn it.
+    /// Returns whether a peer may learn by an answer that we are here. A broker would pass its session-initiate on to us. Without a
+    /// broker the peer would need our full address for that, so only peers that we know learn it.
     fn may_answer(&self, from: &Jid, is_known: bool) -> bool {
         self.is_brokered(from) || self.is_open_past_the_broker() && is_known
     }
@@ -406,7 +407,7 @@ impl Hub {
 
     /// Handles the error that comes back for a message.
     fn handle_refusal(&self, stanza: &Stanza) {
-        // Past a broker, the peer's server refuses a message although copies of it may have been delivered.
+        // Without a broker, the peer's server refuses a message although copies of it may have been delivered.
         if !self.admission().is_brokered(&stanza.from) {
             return;
         }
