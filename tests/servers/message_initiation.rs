@@ -127,3 +127,17 @@ fn an_interrupted_sender_retracts_and_an_ordinary_client_gets_no_text() {
     ]);
     assert_eq!(phone.report(), expected, "{}", sending.log());
 }
+
+#[test]
+fn a_program_that_waits_for_a_chat_takes_proposals_of_chats_alone() {
+    let server = Server::start(Kind::Prosody);
+    let component = Component::start(&server, &Options::default());
+    let bob = Xtls::with_key(&server, "bob");
+    let waiting = bob.start(["chat", "--listen", "--json"]);
+    wait_for_event(&waiting, "listening");
+    let report = script("proposed_chat.py", &server, json!({}));
+    let from = report[0].as_str().unwrap();
+    assert!(from.starts_with("bob\\40example.test@xtls.example.test/"), "{from}");
+    assert_eq!(report[1], "proceed", "{}\n{}", waiting.log(), component.log());
+    assert_eq!(report[2], "chat", "{}\n{}", waiting.log(), component.log());
+}

@@ -219,11 +219,14 @@ impl Client {
         self.connect_and_keep(self.builder()).await
     }
 
-    /// Does the same for a listener, which answers proposals of sessions.
+    /// Does the same for a listener, which answers proposals of sessions if they come to it.
     pub(super) async fn connect_to_listen(
         &self,
         ringer: impl Ringer,
     ) -> Result<(Endpoint, Incoming), XtlsError> {
+        if self.via.is_none() && !self.available {
+            return self.connect_to_wait().await;
+        }
         self.connect_and_keep(self.builder().available(self.available).ringer(ringer)).await
     }
 

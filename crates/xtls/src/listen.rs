@@ -275,10 +275,6 @@ impl Listen {
         if let Some(inbox) = &self.kinds.files {
             parts::sweep(&inbox.dir);
         }
-        if self.client.via.is_none() && !self.client.available {
-            // Proposals would not come here.
-            return self.client.connect_to_wait().await;
-        }
         self.client.connect_to_listen(Arc::clone(self)).await
     }
 

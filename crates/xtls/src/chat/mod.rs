@@ -5,10 +5,18 @@ mod desk;
 mod terminal;
 mod typed;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use fingerpost_carry::{iq::random_id, writer::forward};
-use fingerpost_endpoint::{Application, Learned, Reason, Request, SecureStream, Session};
+use fingerpost_endpoint::{
+    Application, Learned, ProposalAnswer, Proposed, Reason, Request, Ringer, SecureStream, Session,
+};
 use fingerpost_wire::{jid::proxied, ns};
 use jid::{BareJid, Jid};
 use minidom::Element;
@@ -76,7 +84,8 @@ pub(super) async fn call(client: &Client, peer: &Jid) -> Result<(), XtlsError> {
 /// Waits for one chat. Declines users that are not accepted, and sessions other than chats.
 pub(super) async fn listen(client: Client, accept: &[BareJid]) -> Result<(), XtlsError> {
     let client = Arc::new(client);
-    let (endpoint, mut incoming) = client.connect_to_wait().await?;
+    let callee = Arc::new(Callee { accept: accept.to_vec(), is_taken: AtomicBool::new(false) });
+    let (endpoint, mut incoming) = client.connect_to_listen(Arc::clone(&callee)).await?;
     endpoint.appear(1).await;
     client.output.event(
         &json!({"event": "listening", "jid": endpoint.jid().as_str()}),
@@ -92,7 +101,7 @@ pub(super) async fn listen(client: Client, accept: &[BareJid]) -> Result<(), Xtl
                 let Some(request) = request else {
                     break Err(endpoint.why_disconnected().into());
                 };
-                if let Err(error) = admit(&request, accept) {
+                if let Err(error) = callee.admit(&request) {
                     request.decline(&error.text).await;
                     client.output.error(&error);
                 } else {
@@ -128,6 +137,7 @@ pub(super) async fn listen(client: Client, accept: &[BareJid]) -> Result<(), Xtl
             client.output.error(&error);
             continue;
         }
+        callee.is_taken.store(true, Ordering::SeqCst);
         // The others are told that the wait is over.
         securing.shutdown().await;
         break serve(&client, session, stream, None).await;
@@ -160,15 +170,45 @@ pub(super) async fn serve(
     done
 }
 
-fn admit(request: &Request, accept: &[BareJid]) -> Result<(), XtlsError> {
-    let user = request.peer();
-    if !accept.is_empty() && !accept.contains(user) {
-        return Err(XtlsError::refused(format!("{user} is not among those to accept")));
+/// Waits for one chat.
+#[derive(Debug)]
+struct Callee {
+    /// The users that may call; everybody if there are none.
+    accept: Vec<BareJid>,
+    /// Whether the chat has come.
+    is_taken: AtomicBool,
+}
+
+impl Callee {
+    fn accepts(&self, user: &BareJid) -> bool {
+        self.accept.is_empty() || self.accept.contains(user)
     }
-    if !request.application().is(ns::XMLSTREAM) {
-        return Err(XtlsError::refused(format!("{user} wants no chat: run xtls listen for files")));
+
+    fn admit(&self, request: &Request) -> Result<(), XtlsError> {
+        let user = request.peer();
+        if !self.accepts(user) {
+            return Err(XtlsError::refused(format!("{user} is not among those to accept")));
+        }
+        if !request.application().is(ns::XMLSTREAM) {
+            let what = format!("{user} wants no chat: run xtls listen for files");
+            return Err(XtlsError::refused(what));
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+impl Ringer for Callee {
+    fn expects(&self, peer: &BareJid) -> bool {
+        self.accept.contains(peer)
+    }
+
+    fn answer(&self, proposed: &Proposed) -> ProposalAnswer {
+        let is_chat = |description: &Element| description.is("description", ns::XMLSTREAM);
+        let is_wanted = self.accepts(proposed.peer())
+            && proposed.descriptions().iter().all(is_chat)
+            && !self.is_taken.load(Ordering::SeqCst);
+        if is_wanted { ProposalAnswer::Proceed } else { ProposalAnswer::Silence }
+    }
 }
 
 /// Returns the names that may appear in the stream: the users, and their addresses at the component.
