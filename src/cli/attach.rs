@@ -69,7 +69,7 @@ pub(super) fn run(
             )?;
         }
     }
-    writeln!(err, "Then: fingerpost check --online")?;
+    writeln!(err, "Then, while the service is stopped: fingerpost check --online")?;
     Ok(())
 }
 
@@ -86,10 +86,10 @@ fn prosody(component: &ComponentSettings) -> String {
     let mut text = format!("-- Fingerpost\nComponent \"{}\"\n", component.jid);
     let secret = lua(component.secret.expose_secret());
     let _ = writeln!(text, "\tcomponent_secret = \"{secret}\"");
-    // Not active by default: with it `fingerpost check --online` would push the running service out.
-    text += "\t-- After a connection that died without a word, Prosody can refuse the next one for up to 16 minutes. This line\n\
+    // Not active by default: with it `fingerpost check --online` would displace the running service.
+    text += "\t-- After a connection that was lost without notice, Prosody can refuse the next one for up to 16 minutes. This line\n\
              \t-- lets the new one replace the old one at once. The price: two programs with this name, also a check of the\n\
-             \t-- configuration beside the running service, push each other out.\n\
+             \t-- configuration beside the running service, displace each other.\n\
              \t-- component_conflict_resolve = \"kick_old\"\n";
     // Settings for the whole server must stand above the first host, so they are not among the lines to paste.
     if port != 5347 {

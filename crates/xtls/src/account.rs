@@ -165,8 +165,11 @@ impl Account {
                 "there are several accounts: choose one with --account JID",
             ));
         }
-        found
-            .pop()
-            .ok_or_else(|| XtlsError::usage("there is no such account: run xtls login JID first"))
+        found.pop().ok_or_else(|| match jid {
+            Some(jid) => XtlsError::usage(format!("there is no account {jid} here"))
+                .hint(format!("xtls setup {jid}")),
+            None => XtlsError::usage("there is no account here yet")
+                .hint("xtls setup JID, such as alice@example.org"),
+        })
     }
 }
