@@ -91,6 +91,15 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
+    /// Returns the handle on a connection whose state the test decides.
+    #[cfg(test)]
+    pub(crate) fn played(status: Status) -> (watch::Sender<Status>, Self) {
+        let (sender, status) = watch::channel(status);
+        let (closing, done) = (CancellationToken::new(), CancellationToken::new());
+        let network = Network::fixed();
+        (sender, Self { status, closing, done, network, ended: Arc::default() })
+    }
+
     /// Returns why the connection has ended for good, if it has.
     pub(super) fn why_ended(&self) -> Option<Error> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -46,7 +46,11 @@ impl Builder {
         self.start(connection, None)
     }
 
-    fn start(self, connection: Connection, keeper: Option<Keeper>) -> (Endpoint, Incoming) {
+    pub(crate) fn start(
+        self,
+        connection: Connection,
+        keeper: Option<Keeper>,
+    ) -> (Endpoint, Incoming) {
         let mut features: Vec<String> = [
             ns::DISCO_INFO,
             ns::PING,

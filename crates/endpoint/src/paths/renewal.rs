@@ -173,7 +173,7 @@ impl Renewer {
                     Ok((action, jingle)) if action == Action::TransportReplace => {
                         sleep_until(quota.take(Instant::now())).await;
                         match timeout(ANSWER, self.answer(&jingle)).await {
-                            Ok(Ok(())) => {}
+                            Ok(Ok(())) => was_refused = false,
                             Ok(Err(error)) => tracing::debug!(%error, "no new leg of the relay"),
                             Err(_) => tracing::debug!("no new leg of the relay in time"),
                         }
@@ -187,10 +187,12 @@ impl Renewer {
                 () = sleep_until(tell), if is_stranded && !is_lost => {
                     tell = Instant::now() + AGAIN;
                     let told = timeout(AGAIN, self.tell_lost()).await;
-                    if matches!(told, Ok(Err(Error::Refused(_))))
-                        && std::mem::replace(&mut was_refused, true)
-                    {
-                        return;
+                    match told {
+                        Ok(Ok(())) => was_refused = false,
+                        // A component that has just been started may not know its sessions yet.
+                        Ok(Err(Error::Refused(_))) if was_refused => return,
+                        Ok(Err(Error::Refused(_))) => was_refused = true,
+                        _ => {}
                     }
                 }
             }
@@ -230,3 +232,6 @@ impl Renewer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
