@@ -74,7 +74,9 @@ impl From<Error> for XtlsError {
     fn from(error: Error) -> Self {
         let text = error.to_string();
         match error {
-            Error::Address(_) => Self::usage(text).hint("`xtls listen` shows the full JID; `xtls send --wait` finds a listener with --available"),
+            Error::Address(_) => Self::usage(text).hint(
+                "`xtls listen` shows the full JID; `xtls send --wait` finds a listener with --available",
+            ),
             Error::Unreachable(_) => Self::unreachable(text)
                 .hint("the other side must run `xtls listen` (or what fits this command) first"),
             Error::Silent(_) => Self::unreachable(text).hint(
