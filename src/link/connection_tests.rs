@@ -59,12 +59,15 @@ impl Server {
 
     /// Returns what the link writes, up to the end of this text.
     async fn read_until(&mut self, end: &str) -> String {
+        let mut searched = 0;
         loop {
-            let found = self.ahead.windows(end.len()).position(|part| part == end.as_bytes());
-            if let Some(start) = found {
-                let text = self.ahead.drain(..start + end.len()).collect();
+            let mut windows = self.ahead[searched..].windows(end.len());
+            if let Some(found) = windows.position(|part| part == end.as_bytes()) {
+                let text = self.ahead.drain(..searched + found + end.len()).collect();
                 return String::from_utf8(text).unwrap();
             }
+            searched = (self.ahead.len() + 1).saturating_sub(end.len());
+            self.ahead.reserve(1 << 20);
             assert_ne!(self.stream.read_buf(&mut self.ahead).await.unwrap(), 0);
         }
     }
@@ -222,6 +225,43 @@ async fn an_answer_that_is_written_at_once_is_measured_too() {
             assert_eq!(linked.stanzas.recv().await.unwrap().attr("id"), Some("up"));
             assert_eq!(linked.written().await, "");
         }
+    }
+}
+
+/// What one stanza of a user can multiply leaves room for answers, of which each has somebody who waits.
+#[tokio::test]
+async fn messages_to_a_server_that_does_not_read_leave_room_for_requests_and_answers() {
+    let mut linked = Linked::up("").await;
+    let message = stanza("message", "chat", LIMIT, "a");
+    let mut turns = 0;
+    let back = 'full: loop {
+        for _ in 0..32 {
+            linked.outbound.send(message.clone().into()).await.unwrap();
+        }
+        // The link takes what is queued between two stanzas that it reads.
+        turns += 1;
+        let turn = format!("<message from='a@b' to='xtls.example.org' id='turn{turns}'/>");
+        linked.server.write(&turn.repeat(2)).await;
+        let mut seen = 0;
+        while seen < 2 {
+            let came = linked.stanzas.recv().await.unwrap();
+            match came.attr("type") {
+                Some("error") => break 'full came,
+                _ => seen += 1,
+            }
+        }
+    };
+    let error = back.get_child("error", ns::CLIENT).unwrap();
+    assert_eq!((back.attr("from"), back.attr("id")), (Some("bob@example.org/b"), Some("7")));
+    assert!(error.has_child("resource-constraint", ns::STANZA_ERRORS), "{back:?}");
+    for (type_, id) in [("get", "asked"), ("result", "answered")] {
+        let mut iq = stanza("iq", type_, LIMIT / 2, "a");
+        xml::set(&mut iq, "id", id);
+        linked.outbound.send(iq.into()).await.unwrap();
+    }
+    for id in ["id='asked'", "id='answered'"] {
+        linked.server.write(" ").await;
+        linked.server.read_until(id).await;
     }
 }
 

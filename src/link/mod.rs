@@ -30,7 +30,7 @@ use fingerpost_wire::{
     ns,
     plain::Plain,
     size::{self, Instead},
-    stanza::{Condition, OVERSIZED, RequestKind, refuse_oversized},
+    stanza::{Condition, OVERSIZED, RequestKind, StanzaType, refuse_oversized},
     tokens::ParseError,
     xml::{self, Came, Received},
 };
@@ -73,6 +73,11 @@ const TICK: Duration = Duration::from_secs(1);
 const BATCH: usize = 64 * 1024;
 /// The bytes that may wait for a server that reads too slowly; further answers are dropped.
 const BACKLOG: usize = 8 << 20;
+/// Of these, the bytes beyond which requests come back as errors, and messages and presences too: one stanza can cause many
+/// of these, and somebody waits for each answer.
+const FULL: (usize, usize) = (BACKLOG / 4 * 3, BACKLOG / 2);
+/// The bytes beyond the backlog for errors in place of answers.
+const LAST_ERRORS: usize = 1 << 20;
 /// The shortest and longest pause between failing attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// A connection that was up is reestablished at once, unless that was done within this time.
@@ -728,6 +733,15 @@ fn is_addressed(element: &Element, domain: &str) -> bool {
     element.attr("from").is_some_and(is_ours) && element.attr("to").is_some_and(|to| !to.is_empty())
 }
 
+/// Returns how many bytes may wait before a stanza like this one.
+fn room(element: &Element) -> usize {
+    match element.name() {
+        "iq" if StanzaType::of(element).asks() => FULL.0,
+        "iq" => BACKLOG,
+        _ => FULL.1,
+    }
+}
+
 /// The bytes to write, and their progress.
 struct Out<'a> {
     writer: OwnedWriteHalf,
@@ -787,9 +801,13 @@ impl Out<'_> {
     /// from the addressee.
     #[must_use]
     fn push(&mut self, element: &Element) -> Option<Element> {
-        if self.left() > BACKLOG {
+        let left = self.left();
+        if left > room(element) {
+            warn!(stanza = element.name(), "not sent: the XMPP server reads too slowly");
+            if left <= BACKLOG + LAST_ERRORS && is_addressed(element, self.domain) {
+                return self.replace(size::instead_of_queued(element), "queue");
+            }
             metrics::STANZAS_DROPPED.count(&["queue"]);
-            warn!("answer dropped: the XMPP server reads too slowly");
             return None;
         }
         if !is_addressed(element, self.domain) {
@@ -842,6 +860,7 @@ impl Out<'_> {
             Instead::Send(error) => {
                 let condition = match reason {
                     "size" => Condition::PolicyViolation,
+                    "queue" => Condition::ResourceConstraint,
                     _ => Condition::NotAcceptable,
                 };
                 metrics::REFUSALS.count(&[condition.as_str()]);

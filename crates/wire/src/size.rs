@@ -11,7 +11,7 @@
 //! | a message | as for a request |
 //! | an error, a presence, an answer with an id of that length | nothing: it is counted and logged |
 //!
-//! A stanza that cannot be written at all is replaced in the same way.
+//! A stanza that cannot be written at all is replaced in the same way, and one before which too much waits.
 
 use minidom::Element;
 use rxml::{Namespace, xml_ncname};
@@ -93,6 +93,12 @@ pub fn instead(stanza: &Element, size: usize, limit: usize) -> Instead {
 pub fn instead_of_unwritable(stanza: &Element, error: &std::io::Error) -> Instead {
     let text = format!("The stanza cannot be passed on: {error}");
     replaced(stanza, |_| Refusal::new(ErrorType::Modify, Condition::NotAcceptable, text))
+}
+
+/// Returns the replacement of `stanza`, before which too much waits to be written.
+pub fn instead_of_queued(stanza: &Element) -> Instead {
+    let text = "The XMPP server reads too slowly: try again later";
+    replaced(stanza, |_| Refusal::resource_constraint(text))
 }
 
 /// Returns the replacement for this refusal, which differs between answers and other stanzas.
