@@ -34,8 +34,10 @@ pub(super) const RENEWAL: Duration = Duration::from_secs(20);
 const PING_AFTER: Duration = Duration::from_millis(500);
 /// How long a direct path that owes an answer may be silent. It is longer if round trips take long.
 const SILENCE: Duration = Duration::from_millis(1500);
-/// The longest such time, whatever the other end makes of round trips.
+/// The longest such time, whatever the other end makes of round trips, and that beside another path. If this one works after all, the
+/// move costs a few bytes twice; until then the stream stands still.
 const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+const LONGEST_BESIDE: Duration = Duration::from_secs(2);
 /// How long the relay may deliver nothing of what it still holds when the stream leaves it. It is longer if round trips take
 /// long.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -312,9 +314,18 @@ impl Path {
         }
     }
 
-    fn lost_at(&self) -> Option<Instant> {
+    /// Returns when the path is lost; `longest` is how long it may be silent at most.
+    fn lost_at(&self, longest: Duration) -> Option<Instant> {
         let silent = self.silent_since.filter(|_| self.is_direct());
-        silent.map(|since| since + self.patience()).into_iter().chain(self.doubted).min()
+        let patience = self.patience().min(longest);
+        silent.map(|since| since + patience).into_iter().chain(self.doubted).min()
+    }
+
+    /// Takes a measured round trip. A shorter one counts at once. A longer one may have spent its time in an outage, or in our own queue:
+    /// only several of them count.
+    fn measure(&mut self, time: Duration) {
+        let known = self.round_trip.unwrap_or(time);
+        self.round_trip = Some(time.min(known + time.saturating_sub(known) / 8));
     }
 
     fn echo_at(&self) -> Option<Instant> {
@@ -688,7 +699,7 @@ impl Machine {
                     && ping == pong
                 {
                     path.asked = None;
-                    path.round_trip = Some(now.saturating_duration_since(at));
+                    path.measure(now.saturating_duration_since(at));
                 }
             }
             Control::Sealed(message) => {
@@ -874,27 +885,34 @@ impl Machine {
 
     /// Returns when [`handle_deadline`](Self::handle_deadline) has to be called.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let is_parted = self.is_parted();
+        let (is_parted, longest) = (self.is_parted(), self.longest_silence());
         let of_paths = self
             .paths
             .iter()
             .flat_map(|path| {
-                [path.ping_at(is_parted), path.lost_at(), path.echo_at(), path.repeats_at()]
+                [path.ping_at(is_parted), path.lost_at(longest), path.echo_at(), path.repeats_at()]
             })
             .flatten();
         of_paths.chain(self.incoming.due()).chain(self.until).min()
+    }
+
+    /// Returns how long a direct path may be silent at most.
+    fn longest_silence(&self) -> Duration {
+        let is_beside = self.paths.iter().any(|path| !path.is_direct() && !path.is_suspect);
+        if is_beside { LONGEST_BESIDE } else { LONGEST_SILENCE }
     }
 
     /// Does what is due.
     pub(super) fn handle_deadline(&mut self, now: Instant) {
         self.incoming.handle_deadline(now);
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let overdue = |path: &&mut Path| is_due(path.lost_at());
         let mut left = self.paths.len();
-        // A direct connection first: then the relay's leg may be the only path.
-        while let Some(path) =
-            self.paths.iter_mut().filter(overdue).max_by_key(|path| path.is_direct())
-        {
+        loop {
+            let longest = self.longest_silence();
+            let overdue = |path: &&mut Path| is_due(path.lost_at(longest));
+            // A direct connection first: then the relay's leg may be the only path.
+            let overdue = self.paths.iter_mut().filter(overdue);
+            let Some(path) = overdue.max_by_key(|path| path.is_direct()) else { break };
             if path.is_direct() || left > 1 {
                 let number = path.number;
                 self.lose(number, true, now);

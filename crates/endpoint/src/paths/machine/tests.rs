@@ -1100,3 +1100,42 @@ fn a_ping_is_answered_once_the_peer_is_verified() {
     Control::Pong(7).put(&mut wanted);
     assert!(out.starts_with(&wanted), "{out:?}");
 }
+
+/// The stall of a stream with a relay that works ends with the patience.
+#[test]
+fn a_silent_path_beside_the_relay_is_given_up_soon_whatever_its_round_trips_were() {
+    for has_relay in [true, false] {
+        let (mut machine, now) = sent();
+        machine.renew();
+        assert!(machine.install(1, now));
+        machine.path(1).unwrap().measure(Duration::from_secs(5));
+        if !has_relay {
+            machine.handle_loss(RELAY, now);
+        }
+        machine.write(&[23, 3, 3, 0, 2, 7, 7]).unwrap();
+        machine.transmit(1, now, &mut Vec::new());
+        let longest = if has_relay { LONGEST_BESIDE } else { LONGEST_SILENCE };
+        machine.handle_deadline(now + longest - Duration::from_millis(1));
+        assert!(machine.path(1).is_some(), "{has_relay}");
+        machine.handle_deadline(now + longest);
+        assert!(machine.path(1).is_none(), "{has_relay}");
+    }
+}
+
+/// A ping that crosses an outage takes as long as the outage.
+#[test]
+fn one_long_round_trip_among_short_ones_counts_little() {
+    let mut path = super::Path::new(1, Instant::now());
+    let millis = Duration::from_millis;
+    path.measure(millis(400));
+    assert_eq!(path.round_trip, Some(millis(400)));
+    path.measure(millis(40));
+    path.measure(millis(840));
+    assert_eq!(path.round_trip, Some(millis(140)));
+    for _ in 0..30 {
+        path.measure(millis(840));
+    }
+    assert!(path.round_trip.unwrap() > millis(800));
+    path.measure(millis(40));
+    assert_eq!(path.round_trip, Some(millis(40)));
+}
