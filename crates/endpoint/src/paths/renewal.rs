@@ -29,7 +29,7 @@ const ATTEMPT: Duration = Duration::from_secs(20);
 const ANSWER: Duration = Duration::from_secs(15);
 /// How many refusals the client takes for the end of the session: a few seconds pass between the first and the last.
 const REFUSALS: u8 = 3;
-/// How many legs the client may offer at once, and after which time one more. Each may cost dials and look-ups of names.
+/// How many legs are made at once, and after which time one more. Each may cost dials and look-ups of names.
 const OFFERS: u32 = 16;
 const ONE_MORE: Duration = Duration::from_secs(5);
 /// How often the server tells the client of a loss that has stopped the stream.
@@ -71,6 +71,7 @@ impl Renewer {
     /// The TLS client's part. Returns when the session is gone, or a stream that stands still gets no new leg.
     async fn choose(&mut self) {
         let mut need = self.paths.need();
+        let mut quota = Quota::new(OFFERS, ONE_MORE, Instant::now());
         loop {
             tokio::select! {
                 lacks = need.wait_for(|need| *need != Need::Nothing) => if lacks.is_err() { return },
@@ -82,6 +83,8 @@ impl Renewer {
                     continue;
                 }
             }
+            // The peer can lose one leg after the other, or say so.
+            sleep_until(quota.take(Instant::now())).await;
             if self.renew().await {
                 continue;
             }

@@ -254,7 +254,10 @@ impl Finder {
         }
         let mut again = AGAIN.iter();
         let mut renewed = self.paths.renewed();
+        // The peer can lose the relay's leg, or the direct connection, again and again.
+        let mut quota = Quota::new(ATTEMPTS, ONE_MORE, Instant::now());
         for attempt in 1.. {
+            sleep_until(quota.take(Instant::now())).await;
             let mut path = self.paths.path();
             renewed.borrow_and_update();
             match self.attempt(attempt, &mut sealed, renewed.clone()).await {
