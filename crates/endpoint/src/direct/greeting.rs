@@ -14,6 +14,8 @@ use std::fmt;
 use aws_lc_rs::hmac;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use super::frames::FrameKeys;
+
 /// The length of a nonce, in bytes.
 pub(super) const NONCE: usize = 16;
 /// The length of a proof, in bytes.
@@ -65,6 +67,12 @@ impl<'a> Greeting<'a> {
     /// these belong to the session.
     pub(super) fn missing(&self) -> usize {
         GREETING - self.len
+    }
+
+    /// Returns the keys of what follows, once the peer has greeted.
+    pub(super) fn frame_keys(&self) -> Option<FrameKeys> {
+        let (nonce, _) = self.received.split_at(NONCE);
+        FrameKeys::new([&self.keys.own, &self.keys.peer], [&self.nonce, nonce])
     }
 
     /// Takes received bytes off the front of `bytes`, and leaves those that follow the greeting.

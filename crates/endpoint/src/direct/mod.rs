@@ -7,15 +7,18 @@
 //! | [`mapping`] | how the NAT maps a port, from what servers have seen |
 //! | [`punch`] | when to dial which of them |
 //! | [`greeting`] | whether the other end of a connection is the peer |
+//! | [`frames`] | whether bytes after the greeting are the peer's |
 //!
 //! Everything of an attempt uses one port for each family, so that a NAT maps the dials to the address that the peer knows.
 
 pub(crate) mod addresses;
+mod frames;
 mod greeting;
 mod mapping;
 #[cfg(feature = "testing")]
 pub mod probe;
 pub(crate) mod punch;
+mod stream;
 mod stun;
 
 use std::{
@@ -40,6 +43,7 @@ pub(crate) use self::{
     greeting::GreetingKeys,
     mapping::{Mapping, Observation},
     punch::{Dialled, Pace, Punch, Step},
+    stream::DirectStream,
 };
 use self::{
     addresses::{Scope, Target},
@@ -266,7 +270,7 @@ pub(crate) struct Connecting {
 #[derive(Debug)]
 pub(crate) enum Found {
     /// A connection on which the peer has greeted, and the peer's address. The next byte on it is the first one after the greeting.
-    Peer(TcpStream, SocketAddr),
+    Peer(DirectStream, SocketAddr),
     /// The dials from this port are refused: [take another](Connecting::take_port), and tell the peer.
     PortRefused,
 }
@@ -322,7 +326,7 @@ fn listen(ip: IpAddr, port: u16) -> io::Result<TcpListener> {
 }
 
 /// A connection, and the other end's address, once it has greeted.
-type Greeted = Option<(TcpStream, SocketAddr)>;
+type Greeted = Option<(DirectStream, SocketAddr)>;
 
 /// An attempt that is under way.
 struct Attempt {
@@ -492,7 +496,7 @@ async fn greet(stream: TcpStream, from: SocketAddr, keys: Arc<GreetingKeys>) -> 
     }
 }
 
-async fn exchange(mut stream: TcpStream, keys: &GreetingKeys) -> io::Result<TcpStream> {
+async fn exchange(mut stream: TcpStream, keys: &GreetingKeys) -> io::Result<DirectStream> {
     stream.set_nodelay(true)?;
     let mut greeting = Greeting::new(keys, rand::random::<[u8; NONCE]>());
     let mut buffer = [0; 64];
@@ -502,7 +506,8 @@ async fn exchange(mut stream: TcpStream, keys: &GreetingKeys) -> io::Result<TcpS
         // Never more than the greeting: what follows is the session's.
         let missing = greeting.missing().min(buffer.len());
         if missing == 0 {
-            return Ok(stream);
+            let keys = greeting.frame_keys().ok_or_else(|| io::Error::other("no keys"))?;
+            return Ok(DirectStream::new(stream, keys));
         }
         let got = stream.read(&mut buffer[..missing]).await?;
         if got == 0 {

@@ -13,8 +13,8 @@ use tokio::{
 };
 
 use super::{
-    Candidate, CandidateKind, Connecting, Found, GreetingKeys, Listening, Mapping, Observation,
-    addresses::Scope,
+    Candidate, CandidateKind, Connecting, DirectStream, Found, GreetingKeys, Listening, Mapping,
+    Observation, addresses::Scope,
 };
 use crate::path::{self, Port};
 
@@ -108,7 +108,7 @@ async fn drive(
     seen: Observation,
     varied: Option<IpAddr>,
     mut moves: Moves,
-    peers: mpsc::Sender<(TcpStream, SocketAddr)>,
+    peers: mpsc::Sender<(DirectStream, SocketAddr)>,
 ) {
     loop {
         tokio::select! {
@@ -130,15 +130,16 @@ async fn drive(
     }
 }
 
-async fn choose(mut found: mpsc::Receiver<(TcpStream, SocketAddr)>) -> Option<SocketAddr> {
+async fn choose(mut found: mpsc::Receiver<(DirectStream, SocketAddr)>) -> Option<SocketAddr> {
     let (mut stream, from) = found.recv().await?;
     stream.write_all(b"use").await.ok()?;
+    stream.flush().await.ok()?;
     let mut answer = [0; 4];
     stream.read_exact(&mut answer).await.ok()?;
     (&answer == b"used").then_some(from)
 }
 
-async fn wait(mut found: mpsc::Receiver<(TcpStream, SocketAddr)>) -> Option<SocketAddr> {
+async fn wait(mut found: mpsc::Receiver<(DirectStream, SocketAddr)>) -> Option<SocketAddr> {
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
@@ -147,6 +148,7 @@ async fn wait(mut found: mpsc::Receiver<(TcpStream, SocketAddr)>) -> Option<Sock
                     let mut word = [0; 3];
                     stream.read_exact(&mut word).await.ok()?;
                     stream.write_all(b"used").await.ok()?;
+                    stream.flush().await.ok()?;
                     (&word == b"use").then_some(from)
                 });
             }

@@ -21,7 +21,7 @@ fn connect(listening: Listening, theirs: &[Candidate], keys: GreetingKeys) -> Co
 }
 
 /// Returns the next connection of the peer.
-async fn greeted(connecting: &mut Connecting) -> Option<(TcpStream, SocketAddr)> {
+async fn greeted(connecting: &mut Connecting) -> Option<(DirectStream, SocketAddr)> {
     loop {
         match connecting.next().await? {
             Found::Peer(stream, from) => return Some((stream, from)),
@@ -31,7 +31,7 @@ async fn greeted(connecting: &mut Connecting) -> Option<(TcpStream, SocketAddr)>
 }
 
 /// Returns the first connections of two sides whose next bytes meet.
-async fn pair(a: &mut Connecting, b: &mut Connecting) -> (TcpStream, TcpStream) {
+async fn pair(a: &mut Connecting, b: &mut Connecting) -> (DirectStream, DirectStream) {
     let (mut one, _) = greeted(a).await.unwrap();
     one.write_all(b"one").await.unwrap();
     loop {
@@ -135,7 +135,7 @@ async fn bytes_right_after_the_greeting_are_kept() {
     let mut all = greeting.take_output();
     greeting.take(&mut &nonce[..]).unwrap();
     all.extend(greeting.take_output());
-    all.extend_from_slice(b"a record");
+    greeting.frame_keys().unwrap().seal(b"a record", &mut all).unwrap();
     peer.write_all(&all).await.unwrap();
     let (mut stream, _) = greeted(&mut found).await.unwrap();
     let mut got = [0; 8];

@@ -23,18 +23,78 @@ use super::{
     leg::{Shared, now},
     machine::{Event, RELAY, is_direct},
 };
-use crate::transport::TcpLeg;
+use crate::{direct::DirectStream, transport::TcpLeg};
 
 /// How many bytes are read at once.
 const PIECE: usize = 64 << 10;
 /// How long the connections of a stream that is over, or that nobody holds any more, may take to end in order.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// What carries bytes of a stream.
+#[derive(Debug)]
+pub(super) enum CarrierLeg {
+    /// A leg of the relay.
+    Relay(TcpLeg),
+    /// A direct connection.
+    Direct(DirectStream),
+}
+
+impl CarrierLeg {
+    /// Makes small records, which are whole messages of the application, go out at once.
+    fn set_nodelay(&self) -> io::Result<()> {
+        match self {
+            Self::Relay(TcpLeg::Socket(stream)) => stream.set_nodelay(true),
+            Self::Relay(TcpLeg::Ibb(_)) => Ok(()),
+            Self::Direct(stream) => stream.set_nodelay(true),
+        }
+    }
+
+    fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Relay(leg) => leg.local_addr(),
+            Self::Direct(stream) => stream.local_addr().ok(),
+        }
+    }
+
+    /// Returns whether the other end has vanished, as far as the kernel tells. A direct connection has its own signs of life.
+    fn is_gone(&self) -> bool {
+        matches!(self, Self::Relay(leg) if leg.is_gone())
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Relay(leg) => Pin::new(leg).poll_read(cx, buf),
+            Self::Direct(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Relay(leg) => Pin::new(leg).poll_write(cx, bytes),
+            Self::Direct(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Relay(leg) => Pin::new(leg).poll_flush(cx),
+            Self::Direct(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Relay(leg) => Pin::new(leg).poll_shutdown(cx),
+            Self::Direct(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
 /// One connection.
 #[derive(Debug)]
 struct Carrier {
     number: u32,
-    leg: TcpLeg,
+    leg: CarrierLeg,
     address: Option<SocketAddr>,
     /// What the machine has transmitted, and how much of it the kernel has.
     out: Vec<u8>,
@@ -46,7 +106,7 @@ struct Carrier {
 }
 
 impl Carrier {
-    fn new(number: u32, leg: TcpLeg, address: Option<SocketAddr>) -> Self {
+    fn new(number: u32, leg: CarrierLeg, address: Option<SocketAddr>) -> Self {
         Self { number, leg, address, out: Vec::new(), written: 0, is_ended: false, is_shut: false }
     }
 
@@ -95,7 +155,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 impl Carriers {
     pub(super) fn new(relay: TcpLeg) -> Self {
         Self {
-            carriers: vec![Carrier::new(RELAY, relay, None)],
+            carriers: vec![Carrier::new(RELAY, CarrierLeg::Relay(relay), None)],
             piece: vec![0; PIECE].into_boxed_slice(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             close: None,
@@ -139,10 +199,7 @@ impl Carriers {
         let mut state = shared.lock();
         state.driver = Some(cx.waker().clone());
         for (number, leg, address) in state.added.drain(..) {
-            // A small record is a whole message of the application.
-            if let TcpLeg::Socket(stream) = &leg
-                && let Err(error) = stream.set_nodelay(true)
-            {
+            if let Err(error) = leg.set_nodelay() {
                 tracing::debug!(%error, "could not set TCP_NODELAY");
             }
             self.carriers.push(Carrier::new(number, leg, address));
@@ -177,7 +234,7 @@ impl Carriers {
             return false;
         }
         let mut buf = ReadBuf::new(piece);
-        let read = match Pin::new(&mut carrier.leg).poll_read(cx, &mut buf) {
+        let read = match carrier.leg.poll_read(cx, &mut buf) {
             Poll::Pending => return false,
             Poll::Ready(read) => read,
         };
@@ -217,12 +274,12 @@ impl Carriers {
                 state.unwritten += carrier.out.len();
             }
             let result = if carrier.out.is_empty() {
-                match Pin::new(&mut carrier.leg).poll_flush(cx) {
+                match carrier.leg.poll_flush(cx) {
                     Poll::Ready(Ok(())) | Poll::Pending => return moved,
                     Poll::Ready(Err(error)) => Err(error),
                 }
             } else {
-                match Pin::new(&mut carrier.leg).poll_write(cx, &carrier.out[carrier.written..]) {
+                match carrier.leg.poll_write(cx, &carrier.out[carrier.written..]) {
                     Poll::Pending => return moved,
                     Poll::Ready(Ok(0)) => Err(io::ErrorKind::WriteZero.into()),
                     Poll::Ready(result) => result,
@@ -309,7 +366,7 @@ impl Carriers {
         drop(state);
         if is_sent && is_safe {
             for carrier in &mut self.carriers {
-                if !carrier.is_shut && Pin::new(&mut carrier.leg).poll_shutdown(cx).is_ready() {
+                if !carrier.is_shut && carrier.leg.poll_shutdown(cx).is_ready() {
                     carrier.is_shut = true;
                 }
             }

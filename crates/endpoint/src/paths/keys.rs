@@ -13,7 +13,7 @@ use super::{leg::PathLeg, records::SEALED};
 use crate::direct::{Candidate, CandidateKind, GreetingKeys};
 
 /// The exporter's label (RFC 8446, 7.5); the context is the side whose messages the keys are for.
-const LABEL: &[u8] = b"EXPORTER-fingerpost-paths-0";
+const LABEL: &[u8] = b"EXPORTER-fingerpost-paths-1";
 /// The most candidates of one message.
 const MOST: usize = 16;
 /// The length of a message's counter, in bytes.

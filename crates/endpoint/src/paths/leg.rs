@@ -19,7 +19,6 @@ use std::{
 use fingerpost_wire::transport_kind::TransportKind;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::{mpsc, watch},
     task::coop,
 };
@@ -27,11 +26,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Path,
-    carriers::{self, Carriers},
+    carriers::{self, CarrierLeg, Carriers},
     machine::{Machine, Need, RELAY, Role, is_direct},
     records::{USE_LENGTH, read_use},
 };
-use crate::{ice::IceStream, network::Network, transport::TcpLeg};
+use crate::{direct::DirectStream, ice::IceStream, network::Network, transport::TcpLeg};
 
 /// The most sealed messages of the peer that wait to be read.
 const SEALED: usize = 4;
@@ -182,7 +181,7 @@ pub(super) struct State {
     pub(super) writer: Option<(Waker, Wait)>,
     pub(super) driver: Option<Waker>,
     /// Connections that the machine uses already and the task has not taken yet.
-    pub(super) added: Vec<(u32, TcpLeg, Option<SocketAddr>)>,
+    pub(super) added: Vec<(u32, CarrierLeg, Option<SocketAddr>)>,
     /// This machine's network, after a change.
     pub(super) network: Option<Network>,
     /// How many bytes were transmitted by the machine and not yet taken by the kernel.
@@ -530,7 +529,7 @@ impl Paths {
     pub(crate) fn follow_leg(&self, number: u32, leg: TcpLeg, bytestream: Option<String>) -> bool {
         let mut state = self.shared.lock();
         let relay = Relay::of(&leg, bytestream);
-        let is_taken = !is_direct(number) && add(&mut state, number, leg, None);
+        let is_taken = !is_direct(number) && add(&mut state, number, CarrierLeg::Relay(leg), None);
         if is_taken {
             state.relay = relay;
             // What negotiates the next one looks before the task does.
@@ -572,10 +571,10 @@ impl Paths {
 
     /// Moves the stream to a direct connection that has greeted: the TLS client's choice. Returns `false` if the stream
     /// is over, or this side does not choose.
-    pub(crate) fn choose(&self, stream: TcpStream, address: SocketAddr) -> bool {
+    pub(crate) fn choose(&self, stream: DirectStream, address: SocketAddr) -> bool {
         let mut state = self.shared.lock();
         let number = state.machine.next_number();
-        let leg = TcpLeg::Socket(stream);
+        let leg = CarrierLeg::Direct(stream);
         number.is_some_and(|number| add(&mut state, number, leg, Some(address)))
     }
 
@@ -590,8 +589,8 @@ impl Paths {
 
     /// Moves the stream to a direct connection that the TLS client has chosen. Returns `false` if it has given up that
     /// connection since.
-    pub(crate) fn follow(&self, number: u32, stream: TcpStream, address: SocketAddr) -> bool {
-        let leg = TcpLeg::Socket(stream);
+    pub(crate) fn follow(&self, number: u32, stream: DirectStream, address: SocketAddr) -> bool {
+        let leg = CarrierLeg::Direct(stream);
         is_direct(number) && add(&mut self.shared.lock(), number, leg, Some(address))
     }
 }
@@ -607,7 +606,7 @@ pub(crate) async fn taken(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<O
     Ok(read_use(&record))
 }
 
-fn add(state: &mut State, number: u32, leg: TcpLeg, address: Option<SocketAddr>) -> bool {
+fn add(state: &mut State, number: u32, leg: CarrierLeg, address: Option<SocketAddr>) -> bool {
     let is_taken = !state.is_dropped && state.machine.install(number, now());
     if is_taken {
         state.added.push((number, leg, address));

@@ -16,7 +16,6 @@ use fingerpost_wire::{ns, stanza::RequestKind, xml};
 use jid::Jid;
 use minidom::Element;
 use tokio::{
-    net::TcpStream,
     sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
@@ -31,7 +30,7 @@ use super::{
 };
 use crate::{
     consent::{DirectPath, SessionConsent},
-    direct::{Connecting, Found, Listening, Mapping, Observation, addresses::Scope},
+    direct::{Connecting, DirectStream, Found, Listening, Mapping, Observation, addresses::Scope},
     hub::Hub,
     network::Network,
     session::Session,
@@ -306,7 +305,7 @@ impl Finder {
         attempt: u32,
         sealed: &mut mpsc::Receiver<Vec<u8>>,
         mut renewed: watch::Receiver<u32>,
-    ) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+    ) -> io::Result<Option<(DirectStream, SocketAddr)>> {
         let listening = self.listen().await?;
         self.tell(&Message { attempt, candidates: listening.candidates() });
         let answer = async {
@@ -430,7 +429,10 @@ impl Finder {
 }
 
 /// Returns a connection that the TLS client uses, and its number.
-async fn used(mut stream: TcpStream, address: SocketAddr) -> Option<(u32, TcpStream, SocketAddr)> {
+async fn used(
+    mut stream: DirectStream,
+    address: SocketAddr,
+) -> Option<(u32, DirectStream, SocketAddr)> {
     let number = timeout(USED, taken(&mut stream)).await.ok()?.ok()??;
     Some((number, stream, address))
 }

@@ -6,7 +6,11 @@ use fingerpost_secure::{
     stream::{self as tls, TlsStream},
     verify::Expected,
 };
-use tokio::{io::AsyncWriteExt, net::TcpListener, task::JoinHandle};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
 
 use super::*;
 use crate::paths::records::Control;
@@ -48,6 +52,8 @@ enum Break {
     Reset,
     Close,
     Silence,
+    /// Somebody who carries it says that the stream ends at byte 0, and has what it has not.
+    Forgery,
 }
 
 /// A direct connection with somebody between its ends.
@@ -66,6 +72,20 @@ impl Middle {
         }
         self.forward.iter().for_each(JoinHandle::abort);
         for socket in &self.broken {
+            if matches!(how, Break::Forgery) {
+                let mut records = Vec::new();
+                Control::Ack(ALL as u64).put(&mut records);
+                Control::End(0).put(&mut records);
+                // Also as a frame with a tag of the wrong key.
+                records.extend(DirectStream::first_frame(&records, true));
+                // Nothing is read here any more, so there is room unless the other end is as slow.
+                while !records.is_empty() {
+                    match socket.try_write(&records) {
+                        Ok(written) => drop(records.drain(..written)),
+                        Err(_) => break,
+                    }
+                }
+            }
             let linger = matches!(how, Break::Reset).then_some(Duration::ZERO);
             socket2::SockRef::from(&**socket).set_linger(linger).unwrap();
         }
@@ -98,7 +118,7 @@ async fn forward(from: Arc<TcpStream>, to: Arc<TcpStream>, is_silent: Arc<Atomic
 impl Ends {
     /// Moves the stream to a direct connection, as the two ends' tasks do.
     async fn move_to_direct(paths: &[Paths; 2]) -> Middle {
-        let ([a, in_a], [mut b, in_b]) = (pair().await, pair().await);
+        let ([a, in_a], [b, in_b]) = (pair().await, pair().await);
         let broken = [Arc::new(in_a), Arc::new(in_b)];
         let is_silent = Arc::new(AtomicBool::new(false));
         let forward = [(0, 1), (1, 0)].map(|(from, to)| {
@@ -106,6 +126,8 @@ impl Ends {
             tokio::spawn(forward(from, to, Arc::clone(&is_silent)))
         });
         let address = a.peer_addr().unwrap();
+        let [a, mut b] =
+            [(a, true), (b, false)].map(|(end, first)| DirectStream::played(end, first));
         assert!(paths[0].choose(a, address));
         let number = taken(&mut b).await.unwrap().unwrap();
         assert!(paths[1].follow(number, b, address));
@@ -211,6 +233,11 @@ async fn a_transfer_goes_on_when_its_direct_connection_falls_silent() {
 }
 
 #[tokio::test]
+async fn a_transfer_goes_on_when_somebody_else_speaks_on_its_direct_connection() {
+    transfer(Break::Forgery).await;
+}
+
+#[tokio::test]
 async fn an_end_of_the_last_connection_is_named_to_a_writer() {
     let [socket, other] = pair().await;
     let mut leg = PathLeg::with_paths(TcpLeg::Socket(socket), true);
@@ -238,11 +265,12 @@ async fn what_has_come_in_time_counts_although_it_is_read_late() {
     };
     let_others_run().await;
     tokio::time::pause();
-    assert!(paths.choose(direct, address));
+    assert!(paths.choose(DirectStream::played(direct, true), address));
     let_others_run().await;
     let mut pong = Vec::new();
     Control::Pong(0).put(&mut pong);
-    std::io::Write::write_all(&mut peer, &pong).unwrap();
+    let frame = DirectStream::first_frame(&pong, false);
+    std::io::Write::write_all(&mut peer, &frame).unwrap();
     tokio::time::advance(Duration::from_secs(2)).await;
     let_others_run().await;
     assert!(paths.has_answer());
