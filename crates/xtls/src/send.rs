@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fingerpost_endpoint::{Application, Endpoint, Reason, SecureStream, Session, TransportKind};
+use fingerpost_endpoint::{
+    Application, Endpoint, Error, Reason, SecureStream, Session, TransportKind,
+};
 use jid::Jid;
 use serde_json::json;
 
@@ -14,7 +16,7 @@ use super::{
     client::Client,
     file_offer::{FileOffer, Range, is_accepted},
     files::{self, Done, NotSent},
-    output::XtlsError,
+    output::{Output, XtlsError},
     pace,
     set::{
         self, Outcome,
@@ -276,7 +278,7 @@ async fn deliver_set(
     bar.finish_and_clear();
     match sent {
         Ok(sent) => {
-            session.confirmed().await.map_err(|error| go_on(error.into()))?;
+            confirmed(&mut session, output).await?;
             Ok(sent)
         }
         Err(NotSent { error, words }) => {
@@ -375,9 +377,9 @@ async fn deliver(
             return Err(go_on(error));
         }
     };
-    let ended = session.confirmed().await;
+    let ended = confirmed(&mut session, output).await;
     bar.finish_and_clear();
-    ended.map_err(|error| go_on(error.into()))?;
+    ended?;
     done.report(output, path);
     if std::fs::metadata(path).is_ok_and(|now| now.len() > offer.size) {
         output.warn(&format!(
@@ -387,6 +389,21 @@ async fn deliver(
         ));
     }
     Ok(done)
+}
+
+/// Waits until the peer ends a session in which it has confirmed everything inside TLS. Without the connection to the XMPP server that
+/// end cannot come, and nothing is missing.
+async fn confirmed(session: &mut Session, output: Output) -> Result<(), XtlsError> {
+    match session.confirmed().await {
+        Err(Error::Disconnected) => {
+            let peer = session.peer();
+            output.warn(&format!(
+                "{peer} has confirmed everything inside TLS, then the connection to the XMPP server was lost"
+            ));
+            Ok(())
+        }
+        ended => ended.map_err(|error| go_on(error.into())),
+    }
 }
 
 /// Adds the hint that a broken transfer can be resumed.
