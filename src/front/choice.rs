@@ -233,15 +233,14 @@ impl Router {
         self.send_all(out);
     }
 
-    /// Checks all resources of a user, because something was proposed to all. Returns the refusal for the case that
-    /// none is present.
-    pub(super) fn check_all(&mut self, user: &BareJid, now: Instant) -> Vec<Element> {
+    /// Checks all resources of a user, because `initiator` has proposed something to all.
+    pub(super) fn check_all(&mut self, user: &BareJid, initiator: &Jid, id: &str, now: Instant) {
         let (ask, silent_now) = self.presences.check_all(user, now);
         for jid in ask {
             self.question(jid, now, SOON, ());
         }
-        let silent_now = silent_now.into_iter();
-        silent_now.flat_map(|(jid, since)| self.proposals.silent(&jid, since, false, "")).collect()
+        let silent_now = silent_now.iter().map(|(jid, since)| (&**jid, *since));
+        self.proposals.silent_before(initiator, id, silent_now);
     }
 
     /// Checks whether a resource is still present. `held` is freed when that is known.

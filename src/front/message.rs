@@ -101,9 +101,8 @@ impl Router {
             return Err(SessionRefusal::Unreachable.into());
         }
         let now = tokio::time::Instant::now();
-        let proposes =
-            message_initiation::read(stanza).is_some_and(|(action, _)| action == "propose");
-        let out = if proposes {
+        let proposed = message_initiation::read(stanza).filter(|(action, _)| action == "propose");
+        let out = if let Some((_, id)) = proposed {
             if !self.options.access.admits(&asker) {
                 return Err(FrontRefusal::Forbidden);
             }
@@ -113,8 +112,8 @@ impl Router {
             let callee = peer.to_bare();
             let Some(admitted) = self.admitted(stanza, &callee, known)? else { return Ok(()) };
             let resources = self.presences.all(&callee).filter(|_| admitted).cloned().collect();
-            let mut out = self.proposals.propose(stanza, &callee, resources, now)?;
-            out.extend(self.check_all(&callee, now));
+            let out = self.proposals.propose(stanza, &callee, resources, now)?;
+            self.check_all(&callee, &stanza.from, &id, now);
             out
         } else {
             // The proposal's addressee need not be a user of the service.

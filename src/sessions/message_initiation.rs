@@ -45,6 +45,8 @@ const QUIET: Duration = Duration::from_secs(30);
 const FINISH: Duration = Duration::from_secs(24 * 3600);
 /// How many times the free proposals one domain may have open.
 const SLOPE: usize = 16;
+/// The proposals to one callee that nobody has started: in all, and from one initiator. One domain has half of them.
+const TO_CALLEE: Limits = Limits::new(256, 8, 1);
 /// The answers for each resource that has got a proposal which are not charged to its user, and for how many proposals
 /// that are over the rest of them is known: answers may cross a retract.
 const ANSWERS: usize = 4;
@@ -71,12 +73,10 @@ struct Proposal {
     id: String,
     callee: BareJid,
     /// The resources that have received the proposal.
-    told: Vec<FullJid>,
+    told: Vec<Told>,
     /// How many more answers are not charged to the callee.
     answers: usize,
-    /// Those of them that do not answer, and whether their server refuses to deliver to them.
-    silent: Vec<(FullJid, bool)>,
-    /// When the last of these became silent.
+    /// When the last of them became silent.
     since: Instant,
     began: Instant,
     stage: Stage,
@@ -84,14 +84,37 @@ struct Proposal {
     finished: PerSide<bool>,
     deadline: Instant,
     places: Vec<Place>,
+    /// Its place among those to the callee, until the session is started.
+    place_at_callee: Option<Place>,
+}
+
+/// A resource that has received a proposal.
+#[derive(Debug)]
+struct Told {
+    jid: FullJid,
+    /// If it does not answer: whether its server refuses to deliver to it.
+    silence: Option<bool>,
+}
+
+/// The proposals that a resource has received and whose session is not started.
+#[derive(Debug, Default)]
+struct ToldOf {
+    ids: BTreeSet<String>,
+    /// Whether it was silent since it last showed itself.
+    is_silent: bool,
 }
 
 impl Proposal {
     /// Returns whether a message from a callee's resource to `peer` is an answer to this proposal.
     fn is_answered(&self, from: &FullJid, peer: &Jid) -> bool {
         self.initiator.to_bare() == peer.to_bare()
-            && self.told.contains(from)
+            && self.told.iter().any(|told| told.jid == *from)
             && peer.resource().is_none_or(|_| self.initiator == *peer)
+    }
+
+    /// Returns the callee, and the initiator's bare address.
+    fn ends(&self) -> (BareJid, BareJid) {
+        (self.callee.clone(), self.initiator.to_bare())
     }
 
     /// Returns the resource that has taken it.
@@ -104,13 +127,19 @@ impl Proposal {
 
     /// Returns whether no resource has decided and none answers.
     fn is_silent(&self) -> bool {
-        let is_silent = |told: &FullJid| self.silent.iter().any(|(silent, _)| silent == told);
-        self.stage == Stage::Ringing && self.told.iter().all(is_silent)
+        self.stage == Stage::Ringing && self.told.iter().all(|told| told.silence.is_some())
     }
 
     /// Returns whether the proposal reaches no resource: the server delivers nothing to the remaining ones.
     fn is_refused(&self) -> bool {
-        self.is_silent() && self.silent.iter().all(|(_, is_refused)| *is_refused)
+        self.stage == Stage::Ringing && self.told.iter().all(|told| told.silence == Some(true))
+    }
+
+    /// Notes whether a resource answers.
+    fn set_silence(&mut self, user: &FullJid, silence: Option<bool>) {
+        for told in self.told.iter_mut().filter(|told| told.jid == *user) {
+            told.silence = silence;
+        }
     }
 }
 
@@ -126,7 +155,12 @@ pub struct Proposals {
     max_stanza_bytes: usize,
     open: HashMap<String, Proposal>,
     by_initiator: HashMap<Jid, HashMap<String, String>>,
-    by_callee: HashMap<BareJid, BTreeSet<String>>,
+    /// By each resource that has received them: a presence costs no more than what it is about.
+    by_told: HashMap<FullJid, ToldOf>,
+    /// By callee and the initiator's bare address.
+    between: HashMap<(BareJid, BareJid), BTreeSet<String>>,
+    /// The shares of initiators in the proposals to each callee.
+    to_callees: HashMap<BareJid, Shares>,
     /// Proposals whose session was started, by user and by domain. They are forgotten first, the oldest first.
     started: [BTreeSet<(String, Instant, String)>; 2],
     deadlines: BTreeSet<(Instant, String)>,
@@ -157,7 +191,9 @@ impl Proposals {
             max_stanza_bytes: size::DEFAULT,
             open: HashMap::new(),
             by_initiator: HashMap::new(),
-            by_callee: HashMap::new(),
+            by_told: HashMap::new(),
+            between: HashMap::new(),
+            to_callees: HashMap::new(),
             started: Default::default(),
             deadlines: BTreeSet::new(),
             over: LruCache::new(OVER),
@@ -219,14 +255,14 @@ impl Proposals {
             id: id.clone(),
             callee: callee.clone(),
             answers: ANSWERS * resources.len(),
-            told: resources,
-            silent: Vec::new(),
+            told: resources.into_iter().map(|jid| Told { jid, silence: None }).collect(),
             since: now,
             began: now,
             stage: Stage::Ringing,
             finished: PerSide::default(),
             deadline: now + RING,
             places: Vec::new(),
+            place_at_callee: None,
         };
         let Some(mask) = proxied(&proposal.initiator, &self.component) else {
             return Err(SessionRefusal::LongJid);
@@ -235,13 +271,16 @@ impl Proposals {
         let out: Vec<Element> = proposal
             .told
             .iter()
-            .map(|to| self.moved(stanza, &mask, &Jid::from(to.clone()), &theirs, true))
+            .map(|to| self.moved(stanza, &mask, &Jid::from(to.jid.clone()), &theirs, true))
             .collect();
         self.check(&out)?;
         let proposal = self.admit(proposal)?;
         self.deadlines.insert((proposal.deadline, theirs.clone()));
         self.by_initiator.entry(stanza.from.clone()).or_default().insert(id, theirs.clone());
-        self.by_callee.entry(callee.clone()).or_default().insert(theirs.clone());
+        self.between.entry(proposal.ends()).or_default().insert(theirs.clone());
+        for Told { jid, .. } in &proposal.told {
+            self.by_told.entry(jid.clone()).or_default().ids.insert(theirs.clone());
+        }
         self.open.insert(theirs, proposal);
         Ok(out)
     }
@@ -303,7 +342,8 @@ impl Proposals {
             |to: &FullJid, alone| self.moved(stanza, &mask, &Jid::from(to.clone()), theirs, alone);
         match (action, proposal.taker()) {
             ("retract", _) => {
-                let out: Vec<Element> = proposal.told.iter().map(|to| moved(to, true)).collect();
+                let out: Vec<Element> =
+                    proposal.told.iter().map(|to| moved(&to.jid, true)).collect();
                 self.check(&out)?;
                 self.remove(theirs);
                 Ok(Some(out))
@@ -389,6 +429,7 @@ impl Proposals {
         if let Some(Proposal { stage: Stage::Proceeding(by), .. }) = self.open.get(theirs) {
             let by = by.clone();
             self.advance(theirs, Stage::Started(by), now + FINISH);
+            self.leave_callee(theirs);
         }
     }
 
@@ -400,14 +441,10 @@ impl Proposals {
             out.extend(self.end(&theirs, Reason::Gone, "The other user went away", true, false));
         }
         let Ok(user) = FullJid::try_from(user.clone()) else { return out };
-        let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
-        for theirs in asked.collect::<Vec<_>>() {
+        let asked = self.by_told.remove(&user).unwrap_or_default().ids;
+        for theirs in asked {
             let Some(proposal) = self.open.get_mut(&theirs) else { continue };
-            if !proposal.told.contains(&user) {
-                continue;
-            }
-            proposal.told.retain(|told| *told != user);
-            proposal.silent.retain(|(silent, _)| *silent != user);
+            proposal.told.retain(|told| told.jid != user);
             let left = match &proposal.stage {
                 Stage::Ringing => proposal.is_refused(),
                 Stage::Proceeding(by) => *by == user,
@@ -431,15 +468,17 @@ impl Proposals {
 
     /// Notes that a resource has shown itself.
     pub fn here(&mut self, user: &FullJid) {
-        let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
-        for theirs in asked.collect::<Vec<_>>() {
-            self.answers(&theirs, user);
+        let Some(told) = self.by_told.get_mut(user) else { return };
+        if std::mem::take(&mut told.is_silent) {
+            for theirs in told.ids.clone() {
+                self.answers(&theirs, user);
+            }
         }
     }
 
     fn answers(&mut self, theirs: &str, user: &FullJid) {
         if let Some(proposal) = self.open.get_mut(theirs) {
-            proposal.silent.retain(|(silent, _)| silent != user);
+            proposal.set_silence(user, None);
             self.settle(theirs);
         }
     }
@@ -464,14 +503,14 @@ impl Proposals {
         text: &str,
     ) -> Vec<Element> {
         let mut out = Vec::new();
-        let asked = self.by_callee.get(&user.to_bare()).into_iter().flatten().cloned();
-        for theirs in asked.collect::<Vec<_>>() {
+        let Some(told) = self.by_told.get_mut(user) else { return out };
+        told.is_silent = true;
+        for theirs in told.ids.clone() {
             let Some(proposal) = self.open.get_mut(&theirs) else { continue };
-            if !proposal.told.contains(user) || proposal.stage != Stage::Ringing {
+            if proposal.stage != Stage::Ringing {
                 continue;
             }
-            proposal.silent.retain(|(silent, _)| silent != user);
-            proposal.silent.push((user.clone(), is_refused));
+            proposal.set_silence(user, Some(is_refused));
             proposal.since = since;
             if proposal.is_refused() {
                 out.extend(self.end(&theirs, Reason::Timeout, text, true, true));
@@ -480,6 +519,27 @@ impl Proposals {
             }
         }
         out
+    }
+
+    /// Notes resources that were silent already when they got a proposal of `initiator`, each since then.
+    pub fn silent_before<'a>(
+        &mut self,
+        initiator: &Jid,
+        id: &str,
+        silent: impl Iterator<Item = (&'a FullJid, Instant)>,
+    ) {
+        let theirs = self.by_initiator.get(initiator).and_then(|ids| ids.get(id)).cloned();
+        let Some(theirs) = theirs else { return };
+        for (user, since) in silent {
+            if let Some(told) = self.by_told.get_mut(user)
+                && let Some(proposal) = self.open.get_mut(&theirs)
+            {
+                told.is_silent = true;
+                proposal.set_silence(user, Some(false));
+                proposal.since = since;
+            }
+        }
+        self.settle(&theirs);
     }
 
     /// Ends old proposals. `silent` returns since when a user does not answer.
@@ -530,7 +590,7 @@ impl Proposals {
         }
         let mut out = Vec::new();
         if callee {
-            let retract = |to: &FullJid| self.retract(&proposal, theirs, to, condition, text);
+            let retract = |to: &Told| self.retract(&proposal, theirs, &to.jid, condition, text);
             out.extend(proposal.told.iter().filter_map(retract));
         }
         if initiator && let Some(mask) = proxied(&proposal.callee.into(), &self.component) {
@@ -542,7 +602,7 @@ impl Proposals {
 
     fn retract_others(&self, theirs: &str, but: &FullJid, text: &str) -> Vec<Element> {
         let Some(proposal) = self.open.get(theirs) else { return Vec::new() };
-        let others = proposal.told.iter().filter(|told| *told != but);
+        let others = proposal.told.iter().map(|told| &told.jid).filter(|told| *told != but);
         others.filter_map(|to| self.retract(proposal, theirs, to, Reason::Cancel, text)).collect()
     }
 
@@ -605,7 +665,7 @@ impl Proposals {
         if let Some(theirs) = self.by_initiator.get(user).and_then(|ids| ids.get(id)) {
             return Some(theirs.clone());
         }
-        let told = |open: &&Proposal| open.told.iter().any(|told| *user == *told);
+        let told = |open: &&Proposal| open.told.iter().any(|told| *user == *told.jid);
         self.open.get(id).filter(told).map(|open| open.id.clone())
     }
 
@@ -613,11 +673,10 @@ impl Proposals {
     /// Both must find the same proposal lower, so the new id compares to the other proposal's as the initiator's id
     /// does.
     fn their_id(&self, proposal: &Proposal) -> String {
-        let back = self.by_callee.get(&proposal.initiator.to_bare()).into_iter().flatten();
-        let back = back
-            .filter_map(|known| Some((known, self.open.get(known)?)))
-            .find(|(_, open)| open.initiator.to_bare() == proposal.callee);
-        let Some((known, back)) = back else { return (self.ids)() };
+        let (callee, initiator) = proposal.ends();
+        let back = self.between.get(&(initiator, callee)).into_iter().flatten();
+        let mut back = back.filter_map(|known| Some((known, self.open.get(known)?)));
+        let Some((known, back)) = back.next() else { return (self.ids)() };
         let lower = proposal.id < *known;
         for prefix in ["", "!", "~"] {
             for _ in 0..16 {
@@ -634,10 +693,13 @@ impl Proposals {
     /// then cannot pass on its finish.
     fn admit(&mut self, mut proposal: Proposal) -> Result<Proposal, SessionRefusal> {
         let user = proposal.initiator.to_bare();
-        let told: usize = proposal.told.iter().map(|jid| 64 + jid.as_str().len()).sum();
+        let told: usize = proposal.told.iter().map(|told| 64 + told.jid.as_str().len()).sum();
         let addresses = proposal.initiator.as_str().len() + proposal.callee.as_str().len();
-        // A resource that does not answer is stored twice.
+        // The index has each resource once more.
         let bytes = PROPOSAL + 2 * (2 * told + addresses + proposal.id.len());
+        let shares = self.to_callees.entry(proposal.callee.clone()).or_default();
+        let place = shares.take(&user, 1, &TO_CALLEE);
+        proposal.place_at_callee = Some(place.map_err(|_| SessionRefusal::TooManyProposals)?);
         for (kind, weight) in [1, bytes].into_iter().enumerate() {
             loop {
                 match self.shares[kind].take(&user, weight, &self.limits[kind]) {
@@ -650,6 +712,7 @@ impl Proposals {
                         for (shares, place) in self.shares.iter_mut().zip(&proposal.places) {
                             shares.give_back(place);
                         }
+                        self.free_at_callee(&mut proposal);
                         return Err(SessionRefusal::TooManyProposals);
                     }
                 }
@@ -701,8 +764,40 @@ impl Proposals {
         oldest.is_some_and(|theirs| self.remove(&theirs).is_some())
     }
 
+    /// Forgets which resources have received a proposal, and frees its place among those to the callee: it no longer
+    /// rings anywhere.
+    fn leave_callee(&mut self, theirs: &str) {
+        let Some(mut proposal) = self.open.remove(theirs) else { return };
+        self.unlist(theirs, &mut proposal);
+        self.open.insert(theirs.to_owned(), proposal);
+    }
+
+    fn unlist(&mut self, theirs: &str, proposal: &mut Proposal) {
+        for Told { jid, .. } in &proposal.told {
+            if let Some(told) = self.by_told.get_mut(jid) {
+                told.ids.remove(theirs);
+                if told.ids.is_empty() {
+                    self.by_told.remove(jid);
+                }
+            }
+        }
+        self.free_at_callee(proposal);
+    }
+
+    fn free_at_callee(&mut self, proposal: &mut Proposal) {
+        let place = proposal.place_at_callee.take();
+        if let Some(place) = place
+            && let Some(shares) = self.to_callees.get_mut(&proposal.callee)
+        {
+            shares.give_back(&place);
+            if shares.taken() == 0 {
+                self.to_callees.remove(&proposal.callee);
+            }
+        }
+    }
+
     fn remove(&mut self, theirs: &str) -> Option<Proposal> {
-        let proposal = self.open.remove(theirs)?;
+        let mut proposal = self.open.remove(theirs)?;
         let over = self.hasher.hash_one((&proposal.callee, theirs));
         self.over.insert(over, proposal.answers);
         self.deadlines.remove(&(proposal.deadline, theirs.to_owned()));
@@ -715,10 +810,12 @@ impl Proposals {
                 self.by_initiator.remove(&proposal.initiator);
             }
         }
-        if let Some(ids) = self.by_callee.get_mut(&proposal.callee) {
+        self.unlist(theirs, &mut proposal);
+        let ends = proposal.ends();
+        if let Some(ids) = self.between.get_mut(&ends) {
             ids.remove(theirs);
             if ids.is_empty() {
-                self.by_callee.remove(&proposal.callee);
+                self.between.remove(&ends);
             }
         }
         for (shares, place) in self.shares.iter_mut().zip(&proposal.places) {

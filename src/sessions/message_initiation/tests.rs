@@ -261,7 +261,11 @@ fn old_proposals_end_on_both_sides_and_none_are_left() {
         ])
     );
     assert_eq!(story.proposals.deadline(), None);
-    assert!(story.proposals.by_callee.is_empty() && story.proposals.by_initiator.is_empty());
+    assert!(
+        story.proposals.between.is_empty()
+            && story.proposals.by_told.is_empty()
+            && story.proposals.by_initiator.is_empty()
+    );
 }
 
 #[test]
@@ -297,6 +301,88 @@ fn the_number_of_proposals_is_bounded_and_started_sessions_make_room() {
         story.now,
     );
     assert_eq!(none.unwrap_err(), SessionRefusal::Unreachable);
+}
+
+/// A caller, one of many, proposes something to Bob's one resource.
+fn call(proposals: &mut Proposals, caller: &str, id: &str, now: Instant) -> bool {
+    let stanza = message(&format!("{caller}/x"), CALLEE, "propose", id);
+    let resources = vec![full("bob@b.example/phone")];
+    proposals.propose(&stanza, &BareJid::new("bob@b.example").unwrap(), resources, now).is_ok()
+}
+
+fn many() -> (Proposals, Instant) {
+    let (component, now) = (BareJid::new("xtls.example.org").unwrap(), Instant::now());
+    (Proposals::new(component, ids, (10_000, 1000), now), now)
+}
+
+#[test]
+fn callers_share_the_proposals_that_ring_at_one_callee() {
+    let (mut proposals, now) = many();
+    let mut calls = |caller: &str| {
+        (0..20).filter(|n| call(&mut proposals, caller, &format!("p{n}"), now)).count()
+    };
+    assert_eq!(calls("alice@a.test"), 8);
+    let crowd: usize = (0..40).map(|n| calls(&format!("a{n}@evil.example"))).sum();
+    assert_eq!(crowd, 124, "a domain has no more than it leaves free");
+    assert_eq!(calls("carol@c.test"), 8);
+    // The end of a proposal frees its place, and so does its session.
+    let (bob, alice) = (Jid::new("bob@b.example").unwrap(), Jid::new("alice@a.test/x").unwrap());
+    let retract = message("alice@a.test/x", CALLEE, "retract", "p0");
+    proposals.handle(&retract, &bob, now).unwrap();
+    assert!(call(&mut proposals, "alice@a.test", "q0", now));
+    assert!(!call(&mut proposals, "alice@a.test", "q1", now));
+    let theirs = proposals.by_initiator[&alice]["p1"].clone();
+    let mask = "alice\\40a.test@xtls.example.org/x";
+    let proceed = message("bob@b.example/phone", mask, "proceed", &theirs);
+    proposals.handle(&proceed, &alice, now).unwrap();
+    assert!(!call(&mut proposals, "alice@a.test", "q1", now));
+    proposals.started(&theirs, now);
+    assert!(call(&mut proposals, "alice@a.test", "q1", now));
+    assert!(!call(&mut proposals, "alice@a.test", "q2", now));
+    let ended = proposals.gone(&Jid::new("bob@b.example/phone").unwrap());
+    assert_eq!(ended.len(), 8 + 124 + 8);
+    assert!(proposals.to_callees.is_empty() && proposals.by_told.is_empty());
+    assert_eq!(proposals.open.len(), 1, "the session reports its own end");
+}
+
+/// Presences of resources that are not there come at any rate.
+#[test]
+fn a_presence_costs_no_more_for_the_proposals_that_it_is_not_about() {
+    let (mut proposals, now) = many();
+    for domain in 0..6 {
+        for n in 0..256 {
+            call(&mut proposals, &format!("a{n}@evil{domain}.example"), "p", now);
+        }
+    }
+    assert!(proposals.open.len() > 200);
+    let before = std::time::Instant::now();
+    for n in 0..20_000 {
+        let nobody = full(&format!("bob@b.example/{n}"));
+        assert_eq!(proposals.gone(&nobody.clone().into()), []);
+        proposals.here(&nobody);
+        assert_eq!(proposals.silent(&nobody, now, true, ""), []);
+    }
+    assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
+}
+
+/// Another proposal says nothing new of the resources that are silent.
+#[test]
+fn a_later_proposal_does_not_make_an_earlier_one_ring_longer() {
+    let mut story = Story::begun();
+    let silent = |story: &mut Story, resource: &str| {
+        let user = full(&format!("bob@b.example/{resource}"));
+        story.proposals.silent(&user, story.now, true, "it may be blocked")
+    };
+    assert_eq!(silent(&mut story, "phone"), []);
+    propose(&mut story.proposals, "a2", story.now).unwrap();
+    let alice = Jid::new("alice@a.example/balcony").unwrap();
+    let (phone, since) = (full("bob@b.example/phone"), story.now);
+    story.proposals.silent_before(&alice, "a2", [(&phone, since)].into_iter());
+    let ended = silent(&mut story, "desk");
+    assert_eq!(who(&ended).last().unwrap().1, "reject", "{:?}", who(&ended));
+    assert_eq!(shown(&ended).last().unwrap().3, "a1");
+    assert_eq!(ended.len(), 3);
+    assert_eq!(story.proposals.deadline(), Some(story.now + QUIET), "the other one rings nowhere");
 }
 
 /// The broker may have no place for it.
