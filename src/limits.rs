@@ -68,9 +68,9 @@ impl Bucket {
         self.tokens = (self.tokens - tokens).max(0.0);
     }
 
-    /// Takes `cost` if there is a whole token.
+    /// Takes `cost` if there is as much, and at least a whole token. A full bucket suffices for any cost.
     fn allow(&mut self, cost: f64, rate: Rate, now: Instant) -> bool {
-        let allowed = self.fill(rate, now) >= 1.0;
+        let allowed = self.fill(rate, now) >= cost.min(rate.burst).max(1.0);
         if allowed {
             self.take(cost);
         }
@@ -123,6 +123,13 @@ impl Rates {
     pub fn allow(&mut self, user: &BareJid, now: Instant) -> bool {
         let user = identity(user);
         self.take(user.as_str(), user.domain().as_str(), 1.0, now)
+    }
+
+    /// Counts `number` more requests of `user`, because one costs as much; returns `false` if that exceeds the rate.
+    pub fn allow_more(&mut self, user: &BareJid, number: usize, now: Instant) -> bool {
+        let user = identity(user);
+        let cost = f64::from(u32::try_from(number).unwrap_or(u32::MAX));
+        number == 0 || self.take(user.as_str(), user.domain().as_str(), cost, now)
     }
 
     /// Returns whether `user` may send one more request, without counting it.
@@ -194,6 +201,20 @@ mod tests {
         assert_eq!((0..20).filter(|_| rates.allow(&user, start)).count(), 8);
         let later = start + Duration::from_secs(1);
         assert_eq!((0..20).filter(|_| rates.allow(&user, later)).count(), 2);
+    }
+
+    #[test]
+    fn what_costs_as_much_as_several_requests_counts_as_several() {
+        let mut rates = Rates::new(2);
+        let user = BareJid::new("a@b").unwrap();
+        let start = Instant::now();
+        assert!(rates.allow_more(&user, 5, start));
+        assert!(!rates.allow_more(&user, 5, start), "three are left");
+        assert!(rates.allow_more(&user, 0, start) && rates.allow_more(&user, 3, start));
+        assert!(!rates.allow(&user, start) && rates.allow_more(&user, 0, start));
+        // Even the most expensive one is allowed after a pause.
+        let later = start + Duration::from_secs(4);
+        assert!(rates.allow_more(&user, 1000, later) && !rates.allow(&user, later));
     }
 
     #[test]

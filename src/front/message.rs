@@ -9,6 +9,7 @@ use fingerpost_wire::{
     stanza::{Stanza, StanzaType},
     xml,
 };
+use jid::{BareJid, FullJid};
 use minidom::Element;
 use time::OffsetDateTime;
 
@@ -17,8 +18,14 @@ use crate::{
     chat, metrics,
     refuse::Refuse as _,
     registry::KeyNotice,
-    sessions::{message_initiation, refusal::SessionRefusal},
+    sessions::{
+        message_initiation::{self, Proposals},
+        refusal::SessionRefusal,
+    },
 };
+
+/// The bytes of copies that count as one request.
+const FOR_ONE: usize = 4 << 10;
 
 impl Router {
     pub(super) fn handle_message(&mut self, stanza: &Stanza) {
@@ -96,6 +103,7 @@ impl Router {
         if is_charged && !self.rates.allow(&asker, Instant::now()) {
             return Err(FrontRefusal::TooFast);
         }
+        let bytes = Proposals::length(stanza)?;
         let Some(peer) = peer else { return Err(FrontRefusal::NoSuchUser) };
         if self.options.access.blocks(&peer.to_bare()) {
             return Err(SessionRefusal::Unreachable.into());
@@ -111,16 +119,28 @@ impl Router {
             }
             let callee = peer.to_bare();
             let Some(admitted) = self.admitted(stanza, &callee, known)? else { return Ok(()) };
-            let resources = self.presences.all(&callee).filter(|_| admitted).cloned().collect();
+            let resources: Vec<FullJid> =
+                self.presences.all(&callee).filter(|_| admitted).cloned().collect();
+            self.charge(&asker, bytes * resources.len())?;
             let out = self.proposals.propose(stanza, &callee, resources, now)?;
             self.check_all(&callee, &stanza.from, &id, now);
             out
         } else {
             // The proposal's addressee need not be a user of the service.
+            self.charge(&asker, bytes * self.proposals.copies(stanza))?;
             self.proposals.handle(stanza, &peer, now)?
         };
         self.send_all(out);
         Ok(())
+    }
+
+    /// Charges a message that is copied, with so many bytes in all, to its sender's rate. It was charged once when it came.
+    fn charge(&mut self, sender: &BareJid, bytes: usize) -> Result<(), FrontRefusal> {
+        let more = bytes.div_ceil(FOR_ONE).saturating_sub(1);
+        match self.rates.allow_more(sender, more, Instant::now()) {
+            true => Ok(()),
+            false => Err(FrontRefusal::TooFast),
+        }
     }
 
     /// Sends one chat message to the bare JID and to each reachable resource.

@@ -504,6 +504,45 @@ async fn who_answers_many_proposals_keeps_its_rate() {
     assert!(found[0] && !found[5], "{found:?}");
 }
 
+/// A message is copied to each of the callee's resources.
+#[tokio::test]
+async fn a_proposal_is_short_and_its_copies_are_charged() {
+    let mut world = World::new().await;
+    world.router.reload(RouterOptions { requests_per_second: 2, ..world.router.options.clone() });
+    let resources: Vec<String> = (0..8).map(|n| format!("bob@example.test/{n}")).collect();
+    for resource in &resources {
+        world.come(resource);
+    }
+    let mut last = 0;
+    let mut say = async |world: &mut World, action: &str, id: &str, length: usize| {
+        last += 1;
+        let (mark, filling) = (format!("m{last}"), "a".repeat(length));
+        world.say(&format!(
+            "<message xmlns='jabber:client' type='chat' id='{mark}' from='{ALICE}' to='{MASK}'>\
+             <{action} xmlns='urn:xmpp:jingle-message:0' id='{id}'>{filling}</{action}></message>"
+        ));
+        let answer = world
+            .next(|sent| {
+                sent.name() == "message"
+                    && (sent.attr("id") == Some(&mark) || sent.attr("to") == Some(&resources[7]))
+            })
+            .await;
+        let error = answer.get_child("error", ns::CLIENT).map(|error| {
+            ["policy-violation", "resource-constraint"]
+                .into_iter()
+                .find(|condition| error.has_child(*condition, ns::STANZA_ERRORS))
+                .unwrap_or("another")
+        });
+        error.unwrap_or("passed on")
+    };
+    // Eight requests may come at once.
+    assert_eq!(say(&mut world, "propose", "p1", 16 << 10).await, "policy-violation");
+    assert_eq!(say(&mut world, "propose", "p1", 100).await, "passed on");
+    assert_eq!(say(&mut world, "retract", "p1", 16 << 10).await, "policy-violation");
+    assert_eq!(say(&mut world, "retract", "p1", 1800).await, "passed on");
+    assert_eq!(say(&mut world, "propose", "p2", 3000).await, "resource-constraint");
+}
+
 /// A program at the other end may answer whatever it is asked, with the same words each time.
 #[tokio::test]
 async fn a_chat_with_a_program_that_answers_everything_ends() {

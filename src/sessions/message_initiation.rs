@@ -51,9 +51,29 @@ const TO_CALLEE: Limits = Limits::new(256, 8, 1);
 /// that are over the rest of them is known: answers may cross a retract.
 const ANSWERS: usize = 4;
 const OVER: usize = 4096;
+/// The longest message about a proposal, in bytes: it is copied to each resource.
+const LONGEST: usize = 16 << 10;
 /// The bytes that all proposals may hold, and those of one proposal besides its addresses and ids.
 const BYTES: usize = 32 << 20;
 const PROPOSAL: usize = 1024;
+
+/// How namespaces begin that mean something to clients and servers of XMPP.
+const OF_XMPP: [&str; 14] = [
+    "jabber:",
+    "urn:xmpp:",
+    "urn:ietf:",
+    "http://jabber.org/",
+    "http://etherx.jabber.org/",
+    "http://www.xmpp.org/",
+    "http://www.w3.org/",
+    "https://xmpp.org/",
+    "http://xmpp.org/",
+    "eu.siacs.conversations.",
+    "google:",
+    "storage:",
+    "urn:fingerpost:",
+    "vcard-temp",
+];
 
 /// The state of a proposal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +114,8 @@ struct Told {
     jid: FullJid,
     /// If it does not answer: whether its server refuses to deliver to it.
     silence: Option<bool>,
+    /// Whether the initiator knows that it rings.
+    rings: bool,
 }
 
 /// The proposals that a resource has received and whose session is not started.
@@ -207,6 +229,26 @@ impl Proposals {
         self.max_stanza_bytes = bytes;
     }
 
+    /// Returns how long a message is, in bytes.
+    ///
+    /// # Errors
+    /// The answer to the sender, if it is too long to be passed on.
+    pub fn length(stanza: &Stanza) -> Result<usize, SessionRefusal> {
+        let size = size::of(&stanza.element).unwrap_or(usize::MAX);
+        if size > LONGEST {
+            return Err(size::refusal(size, LONGEST).into());
+        }
+        Ok(size)
+    }
+
+    /// Returns to how many resources a message about a proposal goes, at most.
+    pub fn copies(&self, stanza: &Stanza) -> usize {
+        let retracted = read(stanza).filter(|(action, _)| action == "retract");
+        let proposal = retracted
+            .and_then(|(_, id)| self.open.get(self.by_initiator.get(&stanza.from)?.get(&id)?));
+        proposal.map_or(1, |proposal| proposal.told.len())
+    }
+
     /// Checks the length of messages that are passed on.
     ///
     /// # Errors
@@ -255,7 +297,10 @@ impl Proposals {
             id: id.clone(),
             callee: callee.clone(),
             answers: ANSWERS * resources.len(),
-            told: resources.into_iter().map(|jid| Told { jid, silence: None }).collect(),
+            told: resources
+                .into_iter()
+                .map(|jid| Told { jid, silence: None, rings: false })
+                .collect(),
             since: now,
             began: now,
             stage: Stage::Ringing,
@@ -374,7 +419,10 @@ impl Proposals {
         Ok(match (action, proposal.taker()) {
             ("ringing", None) => {
                 self.answers(theirs, &from);
-                Some(vec![passed])
+                let told = self.open.get_mut(theirs).map(|open| &mut open.told);
+                let told = told.into_iter().flatten().find(|told| told.jid == from);
+                let is_new = told.is_some_and(|told| !std::mem::replace(&mut told.rings, true));
+                Some(if is_new { vec![passed] } else { Vec::new() })
             }
             // The proposal no longer rings; the resource may have missed that.
             ("ringing" | "proceed" | "reject", Some(by)) if *by != from => {
@@ -626,32 +674,28 @@ impl Proposals {
         initiation::message(from, to, &(self.ids)(), element)
     }
 
-    /// Returns a message for the other side: addresses and ids are new, the rest is kept. `alone`: the user's server
-    /// must not copy it to other resources, because each gets its own.
+    /// Returns a message for the other side: addresses and ids are new, and of the rest is kept what [`is_kept`]. `alone`:
+    /// the user's server must not copy it to other resources, because each gets its own.
     fn moved(&self, stanza: &Stanza, from: &Jid, to: &Jid, id: &str, alone: bool) -> Element {
         let mut out = xml::head_in(&stanza.element, ns::CLIENT);
         for (name, value) in [("from", from.as_str()), ("to", to.as_str()), ("id", &(self.ids)())] {
             xml::set(&mut out, name, value);
         }
         let mut private = alone;
-        for node in stanza.element.nodes() {
-            match node.as_element() {
-                Some(child) if child.has_ns(ns::JINGLE_MESSAGE) && child.attr("id").is_some() => {
-                    let mut child = child.clone();
-                    xml::set(&mut child, "id", id);
-                    if let Some(migrated) = child.get_child_mut("migrated", ns::JINGLE_MESSAGE)
-                        && let Some(new) = migrated.attr("to")
-                        && let Some(new) = self.other_id(&stanza.from, new)
-                    {
-                        xml::set(migrated, "to", &new);
-                    }
-                    out.append_child(child);
+        for child in stanza.element.children() {
+            if child.has_ns(ns::JINGLE_MESSAGE) {
+                let mut child = child.clone();
+                xml::set(&mut child, "id", id);
+                if let Some(migrated) = child.get_child_mut("migrated", ns::JINGLE_MESSAGE)
+                    && let Some(new) = migrated.attr("to")
+                    && let Some(new) = self.other_id(&stanza.from, new)
+                {
+                    xml::set(migrated, "to", &new);
                 }
-                Some(child) if child.is("private", ns::CARBONS) => {
-                    private = false;
-                    out.append_child(child.clone());
-                }
-                _ => out.append_node(node.clone()),
+                out.append_child(child);
+            } else if is_kept(child) {
+                private &= !child.has_ns(ns::CARBONS);
+                out.append_child(child.clone());
             }
         }
         if private {
@@ -828,6 +872,18 @@ impl Proposals {
 /// Returns the user and the domain of an initiator.
 fn groups(initiator: &Jid) -> [String; 2] {
     [initiator.to_bare().to_string(), initiator.domain().to_string()]
+}
+
+/// Returns whether an element beside the one about the proposal is passed on: hints, and what is unknown to XMPP.
+///
+/// All else has a meaning of its own to the other user's client or server: a text, a copied message of somebody else, an
+/// invitation, a time, an id, a question. The two users have agreed on nothing yet, and what comes from the address of a
+/// contact here must not pass for more than it is.
+fn is_kept(child: &Element) -> bool {
+    let namespace = child.ns();
+    child.is("private", ns::CARBONS)
+        || namespace == ns::PROCESSING_HINTS
+        || !OF_XMPP.iter().any(|begin| namespace.starts_with(begin))
 }
 
 /// Returns a proposal message's action and id.

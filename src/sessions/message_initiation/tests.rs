@@ -385,6 +385,98 @@ fn a_later_proposal_does_not_make_an_earlier_one_ring_longer() {
     assert_eq!(story.proposals.deadline(), Some(story.now + QUIET), "the other one rings nowhere");
 }
 
+/// The two users have agreed on nothing yet.
+#[test]
+fn nothing_goes_with_a_proposal_that_clients_take_for_something_else() {
+    let beside = [
+        "<body xmlns='jabber:client'>pay here</body>",
+        "<subject xmlns='jabber:client'>urgent</subject>",
+        "<thread xmlns='jabber:client'>t</thread>",
+        "<received xmlns='urn:xmpp:carbons:2'><forwarded xmlns='urn:xmpp:forward:0'><message \
+         xmlns='jabber:client' from='bank@bank.test'><body>pay</body></message></forwarded></received>",
+        "<x xmlns='jabber:x:conference' jid='room@evil.test'/>",
+        "<x xmlns='jabber:x:oob'><url>https://evil.test/</url></x>",
+        "<delay xmlns='urn:xmpp:delay' from='b.example' stamp='2020-01-01T00:00:00Z'/>",
+        "<stanza-id xmlns='urn:xmpp:sid:0' by='bob@b.example' id='1'/>",
+        "<origin-id xmlns='urn:xmpp:sid:0' id='1'/>",
+        "<request xmlns='urn:xmpp:receipts'/>",
+        "<markable xmlns='urn:xmpp:chat-markers:0'/>",
+        "<replace xmlns='urn:xmpp:message-correct:0' id='m0'/>",
+        "<composing xmlns='http://jabber.org/protocol/chatstates'/>",
+        "<event xmlns='http://jabber.org/protocol/pubsub#event'/>",
+        "<encrypted xmlns='eu.siacs.conversations.axolotl'/>",
+        "<propose xmlns='urn:xmpp:jingle-message:1' id='x'/>",
+    ];
+    let add = |mut stanza: Stanza| {
+        for text in beside {
+            stanza.element.append_child(text.parse().unwrap());
+        }
+        stanza.element.append_child("<no-copy xmlns='urn:xmpp:hints'/>".parse().unwrap());
+        stanza.element.append_text("text beside it");
+        stanza
+    };
+    let check = |passed: &Element, extra: &[&str]| {
+        let names: Vec<String> =
+            passed.children().map(|child| format!("{} {}", child.name(), child.ns())).collect();
+        let mut expected = vec![names[0].clone()];
+        expected.extend(
+            ["store urn:xmpp:hints", "other urn:o", "no-copy urn:xmpp:hints"].map(str::to_owned),
+        );
+        expected.extend(extra.iter().map(|name| (*name).to_owned()));
+        assert_eq!(names, expected);
+        assert!(names[0].ends_with(ns::JINGLE_MESSAGE), "{names:?}");
+        assert_eq!(passed.texts().collect::<String>(), "");
+        assert_eq!(passed.attr("type"), Some("chat"));
+    };
+    let mut story = Story::begun();
+    let proposed = add(message("alice@a.example/balcony", CALLEE, "propose", "a2"));
+    let (callee, phone) = (BareJid::new("bob@b.example").unwrap(), full("bob@b.example/phone"));
+    let out = story.proposals.propose(&proposed, &callee, vec![phone], story.now).unwrap();
+    check(&out[0], &["private urn:xmpp:carbons:2"]);
+    let mask = "alice\\40a.example@xtls.example.org";
+    let peer = Jid::new("alice@a.example").unwrap();
+    for action in ["ringing", "proceed", "finish"] {
+        let said = add(message("bob@b.example/phone", mask, action, &story.theirs));
+        let out = story.proposals.handle(&said, &peer, story.now).unwrap();
+        check(&out[0], &[]);
+    }
+    let retracted = add(message("alice@a.example/balcony", CALLEE, "retract", "a2"));
+    let out = story.proposals.handle(&retracted, &callee.into(), story.now).unwrap();
+    check(&out[0], &["private urn:xmpp:carbons:2"]);
+}
+
+/// A callee need not be a user of the service, and nothing is charged for the first answers.
+#[test]
+fn a_resource_rings_once() {
+    let mut story = Story::begun();
+    let mut heard = Vec::new();
+    for n in 0..100 {
+        let resource = ["phone", "desk"][n % 2];
+        heard.extend(who(&story.bob(resource, "ringing").unwrap()));
+    }
+    assert_eq!(heard, pairs(&[("alice@a.example/balcony", "ringing"); 2]));
+}
+
+#[test]
+fn a_message_about_a_proposal_is_short_and_counts_for_each_resource() {
+    let mut stanza = message("alice@a.example/balcony", CALLEE, "propose", "a1");
+    let length = Proposals::length(&stanza).unwrap();
+    assert_eq!(length, size::of(&stanza.element).unwrap());
+    let mut filling = Element::bare("x", "urn:x");
+    filling.append_text("a".repeat(LONGEST - length - "<x xmlns='urn:x'></x>".len()));
+    stanza.element.append_child(filling);
+    let length = Proposals::length(&stanza).unwrap();
+    assert!((LONGEST - 10..=LONGEST).contains(&length), "{length}");
+    stanza.element.append_child(Element::bare("one-more", "urn:x"));
+    let refusal = Refusal::from(Proposals::length(&stanza).unwrap_err());
+    assert_eq!(refusal.condition, Condition::PolicyViolation);
+    let story = Story::begun();
+    let from = |user: &str, action: &str| message(user, CALLEE, action, "a1");
+    assert_eq!(story.proposals.copies(&from("alice@a.example/balcony", "retract")), 2);
+    assert_eq!(story.proposals.copies(&from("alice@a.example/balcony", "finish")), 1);
+    assert_eq!(story.proposals.copies(&from("mallory@m.example/x", "retract")), 1);
+}
+
 /// The broker may have no place for it.
 #[test]
 fn a_session_that_does_not_come_about_may_be_started_again() {
