@@ -89,8 +89,10 @@ impl Router {
                 for jid in ask {
                     self.question(jid, now, SOON, ());
                 }
-                let waiting = WaitingStanza { stanza: stanza.clone(), choosing };
-                self.waiting.entry(bare).or_default().push(waiting);
+                let stanza = choosing.stanza.take().unwrap_or_else(|| Arc::new(stanza.clone()));
+                choosing.application = application.map(|(name, plain)| (name.to_owned(), plain));
+                let waiting = WaitingStanza { stanza, choosing };
+                self.waiting.push(bare, waiting);
                 Ok(None)
             }
             ResourceChoice::Wait => Err(silent(&bare, since)),
@@ -178,26 +180,21 @@ impl Router {
         stanza: &Stanza,
         jingle: &Element,
     ) -> Result<bool, FrontRefusal> {
-        if self.waiting.is_empty() {
-            return Ok(false);
-        }
-        let Some(callee) = unproxied(&stanza.to, &self.options.jid) else { return Ok(false) };
         let is_same = |waiting: &WaitingStanza| {
             let first = waiting.stanza.payload();
-            waiting.stanza.from == stanza.from
-                && waiting.stanza.to == stanza.to
+            waiting.stanza.to == stanza.to
                 && first.is_some_and(|first| {
                     first.attr("action").is_some() && first.attr("sid") == jingle.attr("sid")
                 })
         };
-        let waiting = self.waiting.get(&callee.to_bare()).into_iter().flatten();
+        let first = self.waiting.of_sender(&stanza.from).find(|(_, waiting)| is_same(waiting));
+        let Some((number, _)) = first else { return Ok(false) };
         match jingle::action(jingle).known() {
-            Some(Action::SessionInitiate) if waiting.clone().any(is_same) => {
-                Err(SessionRefusal::Exists.into())
-            }
-            Some(Action::SessionTerminate) if waiting.clone().any(is_same) => {
+            Some(Action::SessionInitiate) => Err(SessionRefusal::Exists.into()),
+            Some(Action::SessionTerminate) => {
                 self.send(stanza.result(None));
-                self.withdraw(&callee.to_bare(), is_same);
+                let withdrawn = self.waiting.take(number);
+                self.withdraw(withdrawn);
                 Ok(true)
             }
             _ => Ok(false),
@@ -206,22 +203,11 @@ impl Router {
 
     /// Withdraws the waiting stanzas of a user that has gone.
     pub(super) fn withdraw_all(&mut self, user: &Jid) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        let callees: Vec<BareJid> = self.waiting.keys().cloned().collect();
-        for callee in callees {
-            self.withdraw(&callee, |waiting| waiting.stanza.from == *user);
-        }
+        let gone = self.waiting.take_of_sender(user);
+        self.withdraw(gone);
     }
 
-    fn withdraw(&mut self, callee: &BareJid, is_meant: impl Fn(&WaitingStanza) -> bool) {
-        let Some(waiting) = self.waiting.get_mut(callee) else { return };
-        let gone: Vec<WaitingStanza> =
-            waiting.extract_if(.., |waiting| is_meant(waiting)).collect();
-        if waiting.is_empty() {
-            self.waiting.remove(callee);
-        }
+    fn withdraw(&self, gone: impl IntoIterator<Item = WaitingStanza>) {
         for WaitingStanza { stanza, .. } in gone {
             self.send(stanza.refuse(SessionRefusal::Over));
         }
@@ -305,10 +291,9 @@ impl Router {
             (Sign::Here | Sign::Silence, None) => self.proposals.here(&jid),
             _ => {}
         }
-        for WaitingStanza { stanza, mut choosing } in
-            self.waiting.remove(&jid.to_bare()).into_iter().flatten()
-        {
+        for WaitingStanza { stanza, mut choosing } in self.waiting.take_of_callee(&jid.to_bare()) {
             choosing.is_refused |= sign == Sign::Refused;
+            choosing.stanza = Some(Arc::clone(&stanza));
             self.handle_again(&stanza, choosing);
         }
     }

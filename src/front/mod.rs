@@ -15,7 +15,6 @@ mod waiting;
 mod watching;
 
 use std::{
-    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -40,7 +39,7 @@ use self::{
     caps::{ContactCaps, OwnCaps},
     rates::{ChatRates, PresenceRates},
     refusal::FrontRefusal,
-    waiting::{Findings, Unanswered, WaitingStanza},
+    waiting::{Findings, Unanswered, WaitingStanzas},
 };
 use crate::{
     access::Doors,
@@ -177,8 +176,7 @@ pub struct Router {
     identity: Arc<Identity>,
     presences: Presences,
     watchers: Watchers,
-    /// Stanzas to bare JIDs, by JID, that wait for answers of resources.
-    waiting: HashMap<BareJid, Vec<WaitingStanza>>,
+    waiting: WaitingStanzas,
     reachable: Reachable,
     /// The users whose published keys are being read.
     readers: pep::Readers,
@@ -238,7 +236,7 @@ impl Router {
             identity,
             presences: Presences::new(tokio::time::Instant::now()),
             watchers: Watchers::default(),
-            waiting: HashMap::new(),
+            waiting: WaitingStanzas::default(),
             reachable,
             readers: pep::Readers::default(),
             proposals,
@@ -351,7 +349,7 @@ impl Router {
     pub fn follow(&mut self) {
         self.presences = Presences::new(tokio::time::Instant::now());
         self.watchers = Watchers::default();
-        for waiting in std::mem::take(&mut self.waiting).into_values().flatten() {
+        for waiting in std::mem::take(&mut self.waiting).into_all() {
             self.hand_over(&waiting.stanza);
         }
         self.proposals = proposals(&self.options);

@@ -29,7 +29,7 @@ impl Router {
     pub(super) fn handle_request(
         &mut self,
         stanza: &Stanza,
-        found: Option<Findings>,
+        mut found: Option<Findings>,
     ) -> Result<(), FrontRefusal> {
         let mut payloads = stanza.element.children().filter(|child| !child.is("error", ns::CLIENT));
         let (Some(payload), None) = (payloads.next(), payloads.next()) else {
@@ -87,7 +87,7 @@ impl Router {
         }
         let forwarded = payload.is("query", ns::DISCO_INFO) || payload.is("ping", ns::PING);
         if stanza.type_ == StanzaType::Get && payload.is("offer", ns::C2CTLS) {
-            return self.handle_offer(stanza, payload.clone(), callee, found);
+            return self.handle_offer(stanza, payload, callee, found);
         }
         if stanza.type_ == StanzaType::Get && payload.is("pubkey", ns::PUBKEY) {
             let (registry, stanza) = (self.registry.clone(), stanza.clone());
@@ -114,7 +114,9 @@ impl Router {
                 self.proposals.started(&theirs, tokio::time::Instant::now());
                 return Ok(());
             }
-            let application = self.broker.application(payload);
+            let choosing = found.as_mut().and_then(|found| found.choosing.as_mut());
+            let known = choosing.and_then(|choosing| choosing.application.take());
+            let application = known.or_else(|| self.broker.application(payload));
             let application = application.as_ref().map(|(name, is_plain)| (&**name, *is_plain));
             return match self.reachable(stanza, callee, application, found)? {
                 Some(taken) => self.initiate(stanza, taken),
@@ -263,7 +265,7 @@ impl Router {
     fn handle_offer(
         &mut self,
         stanza: &Stanza,
-        payload: Element,
+        payload: &Element,
         callee: Jid,
         found: Option<Findings>,
     ) -> Result<(), FrontRefusal> {
@@ -276,8 +278,8 @@ impl Router {
         let Some(mask) = proxied(&stanza.from, &self.options.jid) else {
             return Err(FrontRefusal::LongJid);
         };
-        let (requests, registry, stanza) =
-            (self.requests.clone(), self.registry.clone(), stanza.clone());
+        let (requests, registry) = (self.requests.clone(), self.registry.clone());
+        let (stanza, payload) = (stanza.clone(), payload.clone());
         self.work(self.permit(&stanza)?, async move {
             if let Some(callee) = reached {
                 let asked = requests

@@ -543,6 +543,33 @@ async fn a_proposal_is_short_and_its_copies_are_charged() {
     assert_eq!(say(&mut world, "propose", "p2", 3000).await, "resource-constraint");
 }
 
+/// Each answer of a resource takes up again whatever waits for its user.
+#[tokio::test]
+async fn a_stanza_that_waits_is_kept_once_whatever_its_callee_s_resources_say() {
+    let mut world = World::new().await;
+    for n in 0..4 {
+        world.come(&format!("bob@example.test/{n}"));
+    }
+    world.say(&format!(
+        "<iq xmlns='jabber:client' type='get' id='p' from='{ALICE}' to='{MASK}'><ping xmlns='urn:xmpp:ping'/></iq>"
+    ));
+    let mut asked = Vec::new();
+    for _ in 0..4 {
+        asked.push(world.next(|sent| sent.has_child("query", ns::DISCO_INFO)).await);
+    }
+    let waiting = |world: &World| {
+        let alice = Jid::new(ALICE).unwrap();
+        let (_, waiting) = world.router.waiting.of_sender(&alice).next().unwrap();
+        Arc::as_ptr(&waiting.stanza)
+    };
+    let first = waiting(&world);
+    for asked in &asked[..3] {
+        world.answer(asked, "error", &error("item-not-found", ""));
+        world.report().await;
+        assert_eq!(waiting(&world), first);
+    }
+}
+
 /// A program at the other end may answer whatever it is asked, with the same words each time.
 #[tokio::test]
 async fn a_chat_with_a_program_that_answers_everything_ends() {
