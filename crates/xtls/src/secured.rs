@@ -121,7 +121,7 @@ impl Client {
         let refused = |why: &str| {
             XtlsError::unverified(format!("{why}: nothing was sent\n  shown: {method} {print}"))
                 .hint(format!(
-                    "ask {peer} for the print, and trust it: {}",
+                    "ask {peer} for the fingerprint, and trust it: {}",
                     set_command(peer, *method, print)
                 ))
         };
