@@ -358,9 +358,14 @@ impl Presences {
         let (asked, at) = (self.clock.moment(asked), self.clock.moment(now));
         let Some(resource) = self.find(jid) else { return };
         resource.asked = None;
-        // A busy client may answer late: anything that it sent counts as an answer.
+        // A busy client may answer late: anything that it sent counts as an answer. The news that it was gone may be
+        // older than what it sent: servers take seconds to find out that they cannot deliver a stanza.
         let is_heard = resource.heard.is_some_and(|heard| heard > asked);
-        let sign = if sign == Sign::Silence && is_heard { Sign::Here } else { sign };
+        let sign = match sign {
+            Sign::Silence if is_heard => Sign::Here,
+            Sign::Gone | Sign::Refused if is_heard => Sign::Unknown,
+            sign => sign,
+        };
         match sign {
             Sign::Here => {
                 resource.confirmed = true;

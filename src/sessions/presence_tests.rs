@@ -204,6 +204,40 @@ fn a_link_that_breaks_while_somebody_is_asked_proves_nothing() {
     assert!(best(&presences, &bare("a@c")).is_some());
 }
 
+#[test]
+fn an_old_error_does_not_remove_a_resource_that_has_sent_something_since() {
+    let now = Instant::now();
+    for recalled in [false, true] {
+        for (sign, type_) in [(Sign::Gone, "gone"), (Sign::Refused, "refused")] {
+            let case = format!("{type_}, recalled: {recalled}");
+            let mut presences = Presences::new(now);
+            match recalled {
+                true => presences.recall(full("a@c/x"), 0, now),
+                false => drop(presences.available(full("a@c/x"), 0, true, now).unwrap()),
+            }
+            presences.link_is_up(now);
+            let asked = now + SECOND;
+            assert_eq!(presences.ask(asked).as_deref(), Some(&full("a@c/x")), "{case}");
+            // It comes back, by a presence or any other stanza, while the error is on its way.
+            match recalled {
+                true => drop(presences.available(full("a@c/x"), 0, true, asked + SECOND).unwrap()),
+                false => presences.heard(&Jid::from(full("a@c/x")), asked + SECOND),
+            }
+            drain(&mut presences);
+            presences.answered(&full("a@c/x"), sign, asked, asked + 2 * SECOND);
+            assert_eq!(drain(&mut presences), [], "{case}");
+            assert_eq!(best(&presences, &bare("a@c")), Some(&full("a@c/x")), "{case}");
+            assert_eq!(presences.silent_since(&full("a@c/x")), None, "{case}");
+            // It may have gone right after: it is checked again soon, and that answer counts.
+            let again = presences.deadline().unwrap();
+            assert_eq!(again, asked + 2 * SECOND + LATER, "{case}");
+            assert_eq!(presences.ask(again).as_deref(), Some(&full("a@c/x")), "{case}");
+            presences.answered(&full("a@c/x"), Sign::Gone, again, again + SECOND);
+            assert_eq!(best(&presences, &bare("a@c")), None, "{case}");
+        }
+    }
+}
+
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Returns the choice for a stanza that came at `since`, where only presence matters, and the resources to check for

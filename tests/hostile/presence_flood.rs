@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
 use support::programs::{Component, Options, Script, script};
+use support::raw::{self, Raw};
 use support::servers::{Kind, LOAD, Server};
 use support::{COMPONENT, DOMAIN, SECRET, wait_for};
 
@@ -247,4 +248,71 @@ fn users_are_reachable_at_once_after_a_restart_at_prosody() {
 #[test]
 fn users_are_reachable_at_once_after_a_restart_at_ejabberd() {
     reachable_over_a_restart(Kind::Ejabberd);
+}
+
+/// Whether an element is a check of this resource by the component.
+fn is_check(element: &[u8]) -> bool {
+    raw::contains(element, b"disco#info") && !raw::contains(element, b"type='result'")
+}
+
+/// Answers a request that is read as bytes.
+fn answer(request: &[u8], type_: &str, payload: &str) -> String {
+    let tag = raw::start_tag(request);
+    let of = |name| raw::attribute(&tag, name).unwrap();
+    let (id, from, to) = (of("id"), of("to"), of("from"));
+    format!("<iq type='{type_}' id='{id}' from='{from}' to='{to}'>{payload}</iq>")
+}
+
+/// The component checks a user that it remembers while that user's server is away. The error takes its time, and the user
+/// is back before it comes.
+fn an_error_that_is_older_than_the_user_s_return(kind: Kind) {
+    let server = Server::start_to_measure(kind);
+    let more = format!("[access]\nusers = [\"{DOMAIN}\", \"{LOAD}\"]\n");
+    let mut component = Component::start(&server, &Options { more, ..Options::default() });
+    let mut load = Raw::component_of(&server, LOAD);
+    let here = format!("<presence from='late@{LOAD}/x' to='{COMPONENT}'/>");
+    load.send(&here);
+    wait_for(
+        "the record of the user",
+        Duration::from_secs(20),
+        || component.log(),
+        || remembered(&component).contains("late@"),
+    );
+    for condition in ["remote-server-not-found", "item-not-found"] {
+        component.kill_and_restart();
+        let check = std::iter::from_fn(|| load.read().ok()).find(|element| is_check(element));
+        load.send(&here);
+        let error = format!(
+            "<error type='cancel'><{condition} xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error>"
+        );
+        load.send(&answer(&check.unwrap(), "error", &error));
+        load.send(&format!(
+            "<iq type='get' id='ping' from='other@{LOAD}/x' to='late\\40{LOAD}@{COMPONENT}'>\
+             <ping xmlns='urn:xmpp:ping'/></iq>"
+        ));
+        let answered = loop {
+            let element = load.read().unwrap();
+            let tag = raw::start_tag(&element);
+            if raw::attribute(&tag, "id") == Some("ping") {
+                break tag;
+            }
+            if is_check(&element) {
+                let query = "<query xmlns='http://jabber.org/protocol/disco#info'/>";
+                load.send(&answer(&element, "result", query));
+            } else if raw::contains(&element, b"urn:xmpp:ping") {
+                load.send(&answer(&element, "result", ""));
+            }
+        };
+        assert_eq!(raw::attribute(&answered, "type"), Some("result"), "{condition}: {answered}");
+    }
+}
+
+#[test]
+fn a_late_error_does_not_make_who_is_back_unreachable_after_a_restart_at_prosody() {
+    an_error_that_is_older_than_the_user_s_return(Kind::Prosody);
+}
+
+#[test]
+fn a_late_error_does_not_make_who_is_back_unreachable_after_a_restart_at_ejabberd() {
+    an_error_that_is_older_than_the_user_s_return(Kind::Ejabberd);
 }
