@@ -15,6 +15,7 @@ mod waiting;
 mod watching;
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -40,6 +41,7 @@ use self::{
     rates::{ChatRates, PresenceRates},
     refusal::FrontRefusal,
     waiting::{Findings, Unanswered, WaitingStanzas},
+    watching::Probe,
 };
 use crate::{
     access::Doors,
@@ -58,7 +60,7 @@ use crate::{
         message_initiation::Proposals,
         presence::{PresenceChange, Presences, Sign},
         reachable::{Reachable, RecalledWatcher},
-        watchers::Watchers,
+        watchers::{WatchedPair, Watchers},
     },
 };
 
@@ -70,6 +72,9 @@ const SIGN: Duration = Duration::from_secs(10);
 const AT_ONCE: Limits = Limits::new(64 << 20, 4 << 20, 8);
 /// The weight of a request besides its stanza: 4096 small ones fit in all, 256 for one user.
 const REQUEST: usize = 16 << 10;
+/// Lookups of whether watchers may know of their contacts that run at once. Few, so that those of requests do not wait
+/// for them: a watcher that finds no place is told a little later.
+const PROBES: Limits = Limits::new(32, 8, 1);
 /// Checks of resources' presence that run at once.
 const SIGNS: Limits = Limits::new(128, 16, 1);
 
@@ -146,6 +151,10 @@ pub enum Report {
     PublishedKeys(BareJid),
     /// The settings of a user have been read, because its watchers must be told; `None` if that failed.
     Settings(BareJid, Option<Settings>),
+    /// The server has worked off so many presences to watchers.
+    WorkedOff(usize),
+    /// Whether a watcher may know of its contact has been looked up; `None` if that failed.
+    Probed(WatchedPair, Option<bool>),
 }
 
 /// The channels from delegated work back to the router's task.
@@ -176,6 +185,8 @@ pub struct Router {
     identity: Arc<Identity>,
     presences: Presences,
     watchers: Watchers,
+    /// The subscriptions and probes whose answer is being looked up.
+    probes: HashMap<WatchedPair, Probe>,
     waiting: WaitingStanzas,
     reachable: Reachable,
     /// The users whose published keys are being read.
@@ -192,6 +203,7 @@ pub struct Router {
     /// The answer to disco#info, as XML; empty before the first.
     info: Vec<u8>,
     at_once: Permits,
+    looking_up: Permits,
     signs: Permits,
     tasks: TaskTracker,
     started: Instant,
@@ -236,6 +248,7 @@ impl Router {
             identity,
             presences: Presences::new(tokio::time::Instant::now()),
             watchers: Watchers::default(),
+            probes: HashMap::new(),
             waiting: WaitingStanzas::default(),
             reachable,
             readers: pep::Readers::default(),
@@ -246,6 +259,7 @@ impl Router {
             links: 0,
             info: Vec::new(),
             at_once: Permits::new(AT_ONCE),
+            looking_up: Permits::new(PROBES),
             signs: Permits::new(SIGNS),
             tasks,
             started: Instant::now(),
@@ -291,6 +305,12 @@ impl Router {
         match stanza.kind {
             Kind::Presence => self.handle_presence(&stanza),
             Kind::Message => self.handle_message(&stanza),
+            // The component asks itself only whether the server has worked off what came before.
+            Kind::Iq
+                if stanza.is_request() && stanza.from.as_str() == self.options.jid.as_str() =>
+            {
+                self.send(stanza.result(None));
+            }
             Kind::Iq if stanza.is_request() => {
                 if let Err(refusal) = self.handle_request(&stanza, None) {
                     self.refuse(&stanza, refusal);
@@ -349,6 +369,7 @@ impl Router {
     pub fn follow(&mut self) {
         self.presences = Presences::new(tokio::time::Instant::now());
         self.watchers = Watchers::default();
+        self.probes.clear();
         for waiting in std::mem::take(&mut self.waiting).into_all() {
             self.hand_over(&waiting.stanza);
         }
@@ -390,8 +411,8 @@ impl Router {
         for (jid, priority) in reachable {
             let user = jid.to_bare();
             if self.options.access.admits(&user) {
+                self.watchers.recall_resource(&user, &jid, priority, now);
                 self.presences.recall(jid, priority, now);
-                self.watchers.changed(&user, now);
             }
         }
         self.pass_watchers();
@@ -437,6 +458,8 @@ impl Router {
             Report::Asked(asked) => self.handle_sign(*asked),
             Report::Unanswered(unanswered) => self.handle_unanswered(*unanswered),
             Report::Settings(user, settings) => self.handle_settings(&user, settings),
+            Report::WorkedOff(number) => self.watchers.worked_off(number),
+            Report::Probed(pair, admitted) => self.handle_probed(&pair, admitted),
             Report::PublishedKeys(user) => {
                 if let Some(next) = self.readers.done(&user, Instant::now()) {
                     self.read_pep(next);
@@ -464,7 +487,7 @@ impl Router {
         let KnownStanza(stanza, admitted) = known;
         let handled = match stanza.kind {
             Kind::Message => self.handle_initiation(&stanza, Some(admitted)),
-            Kind::Presence => return self.show(&stanza, Some(admitted)),
+            Kind::Presence => return,
             Kind::Iq => self.handle_request(&stanza, Some(Findings::admitted(admitted))),
         };
         if let Err(refusal) = handled {

@@ -7,7 +7,7 @@ use fingerpost_wire::{
     jid::{canonical, proxied, unproxied},
     jingle::{self, Action},
     ns,
-    stanza::{Kind, RequestKind, Stanza, StanzaType},
+    stanza::{RequestKind, Stanza, StanzaType},
     xml,
 };
 use jid::{BareJid, Jid};
@@ -214,8 +214,6 @@ impl Router {
                 Ok(visible) => {
                     let _ = again.send(KnownStanza(Box::new(stanza), visible.is_some())).await;
                 }
-                // A presence is not answered: the watcher asks again at its next login.
-                Err(_) if stanza.kind == Kind::Presence => {}
                 Err(error) => {
                     let _ = outbound.send(stanza.refuse(RegistryRefusal::from(error)).into()).await;
                 }

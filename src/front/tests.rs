@@ -36,6 +36,8 @@ struct World {
     router: Router,
     sent: Receiver<QueuedStanza>,
     reports: Receiver<Report>,
+    /// Reports that came while a stanza was waited for.
+    held: Vec<Report>,
     known: Receiver<KnownStanza>,
     stop: CancellationToken,
 }
@@ -143,7 +145,7 @@ impl World {
             tasks,
         );
         router.link_is_up();
-        Self { router, sent, reports, known, stop }
+        Self { router, sent, reports, held: Vec::new(), known, stop }
     }
 
     fn say(&mut self, text: &str) {
@@ -181,13 +183,28 @@ impl World {
                     }
                 }
                 Some(known) = self.known.recv() => self.router.handle_known(known),
+                Some(report) = self.reports.recv() => match report {
+                    Report::Probed(..) => self.router.handle_report(report),
+                    _ => self.held.push(report),
+                },
             }
         }
     }
 
+    /// Handles the next report that is not about a probe.
     async fn report(&mut self) {
-        let report = self.reports.recv().await.unwrap();
-        self.router.handle_report(report);
+        if !self.held.is_empty() {
+            let report = self.held.remove(0);
+            return self.router.handle_report(report);
+        }
+        loop {
+            let report = self.reports.recv().await.unwrap();
+            let is_probe = matches!(report, Report::Probed(..));
+            self.router.handle_report(report);
+            if !is_probe {
+                return;
+            }
+        }
     }
 
     /// Returns the next disco#info query to a resource.
@@ -268,6 +285,104 @@ async fn a_probe_is_answered_truthfully_and_of_a_guest_not_at_all() {
     assert_eq!(world.router.watchers.count(), 1);
     assert_eq!(world.presence(alice, MASK, "unsubscribe", 1).await, ["unavailable"]);
     assert_eq!(world.router.watchers.count(), 0);
+}
+
+impl World {
+    /// Lets the router work until all watchers have been told, with a server that works off everything; returns the
+    /// presences that were sent, without the answers to subscriptions.
+    async fn settle(&mut self) -> Vec<Element> {
+        let mut presences = Vec::new();
+        loop {
+            let (due, now) = (self.router.watchers.deadline(), tokio::time::Instant::now());
+            let is_idle = self.router.watchers.is_idle() && self.router.probes.is_empty();
+            tokio::select! {
+                biased;
+                Some(sent) = self.sent.recv() => {
+                    let sent = sent.into_element();
+                    if sent.name() == "presence" && sent.attr("type") != Some("subscribed") {
+                        presences.push(sent);
+                    } else if sent.attr("to") == Some(COMPONENT) {
+                        // What the component sends to itself, which it does not refuse.
+                        assert_ne!(sent.attr("type"), Some("error"));
+                        self.router.handle(sent);
+                    }
+                }
+                () = std::future::ready(()), if is_idle => return presences,
+                Some(report) = self.reports.recv() => self.router.handle_report(report),
+                () = tokio::time::sleep_until(due.unwrap_or(now)), if due.is_some() => {
+                    self.router.expire();
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_crowd_is_told_of_every_resource_though_the_queue_holds_few_of_the_presences() {
+    let mut world = World::new().await;
+    let (watchers, resources) = (390, 8);
+    for number in 0..watchers {
+        world.say(&format!(
+            "<presence xmlns='jabber:client' type='subscribe' from='w{number}@example.test' to='{MASK}'/>"
+        ));
+    }
+    world.settle().await;
+    assert_eq!(world.router.watchers.count(), watchers);
+    for type_ in [None, Some("unavailable")] {
+        for number in 0..resources {
+            let attribute = type_.map_or_else(String::new, |type_| format!("type='{type_}'"));
+            world.say(&format!(
+                "<presence xmlns='jabber:client' from='bob@example.test/{number}' to='{COMPONENT}' {attribute}/>"
+            ));
+        }
+        let presences = world.settle().await;
+        assert!(presences.iter().all(|sent| sent.attr("type") == type_));
+        let told: std::collections::HashSet<_> =
+            presences.iter().map(|sent| (sent.attr("to"), sent.attr("from"))).collect();
+        assert_eq!(told.len(), watchers * resources, "{type_:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_probes_of_a_watcher_share_one_lookup_and_a_flood_of_them_takes_no_place_of_requests() {
+    let mut world = World::new().await;
+    for number in 0..1000 {
+        // Both resources of the watcher are answered.
+        for resource in ["", "/a", "/a"] {
+            world.say(&format!(
+                "<presence xmlns='jabber:client' type='probe' from='w{number}@example.test{resource}' to='{MASK}'/>"
+            ));
+        }
+    }
+    assert_eq!(world.router.at_once.taken(), 0);
+    assert!(world.router.looking_up.taken() <= 16, "of one domain");
+    let joined = world.router.probes.len();
+    world.come("bob@example.test/one");
+    let told = world.settle().await;
+    let known = world.router.watchers.count();
+    assert_eq!(world.router.looking_up.taken(), 0);
+    // Those that found no place are told a little later, once each.
+    let told: Vec<_> = told.iter().map(|sent| (sent.attr("to"), sent.attr("type"))).collect();
+    assert!(told.iter().all(|(_, type_)| type_.is_none()), "{told:?}");
+    assert_eq!(told.len(), known + joined, "{joined}");
+}
+
+#[tokio::test]
+async fn a_lookup_that_is_older_than_the_contact_s_settings_shows_nobody() {
+    let mut world = World::new().await;
+    world.come("bob@example.test/one");
+    world
+        .say(&format!("<presence xmlns='jabber:client' type='probe' from='{ALICE}' to='{MASK}'/>"));
+    // It was read as visible; the report is on its way when the contact hides.
+    let report = world.reports.recv().await.unwrap();
+    let bob = BareJid::new("bob@example.test").unwrap();
+    let settings = Settings { visibility: Visibility::Nobody, allowed: Vec::new() };
+    let now = OffsetDateTime::now_utc();
+    world.router.registry.set_settings(&bob, &settings, now).await.unwrap();
+    world.router.visibility_changed(Some(&bob));
+    world.router.handle_report(report);
+    let told = world.settle().await;
+    assert!(told.is_empty(), "{told:?}");
 }
 
 #[tokio::test]

@@ -7,12 +7,13 @@
 //! # Security
 //! A hidden user, an unknown one and one that is away get the same answer, after the same lookup.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use fingerpost_carry::{outbound::Outbound, shares::Permit};
 use fingerpost_wire::{
     jid::{proxied, unproxied},
     ns,
-    stanza::{Condition, Stanza, StanzaType},
+    stanza::{Condition, RequestKind, Stanza, StanzaType},
     xml,
 };
 use jid::{BareJid, FullJid, Jid};
@@ -28,9 +29,26 @@ use crate::{
     sessions::{
         features,
         reachable::day_of,
-        watchers::{Shown, ShownResource},
+        watchers::{Shown, ShownResource, WatchedPair},
     },
 };
+
+/// The part of the queue to the server that is left to other stanzas when watchers are told.
+const KEPT_FREE: usize = 2;
+
+/// How long the server may take to work off the presences that watchers were told.
+const WORKED_OFF: Duration = Duration::from_secs(10);
+/// The most addresses of a watcher that wait for the same lookup.
+const ASKERS: usize = 16;
+
+/// A lookup of whether a watcher may know of its contact.
+#[derive(Debug)]
+pub(super) struct Probe {
+    /// The senders of subscriptions and probes, and the addresses that they were sent to.
+    askers: Vec<(Jid, Jid)>,
+    /// Whether the contact's visibility may have changed since it began.
+    is_old: bool,
+}
 
 impl Router {
     /// Handles a subscription to the presence of the component or of a proxied contact.
@@ -44,7 +62,7 @@ impl Router {
         }
         self.answer_presence(stanza, Some("subscribed"));
         self.watch(stanza);
-        self.show(stanza, None);
+        self.show(stanza);
     }
 
     /// Handles the end of a subscription.
@@ -65,7 +83,7 @@ impl Router {
             return self.answer_presence(stanza, Some("unsubscribed"));
         }
         self.watch(stanza);
-        self.show(stanza, None);
+        self.show(stanza);
     }
 
     /// Handles a probe that came too fast: a watcher that is known is told a little later.
@@ -100,28 +118,81 @@ impl Router {
         self.pass_watchers();
     }
 
-    /// Tells the sender of a subscription or probe whether its contact is available. `known`: whether the sender may know
+    /// Tells the sender of a subscription or probe whether its contact is available, when it is known whether it may know
     /// of the contact.
-    pub(super) fn show(&mut self, stanza: &Stanza, known: Option<bool>) {
+    fn show(&mut self, stanza: &Stanza) {
         let Some(contact) = unproxied(&stanza.to, &self.options.jid) else { return };
-        let (watcher, contact) = (stanza.from.to_bare(), contact.to_bare());
-        let admitted = match self.admitted(stanza, &contact, known) {
-            Ok(Some(admitted)) => admitted,
-            Ok(None) => return,
-            Err(_) => return metrics::PRESENCES_DROPPED.count(&["rate"]),
-        };
+        let pair = WatchedPair { watcher: stanza.from.to_bare(), contact: contact.to_bare() };
+        if self.registry.shows(&pair.watcher, &pair.contact) {
+            return self.answer_probe(&pair, &stanza.from, &stanza.to, true);
+        }
+        let asker = (stanza.from.clone(), stanza.to.clone());
+        if let Some(probe) = self.probes.get_mut(&pair) {
+            if probe.askers.contains(&asker) {
+                return;
+            }
+            if probe.askers.len() < ASKERS {
+                return probe.askers.push(asker);
+            }
+        } else if let Ok(permit) = self.looking_up.take(&pair.watcher, 1) {
+            return self.look_up_probe(pair, asker, permit);
+        }
+        if !self.watchers.tell_again(&pair.watcher, &pair.contact, Instant::now()) {
+            metrics::PRESENCES_DROPPED.count(&["rate"]);
+        }
+    }
+
+    /// Looks up whether a watcher may know of its contact.
+    fn look_up_probe(&mut self, pair: WatchedPair, asker: (Jid, Jid), permit: Permit) {
+        let (registry, reports) = (self.registry.clone(), self.back.reports.clone());
+        self.probes.insert(pair.clone(), Probe { askers: vec![asker], is_old: false });
+        self.tasks.spawn(async move {
+            let found = registry.visible(&pair.watcher, &pair.contact).await;
+            drop(permit);
+            let found =
+                found.inspect_err(|error| warn!(%error, "could not read who may see a user")).ok();
+            let _ = reports.send(Report::Probed(pair, found.map(|found| found.is_some()))).await;
+        });
+    }
+
+    /// Answers the subscriptions and probes that have waited for a lookup.
+    pub(super) fn handle_probed(&mut self, pair: &WatchedPair, admitted: Option<bool>) {
+        let Some(Probe { askers, is_old }) = self.probes.remove(pair) else { return };
+        for (from, to) in askers {
+            match admitted.filter(|_| !is_old) {
+                Some(admitted) => self.answer_probe(pair, &from, &to, admitted),
+                // The settings of the contact are read with the next changes, and again if that fails, too.
+                None => {
+                    self.watchers.tell_again(&pair.watcher, &pair.contact, Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Tells `from` whether the contact at `to` is available. `admitted`: whether it may know of the contact.
+    fn answer_probe(&mut self, pair: &WatchedPair, from: &Jid, to: &Jid, admitted: bool) {
+        let WatchedPair { watcher, contact } = pair;
         let doors = &self.options.access;
-        let may_see = admitted && doors.admits(&watcher) && !doors.blocks(&contact);
+        let may_see = admitted && doors.admits(watcher) && !doors.blocks(contact);
         let now = Instant::now();
-        let resources = if may_see { self.shown(&contact, now) } else { Vec::new() };
+        let mut resources = Vec::new();
+        if may_see {
+            resources = self.shown(contact, now);
+            resources = self.watchers.update(contact, resources, now);
+        }
         if resources.is_empty() {
-            let from = Jid::from(stanza.to.to_bare());
-            self.send(presence(&from, &stanza.from, Some("unavailable")));
+            let gone = presence(&Jid::from(to.to_bare()), from, Some("unavailable"));
+            self.send(gone);
         }
-        for resource in &resources {
-            self.say(&stanza.from, &Shown::Here(resource.clone()));
+        let own = &self.options.jid;
+        for resource in resources {
+            let jid = Arc::clone(&resource.jid);
+            if !say(&self.outbound, own, from, &Shown::Here(resource)) {
+                self.watchers.tell_again(watcher, contact, now);
+                return;
+            }
+            self.watchers.told(watcher, contact, &jid);
         }
-        self.watchers.told(&watcher, &contact, &resources, now);
     }
 
     /// Tells the sender that the component is available.
@@ -152,28 +223,6 @@ impl Router {
             }
         }
         resources
-    }
-
-    /// Sends a presence of a proxied contact to a watcher.
-    fn say(&self, to: &Jid, shown: &Shown) {
-        let of = |jid: &FullJid| proxied(&Jid::from(jid.clone()), &self.options.jid);
-        let stanza = match shown {
-            Shown::Here(ShownResource { jid, priority, ver }) => of(jid).map(|from| {
-                let mut stanza = presence(&from, to, None);
-                let mut element = Element::bare("priority", ns::CLIENT);
-                element.append_text(priority.to_string());
-                stanza.append_child(element);
-                if let Some(ver) = ver {
-                    stanza.append_child(caps::announced(ver));
-                }
-                stanza
-            }),
-            Shown::Gone(jid) => of(jid).map(|from| presence(&from, to, Some("unavailable"))),
-        };
-        // Without an address there is nobody to show.
-        if let Some(stanza) = stanza {
-            self.send(stanza);
-        }
     }
 
     /// Takes the presence of a resource that may be watched.
@@ -209,8 +258,11 @@ impl Router {
     /// Notes that a user's visibility may have changed; `None`: anybody's, or who may use the service.
     pub fn visibility_changed(&mut self, user: Option<&BareJid>) {
         let now = Instant::now();
+        for (pair, probe) in &mut self.probes {
+            probe.is_old |= user.is_none_or(|user| pair.contact == *user);
+        }
         match user {
-            Some(user) => self.watchers.changed(user, now),
+            Some(user) => self.watchers.visibility_changed(user, now),
             None => self.watchers.all_changed(now),
         }
     }
@@ -238,14 +290,31 @@ impl Router {
             return self.watchers.not_read(contact, now);
         };
         let resources = self.shown(contact, now);
-        let doors = &self.options.access;
+        let (doors, outbound, own) = (&self.options.access, &self.outbound, &self.options.jid);
         let is_blocked = doors.blocks(contact);
-        let out = self.watchers.tell(contact, resources, |watcher| {
+        let sees = |watcher: &BareJid| {
             !is_blocked && doors.admits(watcher) && visibility.admits(watcher, contact, &allowed)
-        });
-        for (to, shown) in out {
-            self.say(&Jid::from(to), &shown);
+        };
+        let kept_free = outbound.max_capacity() / KEPT_FREE;
+        let say = |to: &BareJid, shown: &Shown| {
+            outbound.capacity() > kept_free && say(outbound, own, &Jid::from(to.clone()), shown)
+        };
+        self.watchers.tell(contact, &resources, now, sees, say);
+        if let Some(number) = self.watchers.mark() {
+            self.find_out_when_worked_off(number);
         }
+    }
+
+    /// Sends the component a ping through its server, which works off all earlier stanzas first.
+    fn find_out_when_worked_off(&self, number: usize) {
+        let (requests, reports) = (self.requests.clone(), self.back.reports.clone());
+        let own = Jid::from(self.options.jid.clone());
+        self.tasks.spawn(async move {
+            let ping = Element::bare("ping", ns::PING);
+            // An error is as good as an answer. Without either, the pace alone is the limit.
+            let _answer = requests.request(RequestKind::Get, &own, &own, ping, WORKED_OFF).await;
+            let _ = reports.send(Report::WorkedOff(number)).await;
+        });
     }
 
     /// Has changes of watchers recorded.
@@ -259,6 +328,26 @@ impl Router {
         // Subscriptions are between bare addresses.
         self.send(presence(&Jid::from(stanza.to.to_bare()), &stanza.from, type_));
     }
+}
+
+/// Sends a presence of a proxied contact to a watcher. Returns whether there was room for it.
+fn say(outbound: &Outbound, own: &BareJid, to: &Jid, shown: &Shown) -> bool {
+    let of = |jid: &FullJid| proxied(&Jid::from(jid.clone()), own);
+    let stanza = match shown {
+        Shown::Here(ShownResource { jid, priority, ver }) => of(jid).map(|from| {
+            let mut stanza = presence(&from, to, None);
+            let mut element = Element::bare("priority", ns::CLIENT);
+            element.append_text(priority.to_string());
+            stanza.append_child(element);
+            if let Some(ver) = ver {
+                stanza.append_child(caps::announced(ver));
+            }
+            stanza
+        }),
+        Shown::Gone(jid) => of(jid).map(|from| presence(&from, to, Some("unavailable"))),
+    };
+    // Without an address there is nobody to show.
+    stanza.is_none_or(|stanza| outbound.try_send(stanza.into()).is_ok())
 }
 
 fn presence(from: &Jid, to: &Jid, type_: Option<&str>) -> Element {

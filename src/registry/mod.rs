@@ -25,7 +25,10 @@ pub mod store;
 pub mod verdict;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -112,14 +115,24 @@ pub struct Registry {
     store: Store,
     options: Arc<RwLock<RegistryOptions>>,
     profiles: Arc<Profiles>,
-    /// Held from the query for others' changes until they are applied.
-    catching_up: Arc<tokio::sync::Mutex<()>>,
+    catching_up: Arc<CatchingUp>,
     challenges: Arc<Challenges>,
     /// The rate of each user's changes: the audit log keeps them for ever.
     changes: Arc<Mutex<Rates>>,
     blocks_changed: Arc<Notify>,
     /// The users whose visibility may have changed.
     visibility_changed: broadcast::Sender<BareJid>,
+}
+
+/// The queries for others' changes. Lookups that wait at the same time share one.
+#[derive(Debug, Default)]
+struct CatchingUp {
+    /// Held from a query until what it found is applied.
+    turn: tokio::sync::Mutex<()>,
+    /// How many queries have begun.
+    begun: AtomicU64,
+    /// The number of the last query whose result is applied.
+    applied: AtomicU64,
 }
 
 /// How many changes of visibility are kept for a listener.
@@ -248,7 +261,14 @@ impl Registry {
         }
         // Each change is reported once. A lookup that was told of a change must have dropped the affected profiles
         // before the next lookup hears that nothing is new.
-        let _turn = self.catching_up.lock().await;
+        // It needs a query that begins from now on; another lookup may have made one by the time that it is its turn.
+        let CatchingUp { turn, begun, applied } = &*self.catching_up;
+        let wanted = begun.load(Ordering::SeqCst) + 1;
+        let _turn = turn.lock().await;
+        if applied.load(Ordering::SeqCst) >= wanted {
+            return;
+        }
+        let number = begun.fetch_add(1, Ordering::SeqCst) + 1;
         match self.store.news().await {
             Ok(news) => self.forget(news),
             Err(error) => {
@@ -256,6 +276,7 @@ impl Registry {
                 self.profiles.all_changed();
             }
         }
+        applied.store(number, Ordering::SeqCst);
     }
 
     /// Returns a user's profile, which is never older than the last acknowledged change by any program.
@@ -677,6 +698,31 @@ mod tests {
         let print = Print::new(HashKind::Sha256, &[byte; 32]).unwrap();
         let new = NewKey::of_prints(Method::X509, vec![print], "", Source::Self_).unwrap();
         registry.add(&Jid::new("romeo@m.lit/here").unwrap(), &new, NOW).await.unwrap().0
+    }
+
+    #[tokio::test]
+    async fn lookups_that_wait_at_the_same_time_share_the_query_for_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("keys.db").display());
+        let registry = registry(&url).await;
+        assert!(registry.store.must_look());
+        let begun = || registry.catching_up.begun.load(Ordering::SeqCst);
+        let before = begun();
+        let mut lookups: Vec<_> = (0..100).map(|_| Box::pin(registry.catch_up())).collect();
+        std::future::poll_fn(|context| {
+            for lookup in &mut lookups {
+                assert!(lookup.as_mut().poll(context).is_pending());
+            }
+            std::task::Poll::Ready(())
+        })
+        .await;
+        // The first query had begun when the second lookup came; the next one serves all others.
+        for lookup in lookups {
+            lookup.await;
+        }
+        assert_eq!(begun(), before + 2);
+        registry.catch_up().await;
+        assert_eq!(begun(), before + 3, "nobody else has looked since");
     }
 
     #[tokio::test]

@@ -6,7 +6,12 @@
 //! answered, but changes are not told.
 //!
 //! A contact may have any number of resources that come and go. Changes within two seconds are told together, and the
-//! watchers of all contacts together are told at a bounded pace.
+//! watchers of all contacts together are told at a bounded pace: a presence of a contact may cause thousands.
+//!
+//! So what each watcher was told is kept apart, as one bit for each resource of its contact. A watcher is brought from
+//! that to the present state when its turn comes. It misses no change whose last state differs, a presence that
+//! found no room in the queue to the server is said later, and a resource that went and came in the meantime is not said
+//! at all. The contacts of one domain wait for each other, and not those of other domains for them.
 //!
 //! [`Watchers`] decides and does no I/O: subscriptions, changes and the time go in, presences come out.
 //!
@@ -20,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use fingerpost_carry::shares::{Full, Limits, Place, Shares};
+use fingerpost_carry::shares::{Full, Limits, Place, Shares, registered};
 use jid::{BareJid, FullJid};
 use tokio::time::Instant;
 
@@ -36,8 +41,19 @@ const SLOPE: usize = 4;
 const RESOURCES: usize = 16;
 /// The shortest time between two tellings of one contact's changes.
 const GAP: Duration = Duration::from_secs(2);
-/// The time that is kept free for each watcher that may be told: 5000 presences per second.
+/// The time that is kept free for each presence: 5000 per second.
 const PACE: Duration = Duration::from_micros(200);
+/// The most presences of one contact that are said before it is another contact's turn.
+const CHUNK: usize = 64;
+/// The most presences that the server has not worked off yet, as far as is known: other stanzas wait behind them.
+const WINDOW: usize = 256;
+/// After so many presences the caller finds out when the server has worked them off.
+const MARK: usize = 64;
+/// The pause after a presence that found no room in the queue.
+const BLOCKED: Duration = Duration::from_millis(50);
+/// The most resources of a contact that watchers are told of: those that are here, and those whose watchers do not all
+/// know yet that they went. One bit each.
+const SLOTS: usize = 32;
 /// The most contacts whose settings are read at once.
 const AT_ONCE: usize = 16;
 /// After so many days without a subscription or a probe a pair is forgotten.
@@ -91,8 +107,12 @@ pub enum Shown {
 #[derive(Debug)]
 struct Watcher {
     pair: Arc<WatchedPair>,
-    /// Whether it was told that the contact is available.
-    is_told: bool,
+    /// The resources that it believes to be available: a bit for each slot of the contact.
+    told: u32,
+    /// Those of which it knows the present priority and capabilities.
+    fresh: u32,
+    /// Those that it may have been told of before the component started.
+    unsure: u32,
     /// The day of its last subscription or probe.
     seen: u32,
     /// The day when the database last noted it.
@@ -100,18 +120,139 @@ struct Watcher {
     place: Place,
 }
 
+impl Watcher {
+    /// Says what this watcher does not know yet, as long as `say` succeeds. Returns the number of presences, and whether
+    /// that was all.
+    fn tell(
+        &mut self,
+        slots: &[Option<Slot>],
+        may_see: bool,
+        say: &mut impl FnMut(&BareJid, &Shown) -> bool,
+    ) -> (usize, bool) {
+        let mut said = 0;
+        let with_bits = || {
+            let bits = (0..SLOTS).map(|at| 1 << at);
+            slots.iter().zip(bits).filter_map(|(slot, bit)| Some((slot.as_ref()?, bit)))
+        };
+        for (slot, bit) in with_bits().filter(|(slot, _)| !may_see || !slot.is_here) {
+            // A watcher that may not know of the contact is told only that it hid.
+            if self.told & bit != 0 || may_see && self.unsure & bit != 0 {
+                if !say(&self.pair.watcher, &Shown::Gone(Arc::clone(&slot.resource.jid))) {
+                    return (said, false);
+                }
+                said += 1;
+            }
+            self.told &= !bit;
+            self.fresh &= !bit;
+            self.unsure &= !bit;
+        }
+        for (slot, bit) in with_bits().filter(|(slot, _)| may_see && slot.is_here) {
+            if self.told & self.fresh & bit == 0 {
+                if !say(&self.pair.watcher, &Shown::Here(slot.resource.clone())) {
+                    return (said, false);
+                }
+                said += 1;
+                self.knows(bit);
+            }
+        }
+        (said, true)
+    }
+
+    fn knows(&mut self, bit: u32) {
+        self.told |= bit;
+        self.fresh |= bit;
+        self.unsure &= !bit;
+    }
+}
+
+/// A resource that watchers are told of.
+#[derive(Debug)]
+struct Slot {
+    resource: ShownResource,
+    is_here: bool,
+}
+
 /// When the watchers of a contact are told, with a number that makes the key unique.
 type Due = (Instant, u64);
+
+/// How far it is with telling the watchers of a contact.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Turn {
+    /// There is nothing to tell.
+    #[default]
+    None,
+    /// They are told at this time.
+    Due(Due),
+    /// They are told when it is the contact's turn.
+    Ready,
+    /// They are told when the contact's settings have been read.
+    Reading,
+}
 
 #[derive(Debug, Default)]
 struct WatchedContact {
     watchers: Vec<Watcher>,
-    /// The resources that those who were told know of.
-    shown: Vec<ShownResource>,
+    /// At most [`SLOTS`].
+    slots: Vec<Option<Slot>>,
     /// The capabilities of its resources: `None` while the resource is asked for them.
     vers: Vec<(Arc<FullJid>, Option<Arc<str>>)>,
-    due: Option<Due>,
+    turn: Turn,
+    /// The next watcher to tell.
+    at: usize,
+    /// Whether those before it must be told again.
+    is_changed: bool,
+    /// Whether the settings that are being read may be old.
+    is_stale: bool,
     last: Option<Instant>,
+}
+
+impl WatchedContact {
+    /// Takes the resources that the contact has now. Returns whether any watcher may have to be told.
+    fn update(&mut self, resources: &[ShownResource]) -> bool {
+        let mut is_changed = false;
+        for (at, slot) in self.slots.iter_mut().enumerate() {
+            let Some(slot) = slot else { continue };
+            let now = resources.iter().find(|now| now.jid == slot.resource.jid);
+            is_changed |= slot.is_here != now.is_some();
+            slot.is_here = now.is_some();
+            if let Some(now) = now.filter(|now| **now != slot.resource) {
+                is_changed = true;
+                slot.resource = now.clone();
+                self.watchers.iter_mut().for_each(|watcher| watcher.fresh &= !(1 << at));
+            }
+        }
+        for resource in resources {
+            if self.slot(&resource.jid).is_none() {
+                is_changed = true;
+                self.take_slot(resource.clone());
+            }
+        }
+        is_changed
+    }
+
+    /// Returns the slot of a resource.
+    fn slot(&self, jid: &FullJid) -> Option<usize> {
+        let is_of =
+            |slot: &Option<Slot>| slot.as_ref().is_some_and(|one| *one.resource.jid == *jid);
+        self.slots.iter().position(is_of)
+    }
+
+    /// Gives a resource a slot, if one is free.
+    fn take_slot(&mut self, resource: ShownResource) -> Option<usize> {
+        let used = self.watchers.iter().fold(0, |used, one| used | one.told | one.unsure);
+        for (at, slot) in self.slots.iter_mut().enumerate() {
+            if slot.as_ref().is_some_and(|slot| !slot.is_here) && used & (1 << at) == 0 {
+                *slot = None;
+            }
+        }
+        let free = self.slots.iter().position(Option::is_none);
+        let at = free.or_else(|| (self.slots.len() < SLOTS).then_some(self.slots.len()))?;
+        if at == self.slots.len() {
+            self.slots.push(None);
+        }
+        self.slots[at] = Some(Slot { resource, is_here: true });
+        Some(at)
+    }
 }
 
 /// The watchers of each contact.
@@ -121,10 +262,16 @@ pub struct Watchers {
     shares: Shares,
     due: BTreeMap<Due, BareJid>,
     number: u64,
+    /// The contacts whose turn it is, by registered domain, and the order of these.
+    ready: HashMap<String, VecDeque<BareJid>>,
+    turns: VecDeque<String>,
     /// Not before this time another contact is told of.
     next_at: Option<Instant>,
-    /// How many contacts' settings are being read.
-    reading: usize,
+    /// The contacts whose settings are being read, and how many presences each may say.
+    reading: HashMap<BareJid, usize>,
+    /// The presences that the server may not have worked off yet, and those of them that came after the last mark.
+    under_way: usize,
+    unmarked: usize,
     changes: VecDeque<WatchChange>,
     /// The day when old pairs were last looked for.
     swept: u32,
@@ -179,7 +326,9 @@ impl Watchers {
         let pair = Arc::new(WatchedPair { watcher: watcher.clone(), contact: contact.clone() });
         self.contacts.entry(contact.clone()).or_default().watchers.push(Watcher {
             pair: Arc::clone(&pair),
-            is_told: false,
+            told: 0,
+            fresh: 0,
+            unsure: 0,
             seen: day,
             stored: day,
             place,
@@ -192,10 +341,13 @@ impl Watchers {
         let Some(known) = self.contacts.get_mut(contact) else { return false };
         let at = known.watchers.iter().position(|known| known.pair.watcher == *watcher);
         let Some(at) = at else { return false };
-        let removed = known.watchers.swap_remove(at);
+        let removed = known.watchers.remove(at);
+        if at < known.at {
+            known.at -= 1;
+        }
         self.forget(&removed);
         self.tidy(contact);
-        removed.is_told
+        removed.told != 0
     }
 
     fn forget(&mut self, watcher: &Watcher) {
@@ -207,7 +359,7 @@ impl Watchers {
     fn tidy(&mut self, contact: &BareJid) {
         if self.contacts.get(contact).is_some_and(|known| known.watchers.is_empty())
             && let Some(known) = self.contacts.remove(contact)
-            && let Some(due) = known.due
+            && let Turn::Due(due) = known.turn
         {
             self.due.remove(&due);
         }
@@ -223,6 +375,7 @@ impl Watchers {
         let mut old = Vec::new();
         for known in self.contacts.values_mut() {
             old.extend(known.watchers.extract_if(.., is_old));
+            known.at = 0;
         }
         for watcher in &old {
             self.forget(watcher);
@@ -296,28 +449,53 @@ impl Watchers {
     /// Notes that the watchers of a contact may have to be told something.
     pub fn changed(&mut self, contact: &BareJid, now: Instant) {
         let Some(known) = self.contacts.get_mut(contact) else { return };
-        if known.due.is_some() {
-            return;
+        match known.turn {
+            Turn::None => {}
+            Turn::Due(_) => return,
+            Turn::Ready | Turn::Reading => {
+                known.is_changed = true;
+                return;
+            }
         }
         self.number += 1;
-        let at = known.last.map_or(now, |last| now.max(last + GAP));
-        known.due = Some((at, self.number));
-        self.due.insert((at, self.number), contact.clone());
+        let due = (known.last.map_or(now, |last| now.max(last + GAP)), self.number);
+        known.turn = Turn::Due(due);
+        self.due.insert(due, contact.clone());
+    }
+
+    /// Notes that the visibility of a contact may have changed.
+    pub fn visibility_changed(&mut self, contact: &BareJid, now: Instant) {
+        if let Some(known) = self.contacts.get_mut(contact) {
+            known.is_stale = known.turn == Turn::Reading;
+        }
+        self.changed(contact, now);
     }
 
     /// Notes that anybody's visibility or access may have changed.
     pub fn all_changed(&mut self, now: Instant) {
-        let is_shown = |known: &WatchedContact| !known.shown.is_empty();
-        let shown = self.contacts.iter().filter(|(_, known)| is_shown(known));
-        for contact in shown.map(|(contact, _)| contact.clone()).collect::<Vec<_>>() {
-            self.changed(&contact, now);
+        let matters = |known: &WatchedContact| {
+            known.turn == Turn::Reading || known.slots.iter().any(Option::is_some)
+        };
+        let contacts = self.contacts.iter().filter(|(_, known)| matters(known));
+        for contact in contacts.map(|(contact, _)| contact.clone()).collect::<Vec<_>>() {
+            self.visibility_changed(&contact, now);
         }
+    }
+
+    /// Returns whether nobody must be told anything.
+    #[cfg(test)]
+    pub fn is_idle(&self) -> bool {
+        self.due.is_empty() && self.turns.is_empty() && self.reading.is_empty()
     }
 
     /// Returns when [`Watchers::next`] has a contact.
     pub fn deadline(&self) -> Option<Instant> {
-        if self.reading >= AT_ONCE {
+        let reserved: usize = self.reading.values().sum();
+        if self.reading.len() >= AT_ONCE || self.under_way + reserved >= WINDOW {
             return None;
+        }
+        if !self.turns.is_empty() {
+            return self.next_at;
         }
         let ((at, _), _) = self.due.first_key_value()?;
         Some(self.next_at.map_or(*at, |next| next.max(*at)))
@@ -329,82 +507,170 @@ impl Watchers {
         if self.deadline()? > now {
             return None;
         }
-        let (_, contact) = self.due.pop_first()?;
-        let known = self.contacts.get_mut(&contact)?;
-        known.due = None;
-        known.last = Some(now);
-        let number = u32::try_from(known.watchers.len()).unwrap_or(u32::MAX);
-        self.next_at = Some(now + PACE * number);
-        self.reading += 1;
-        Some(contact)
+        while let Some(first) = self.due.first_entry().filter(|first| first.key().0 <= now) {
+            let contact = first.remove();
+            let Some(known) = self.contacts.get_mut(&contact) else { continue };
+            (known.at, known.is_changed, known.last) = (0, false, Some(now));
+            self.queue(contact, now);
+        }
+        loop {
+            let domain = self.turns.pop_front()?;
+            let queue = self.ready.get_mut(&domain)?;
+            let contact = queue.pop_front();
+            match queue.is_empty() {
+                true => drop(self.ready.remove(&domain)),
+                false => self.turns.push_back(domain),
+            }
+            let Some(contact) = contact else { continue };
+            let known = self.contacts.get_mut(&contact).filter(|known| known.turn == Turn::Ready);
+            // It may have been dropped meanwhile.
+            let Some(known) = known else { continue };
+            known.turn = Turn::Reading;
+            known.is_stale = false;
+            let most = CHUNK.min(known.watchers.len() * RESOURCES);
+            self.reading.insert(contact.clone(), most);
+            return Some(contact);
+        }
+    }
+
+    /// Puts a contact behind the others of its domain whose turn it is.
+    fn queue(&mut self, contact: BareJid, now: Instant) {
+        let Some(known) = self.contacts.get_mut(&contact) else { return };
+        known.turn = Turn::Ready;
+        self.next_at.get_or_insert(now);
+        let domain = registered(contact.domain().as_str());
+        match self.ready.get_mut(domain) {
+            Some(queue) => queue.push_back(contact),
+            None => {
+                self.turns.push_back(domain.to_owned());
+                self.ready.insert(domain.to_owned(), VecDeque::from([contact]));
+            }
+        }
     }
 
     /// Notes that the settings of a contact could not be read: its watchers are told later.
     pub fn not_read(&mut self, contact: &BareJid, now: Instant) {
-        self.reading = self.reading.saturating_sub(1);
-        self.changed(contact, now + GAP);
+        self.reading.remove(contact);
+        if let Some(known) = self.contacts.get_mut(contact).filter(|one| one.turn == Turn::Reading)
+        {
+            (known.turn, known.last) = (Turn::None, Some(now));
+            self.changed(contact, now);
+        }
     }
 
-    /// Returns the presences for the watchers of a contact, which has these resources now. `sees`: whether a watcher may
-    /// know of it.
+    /// Tells watchers of a contact, which has these resources now: some of them, the others when it is the contact's turn
+    /// again. `sees`: whether a watcher may know of it. `say` sends a presence, or returns `false` if there is no
+    /// room for it.
     pub fn tell(
         &mut self,
         contact: &BareJid,
-        resources: Vec<ShownResource>,
+        resources: &[ShownResource],
+        now: Instant,
         sees: impl Fn(&BareJid) -> bool,
-    ) -> Vec<(BareJid, Shown)> {
-        self.reading = self.reading.saturating_sub(1);
-        let Some(known) = self.contacts.get_mut(contact) else { return Vec::new() };
-        let has = |list: &[ShownResource], jid: &FullJid| list.iter().any(|one| *one.jid == *jid);
-        known.vers.retain(|(jid, _)| has(&resources, jid));
-        let before = std::mem::replace(&mut known.shown, resources);
-        let now_shown = &known.shown;
-        let here = |one: &ShownResource| Shown::Here(one.clone());
-        let mut out = Vec::new();
-        for watcher in &mut known.watchers {
-            let to = &watcher.pair.watcher;
-            let (was_told, may_see) = (watcher.is_told, sees(to));
-            let mut say = |shown| out.push((to.clone(), shown));
-            if was_told {
-                let gone = before.iter().filter(|one| !may_see || !has(now_shown, &one.jid));
-                gone.for_each(|one| say(Shown::Gone(Arc::clone(&one.jid))));
+        mut say: impl FnMut(&BareJid, &Shown) -> bool,
+    ) {
+        let Some(most) = self.reading.remove(contact) else { return };
+        let known = self.contacts.get_mut(contact).filter(|known| known.turn == Turn::Reading);
+        let Some(known) = known else { return };
+        let (mut said, mut has_room) = (0, true);
+        if !std::mem::take(&mut known.is_stale) {
+            known.vers.retain(|(jid, _)| resources.iter().any(|one| one.jid == *jid));
+            known.update(resources);
+            while said < most
+                && has_room
+                && let Some(watcher) = known.watchers.get_mut(known.at)
+            {
+                let may_see = sees(&watcher.pair.watcher);
+                let (more, is_all) = watcher.tell(&known.slots, may_see, &mut say);
+                said += more;
+                has_room = is_all;
+                known.at += usize::from(is_all);
             }
-            if may_see {
-                let new = now_shown.iter().filter(|one| !was_told || !before.contains(one));
-                new.for_each(|one| say(here(one)));
-            }
-            watcher.is_told = may_see && !now_shown.is_empty();
         }
-        out
+        let pause = match has_room {
+            true => PACE * u32::try_from(said.max(1)).unwrap_or(u32::MAX),
+            false => BLOCKED,
+        };
+        self.next_at = Some(self.next_at.map_or(now, |next| next.max(now)) + pause);
+        self.under_way += said;
+        self.unmarked += said;
+        if known.at < known.watchers.len() {
+            return self.queue(contact.clone(), now);
+        }
+        let has_slots = resources.iter().all(|resource| known.slot(&resource.jid).is_some());
+        known.turn = Turn::None;
+        // Slots are free when all know who went.
+        if std::mem::take(&mut known.is_changed) || !has_slots {
+            self.changed(contact, now);
+        }
     }
 
-    /// Notes what a watcher was told in answer to a subscription or a probe: these resources.
-    pub fn told(
+    /// Returns a number of presences that were said, if it is time to find out when the server has worked them off. Give
+    /// it to [`Watchers::worked_off`] then.
+    pub fn mark(&mut self) -> Option<usize> {
+        (self.unmarked >= MARK).then(|| std::mem::take(&mut self.unmarked))
+    }
+
+    /// Notes that the server has worked off so many presences.
+    pub fn worked_off(&mut self, number: usize) {
+        self.under_way = self.under_way.saturating_sub(number);
+    }
+
+    /// Takes the resources that a contact has now, before one of its watchers is answered. Returns those that may be
+    /// shown: each has a slot, if the contact is watched.
+    pub fn update(
         &mut self,
-        watcher: &BareJid,
         contact: &BareJid,
-        resources: &[ShownResource],
+        mut resources: Vec<ShownResource>,
+        now: Instant,
+    ) -> Vec<ShownResource> {
+        let Some(known) = self.contacts.get_mut(contact) else { return resources };
+        let is_changed = known.update(&resources);
+        resources.retain(|resource| known.slot(&resource.jid).is_some());
+        if is_changed {
+            self.changed(contact, now);
+        }
+        resources
+    }
+
+    /// Notes that a watcher was told of a resource in answer to a subscription or a probe.
+    pub fn told(&mut self, watcher: &BareJid, contact: &BareJid, jid: &FullJid) {
+        let Some(known) = self.contacts.get_mut(contact) else { return };
+        let slot = known.slot(jid);
+        let found = known.watchers.iter_mut().find(|known| known.pair.watcher == *watcher);
+        if let (Some(found), Some(slot)) = (found, slot) {
+            found.knows(1 << slot);
+        }
+    }
+
+    /// Has a watcher told again all that it may know, because it asks again and cannot be answered at once. Returns
+    /// whether the pair is known.
+    pub fn tell_again(&mut self, watcher: &BareJid, contact: &BareJid, now: Instant) -> bool {
+        let found = self.find(watcher, contact);
+        let is_known = found.map(|known| known.fresh = 0).is_some();
+        if is_known {
+            self.changed(contact, now);
+        }
+        is_known
+    }
+
+    /// Takes a resource that was reachable when the component last ran: those who watched its user then, and were taken
+    /// before, may have been told of it.
+    pub fn recall_resource(
+        &mut self,
+        contact: &BareJid,
+        jid: &FullJid,
+        priority: i8,
         now: Instant,
     ) {
         let Some(known) = self.contacts.get_mut(contact) else { return };
-        let others = known.watchers.iter().filter(|known| known.pair.watcher != *watcher);
-        let is_first = !others.into_iter().any(|other| other.is_told);
-        let found = known.watchers.iter_mut().find(|known| known.pair.watcher == *watcher);
-        let Some(found) = found else { return };
-        found.is_told = !resources.is_empty();
-        if is_first {
-            known.shown = resources.to_vec();
-        } else if !resources.is_empty() && known.shown != resources {
-            self.changed(contact, now);
+        if known.slot(jid).is_none() {
+            let resource = ShownResource { jid: Arc::new(jid.clone()), priority, ver: None };
+            if let Some(slot) = known.take_slot(resource) {
+                known.watchers.iter_mut().for_each(|watcher| watcher.unsure |= 1 << slot);
+            }
         }
-    }
-
-    /// Forgets that a watcher was told, because it asks again and cannot be answered at once.
-    pub fn tell_again(&mut self, watcher: &BareJid, contact: &BareJid, now: Instant) {
-        if let Some(known) = self.find(watcher, contact) {
-            known.is_told = false;
-            self.changed(contact, now);
-        }
+        self.changed(contact, now);
     }
 }
 

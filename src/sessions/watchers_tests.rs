@@ -14,51 +14,201 @@ fn changes(watchers: &mut Watchers) -> Vec<WatchChange> {
     std::iter::from_fn(|| watchers.poll_change()).collect()
 }
 
-/// Says what a telling says, in one line for each presence.
-fn said(out: Vec<(BareJid, Shown)>) -> Vec<String> {
-    let line = |(to, shown)| match shown {
+/// Returns a presence as one line.
+fn line(to: &BareJid, shown: &Shown) -> String {
+    match shown {
         Shown::Here(one) => format!("{to} +{}", one.jid),
         Shown::Gone(jid) => format!("{to} -{jid}"),
-    };
-    out.into_iter().map(line).collect()
+    }
+}
+
+/// Tells the watchers of a contact as long as `say` finds room, until its turn ends; returns what was said, by turns.
+fn tell_with(
+    watchers: &mut Watchers,
+    contact: &BareJid,
+    resources: &[ShownResource],
+    now: &mut Instant,
+    sees: impl Fn(&BareJid) -> bool,
+    mut has_room: impl FnMut() -> bool,
+) -> Vec<Vec<String>> {
+    *now += GAP;
+    watchers.changed(contact, *now);
+    let mut turns = Vec::new();
+    // Its own turns come before the time of the next change.
+    let end = *now + GAP / 2;
+    while let Some(at) = watchers.deadline().filter(|at| *at < end) {
+        *now = at.max(*now);
+        let next = watchers.next(*now).unwrap();
+        let mut said = Vec::new();
+        watchers.tell(&next, resources, *now, &sees, |to, shown| {
+            let has_room = has_room();
+            said.extend(has_room.then(|| line(to, shown)));
+            has_room
+        });
+        watchers.worked_off(said.len());
+        turns.push(said);
+    }
+    turns
 }
 
 #[test]
 fn each_watcher_is_told_what_is_new_and_nothing_twice() {
-    let (mut watchers, bob, now) = (Watchers::default(), bare("bob@a"), Instant::now());
+    let (mut watchers, bob, mut now) = (Watchers::default(), bare("bob@a"), Instant::now());
     for watcher in ["alice@a", "carol@a"] {
         watchers.watch(&bare(watcher), &bob, 1).unwrap();
     }
     let (one, two) = (resource("bob@a/one"), resource("bob@a/two"));
-    let mut tell = |resources: Vec<ShownResource>| said(watchers.tell(&bob, resources, |_| true));
-    assert_eq!(tell(vec![one.clone()]), ["alice@a +bob@a/one", "carol@a +bob@a/one"]);
-    assert!(tell(vec![one.clone()]).is_empty());
-    let both = vec![one.clone(), two.clone()];
-    assert_eq!(tell(both), ["alice@a +bob@a/two", "carol@a +bob@a/two"]);
+    let mut tell = |resources: &[ShownResource]| {
+        tell_with(&mut watchers, &bob, resources, &mut now, |_| true, || true).concat()
+    };
+    assert_eq!(tell(std::slice::from_ref(&one)), ["alice@a +bob@a/one", "carol@a +bob@a/one"]);
+    assert!(tell(std::slice::from_ref(&one)).is_empty());
+    let both = [one.clone(), two.clone()];
+    assert_eq!(tell(&both), ["alice@a +bob@a/two", "carol@a +bob@a/two"]);
     let with_ver = ShownResource { ver: Some("v".into()), ..two };
-    let told = tell(vec![with_ver]);
+    let told = tell(&[with_ver]);
     assert_eq!(
         told,
         ["alice@a -bob@a/one", "alice@a +bob@a/two", "carol@a -bob@a/one", "carol@a +bob@a/two"]
     );
-    let gone = tell(Vec::new());
+    let gone = tell(&[]);
     assert_eq!(gone, ["alice@a -bob@a/two", "carol@a -bob@a/two"]);
-    watchers.told(&bare("alice@a"), &bob, std::slice::from_ref(&one), now);
-    assert_eq!(said(watchers.tell(&bob, vec![one], |_| true)), ["carol@a +bob@a/one"]);
+    // The answer to a probe counts, too.
+    let here = watchers.update(&bob, vec![one.clone()], now);
+    assert_eq!(here, std::slice::from_ref(&one));
+    watchers.told(&bare("alice@a"), &bob, &one.jid);
+    let mut tell = |sees: bool| {
+        let here = [one.clone()];
+        tell_with(&mut watchers, &bob, &here, &mut now, |_| sees, || true).concat()
+    };
+    assert_eq!(tell(true), ["carol@a +bob@a/one"]);
+    assert_eq!(tell(false), ["alice@a -bob@a/one", "carol@a -bob@a/one"]);
 }
 
 #[test]
 fn a_watcher_that_may_not_see_a_contact_learns_nothing_of_its_changes() {
-    let (mut watchers, bob) = (Watchers::default(), bare("bob@a"));
+    let (mut watchers, bob, mut now) = (Watchers::default(), bare("bob@a"), Instant::now());
     watchers.watch(&bare("alice@a"), &bob, 1).unwrap();
-    let one = || vec![resource("bob@a/one")];
-    let mut tell = |resources, sees: bool| said(watchers.tell(&bob, resources, |_| sees));
-    assert!(tell(one(), false).is_empty());
-    assert!(tell(Vec::new(), false).is_empty());
-    assert_eq!(tell(one(), true), ["alice@a +bob@a/one"]);
-    assert_eq!(tell(one(), false), ["alice@a -bob@a/one"], "the contact hides");
-    assert!(tell(Vec::new(), false).is_empty());
-    assert!(tell(one(), false).is_empty());
+    let one = [resource("bob@a/one")];
+    // Nor that it was remembered when the component started.
+    watchers.recall_resource(&bob, &resource("bob@a/old").jid, 0, now);
+    let mut tell = |resources: &[ShownResource], sees: bool| {
+        tell_with(&mut watchers, &bob, resources, &mut now, |_| sees, || true).concat()
+    };
+    assert!(tell(&one, false).is_empty());
+    assert!(tell(&[], false).is_empty());
+    assert_eq!(tell(&one, true), ["alice@a +bob@a/one"]);
+    assert_eq!(tell(&one, false), ["alice@a -bob@a/one"], "the contact hides");
+    assert!(tell(&[], false).is_empty());
+    assert!(tell(&one, false).is_empty());
+}
+
+/// A crowd of watchers and resources, a queue that is often full, and resources that come and go all the time.
+#[test]
+fn all_are_told_in_the_end_at_the_pace_of_presences_whatever_fails_and_changes() {
+    let (mut watchers, bob) = (Watchers::default(), bare("bob@b"));
+    let start = Instant::now();
+    let mut now = start;
+    let count = 400;
+    for number in 0..count {
+        watchers.watch(&bare(&format!("w{number}@a")), &bob, 1).unwrap();
+    }
+    let mut believes: HashMap<BareJid, std::collections::BTreeSet<String>> = HashMap::new();
+    let (mut calls, mut total, mut marked) = (0_u32, 0_u32, 0);
+    let mut round = 0;
+    let mut shown = Vec::new();
+    while round < 20 || watchers.deadline().is_some() {
+        if round < 20 {
+            // Other names each time: those that went take places until all know it.
+            shown = (0..16).map(|n| resource(&format!("bob@b/r{}", round * 3 + n))).collect();
+            if round == 19 {
+                shown.truncate(4);
+            }
+            watchers.changed(&bob, now);
+        }
+        round += 1;
+        let end = now + Duration::from_millis(700);
+        while let Some(at) = watchers.deadline().filter(|at| *at < end) {
+            now = at.max(now);
+            let next = watchers.next(now).unwrap();
+            let mut said = 0;
+            watchers.tell(
+                &next,
+                &shown,
+                now,
+                |_| true,
+                |to, presence| {
+                    calls += 1;
+                    if calls % 97 < 3 {
+                        return false;
+                    }
+                    said += 1;
+                    let known = believes.entry(to.clone()).or_default();
+                    match presence {
+                        Shown::Here(one) => {
+                            assert!(known.insert(one.jid.to_string()), "told twice")
+                        }
+                        Shown::Gone(jid) => assert!(known.remove(&jid.to_string()), "never told"),
+                    }
+                    true
+                },
+            );
+            assert!(said <= CHUNK + SLOTS);
+            marked += watchers.mark().unwrap_or_default();
+            if watchers.deadline().is_none() || calls % 5 == 0 {
+                // The server is slow, and then it has caught up.
+                watchers.worked_off(std::mem::take(&mut marked));
+            }
+            total += u32::try_from(said).unwrap();
+            assert!(
+                now >= start + PACE * total.saturating_sub(u32::try_from(CHUNK + SLOTS).unwrap())
+            );
+        }
+        now = now.max(end);
+    }
+    let expected = shown.iter().map(|one| one.jid.to_string()).collect();
+    assert_eq!(believes.len(), count);
+    assert!(believes.values().all(|known| *known == expected));
+}
+
+#[test]
+fn a_resource_that_went_and_came_while_its_watchers_wait_is_not_told_again() {
+    let (mut watchers, bob, mut now) = (Watchers::default(), bare("bob@a"), Instant::now());
+    watchers.watch(&bare("alice@a"), &bob, 1).unwrap();
+    let (one, two) = ([resource("bob@a/one")], [resource("bob@a/one"), resource("bob@a/two")]);
+    let mut tell = |resources: &[ShownResource], fails: bool| {
+        tell_with(&mut watchers, &bob, resources, &mut now, |_| true, || !fails).concat()
+    };
+    assert_eq!(tell(&one, false), ["alice@a +bob@a/one"]);
+    assert!(tell(&[], true).is_empty(), "the queue is full");
+    assert!(tell(&one, false).is_empty());
+    assert!(tell(&two, true).is_empty());
+    assert!(tell(&one, false).is_empty());
+    assert!(tell(&[], true).is_empty());
+    assert_eq!(tell(&[], false), ["alice@a -bob@a/one"]);
+}
+
+#[test]
+fn a_remembered_resource_that_went_before_its_watchers_were_told_is_told_as_gone() {
+    let (mut watchers, bob, mut now) = (Watchers::default(), bare("bob@a"), Instant::now());
+    watchers.recall(&bare("alice@a"), &bob, 1);
+    watchers.recall_resource(&bob, &resource("bob@a/one").jid, 0, now);
+    watchers.watch(&bare("new@a"), &bob, 1).unwrap();
+    let told = tell_with(&mut watchers, &bob, &[], &mut now, |_| true, || true).concat();
+    assert_eq!(told, ["alice@a -bob@a/one"]);
+    assert!(tell_with(&mut watchers, &bob, &[], &mut now, |_| true, || true).concat().is_empty());
+}
+
+#[test]
+fn settings_that_changed_while_they_were_read_are_not_used() {
+    let (mut watchers, bob, now) = (Watchers::default(), bare("bob@a"), Instant::now());
+    watchers.watch(&bare("alice@a"), &bob, 1).unwrap();
+    watchers.changed(&bob, now);
+    assert_eq!(watchers.next(now), Some(bob.clone()));
+    watchers.visibility_changed(&bob, now);
+    let one = [resource("bob@a/one")];
+    watchers.tell(&bob, &one, now, |_| true, |_, _| panic!("hidden meanwhile"));
+    assert!(watchers.deadline().unwrap() < now + GAP / 2, "read again at once");
 }
 
 #[test]
@@ -73,11 +223,72 @@ fn a_contact_that_flaps_is_told_of_at_a_bounded_pace() {
         watchers.changed(&bob, now);
         while let Some(contact) = watchers.next(now) {
             told += 1;
-            watchers.tell(&contact, Vec::new(), |_| true);
+            watchers.tell(&contact, &[], now, |_| true, |_, _| true);
         }
     }
     assert_eq!(told, 5);
     assert!(watchers.deadline().is_some(), "the last change is told, too");
+}
+
+/// The crowd fills its own time only.
+#[test]
+fn the_contacts_of_one_domain_do_not_hold_up_those_of_others() {
+    let (mut watchers, mut now) = (Watchers::default(), Instant::now());
+    let all: Vec<_> = (0..300).map(|n| bare(&format!("c{n}@x{n}.evil.test"))).collect();
+    for (number, contact) in all.iter().enumerate() {
+        for of in 0..20 {
+            watchers.watch(&bare(&format!("w{of}@d{number}.test")), contact, 1).unwrap();
+        }
+        watchers.changed(contact, now);
+    }
+    let bob = bare("bob@good.test");
+    watchers.watch(&bare("alice@good.test"), &bob, 1).unwrap();
+    let shown: Vec<_> = (0..16).map(|n| resource(&format!("any@b/r{n}"))).collect();
+    for turn in 0..10 {
+        now = now.max(watchers.deadline().unwrap());
+        let next = watchers.next(now).unwrap();
+        if next == bob {
+            assert!(turn > 5);
+            return;
+        }
+        if turn == 5 {
+            watchers.changed(&bob, now);
+        }
+        watchers.tell(&next, &shown, now, |_| true, |_, _| true);
+        watchers.worked_off(WINDOW);
+    }
+    panic!("the honest contact waits for the crowd");
+}
+
+#[test]
+fn no_more_is_said_than_the_server_works_off() {
+    let (mut watchers, bob, mut now) = (Watchers::default(), bare("bob@b"), Instant::now());
+    for number in 0..400 {
+        watchers.watch(&bare(&format!("w{number}@a")), &bob, 1).unwrap();
+    }
+    watchers.changed(&bob, now);
+    let shown: Vec<_> = (0..4).map(|n| resource(&format!("bob@b/r{n}"))).collect();
+    let (mut said, mut marked) = (0, 0);
+    while let Some(at) = watchers.deadline() {
+        now = at;
+        let next = watchers.next(now).unwrap();
+        watchers.tell(
+            &next,
+            &shown,
+            now,
+            |_| true,
+            |_, _| {
+                said += 1;
+                true
+            },
+        );
+        marked += watchers.mark().unwrap_or_default();
+        assert!(said < 400 * 4, "all at once");
+    }
+    assert!((WINDOW..WINDOW + CHUNK + SLOTS).contains(&said), "{said}");
+    assert!(marked > WINDOW - MARK, "{marked}");
+    watchers.worked_off(marked);
+    assert!(watchers.deadline().is_some());
 }
 
 #[test]
