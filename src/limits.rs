@@ -128,7 +128,9 @@ impl Rates {
     /// Counts `number` more requests of `user`, because one costs as much; returns `false` if that exceeds the rate.
     pub fn allow_more(&mut self, user: &BareJid, number: usize, now: Instant) -> bool {
         let user = identity(user);
-        let cost = f64::from(u32::try_from(number).unwrap_or(u32::MAX));
+        // The one that costs more was counted before: after a pause, the rest is what a full bucket has besides.
+        let most = (self.rate.burst - 1.0).max(1.0);
+        let cost = f64::from(u32::try_from(number).unwrap_or(u32::MAX)).min(most);
         number == 0 || self.take(user.as_str(), user.domain().as_str(), cost, now)
     }
 
@@ -214,7 +216,8 @@ mod tests {
         assert!(!rates.allow(&user, start) && rates.allow_more(&user, 0, start));
         // Even the most expensive one is allowed after a pause.
         let later = start + Duration::from_secs(4);
-        assert!(rates.allow_more(&user, 1000, later) && !rates.allow(&user, later));
+        assert!(rates.allow(&user, later) && rates.allow_more(&user, 1000, later));
+        assert!(!rates.allow(&user, later));
     }
 
     #[test]
