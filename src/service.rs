@@ -681,6 +681,9 @@ async fn route(
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
+            // Before the reports: a report may hold what was visible before the change.
+            changed = visibility.recv() => lock(&router).visibility_changed(changed.ok().as_ref()),
+            Ok(()) = doors.changed() => lock(&router).visibility_changed(None),
             () = sleep_until(expired.unwrap_or_else(Instant::now)), if expired.is_some() => {
                 lock(&router).expire();
             }
@@ -688,8 +691,6 @@ async fn route(
             Some(known) = again.recv() => lock(&router).handle_known(known),
             Some(notice) = notices.recv() => lock(&router).notify(&notice),
             Some(report) = reports.recv() => lock(&router).handle_report(report),
-            changed = visibility.recv() => lock(&router).visibility_changed(changed.ok().as_ref()),
-            Ok(()) = doors.changed() => lock(&router).visibility_changed(None),
         }
     }
 }

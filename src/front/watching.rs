@@ -191,7 +191,7 @@ impl Router {
                 self.watchers.tell_again(watcher, contact, now);
                 return;
             }
-            self.watchers.told(watcher, contact, &jid);
+            self.watchers.told(watcher, contact, &jid, from.resource().is_none());
         }
     }
 
@@ -311,7 +311,7 @@ impl Router {
         let own = Jid::from(self.options.jid.clone());
         self.tasks.spawn(async move {
             let ping = Element::bare("ping", ns::PING);
-            // An error is as good as an answer. Without either, the pace alone is the limit.
+            // An error is as good as an answer. Without either, telling goes on when the time is over.
             let _answer = requests.request(RequestKind::Get, &own, &own, ping, WORKED_OFF).await;
             let _ = reports.send(Report::WorkedOff(number)).await;
         });

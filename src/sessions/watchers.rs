@@ -633,13 +633,20 @@ impl Watchers {
         resources
     }
 
-    /// Notes that a watcher was told of a resource in answer to a subscription or a probe.
-    pub fn told(&mut self, watcher: &BareJid, contact: &BareJid, jid: &FullJid) {
+    /// Notes that a watcher was told of a resource in answer to a subscription or a probe; `is_whole`: at its bare JID, and not
+    /// just one of its clients. Others of these still have to hear what is due.
+    pub fn told(&mut self, watcher: &BareJid, contact: &BareJid, jid: &FullJid, is_whole: bool) {
         let Some(known) = self.contacts.get_mut(contact) else { return };
         let slot = known.slot(jid);
+        let is_due = known.turn != Turn::None;
         let found = known.watchers.iter_mut().find(|known| known.pair.watcher == *watcher);
         if let (Some(found), Some(slot)) = (found, slot) {
-            found.knows(1 << slot);
+            let bit = 1 << slot;
+            let was_fresh = found.told & found.fresh & bit != 0;
+            found.knows(bit);
+            if is_due && !is_whole && !was_fresh {
+                found.fresh &= !bit;
+            }
         }
     }
 

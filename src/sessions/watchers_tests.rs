@@ -76,13 +76,35 @@ fn each_watcher_is_told_what_is_new_and_nothing_twice() {
     // The answer to a probe counts, too.
     let here = watchers.update(&bob, vec![one.clone()], now);
     assert_eq!(here, std::slice::from_ref(&one));
-    watchers.told(&bare("alice@a"), &bob, &one.jid);
+    watchers.told(&bare("alice@a"), &bob, &one.jid, true);
     let mut tell = |sees: bool| {
         let here = [one.clone()];
         tell_with(&mut watchers, &bob, &here, &mut now, |_| sees, || true).concat()
     };
     assert_eq!(tell(true), ["carol@a +bob@a/one"]);
     assert_eq!(tell(false), ["alice@a -bob@a/one", "carol@a -bob@a/one"]);
+}
+
+/// A second client of Alice's logs in while Bob's return is still to be told.
+#[test]
+fn an_answer_to_one_client_of_a_watcher_does_not_stand_for_what_is_due_to_all() {
+    for is_whole in [false, true] {
+        let (mut watchers, bob, mut now) = (Watchers::default(), bare("bob@a"), Instant::now());
+        watchers.watch(&bare("alice@a"), &bob, 1).unwrap();
+        let one = resource("bob@a/one");
+        let here = std::slice::from_ref(&one);
+        watchers.changed(&bob, now);
+        assert_eq!(watchers.update(&bob, here.to_vec(), now), here);
+        watchers.told(&bare("alice@a"), &bob, &one.jid, is_whole);
+        let told = tell_with(&mut watchers, &bob, here, &mut now, |_| true, || true).concat();
+        let expected: &[&str] = if is_whole { &[] } else { &["alice@a +bob@a/one"] };
+        assert_eq!(told, expected);
+        // When nothing is due, all have heard everything.
+        watchers.told(&bare("alice@a"), &bob, &one.jid, false);
+        assert!(
+            tell_with(&mut watchers, &bob, here, &mut now, |_| true, || true).concat().is_empty()
+        );
+    }
 }
 
 #[test]
