@@ -366,7 +366,12 @@ async fn sign_of(error: &Element, requests: &Requests, own: &Jid, to: &Jid) -> S
 /// as for one that never existed.
 fn gone_or_refused(error: &Element, account: &Answer, never: &Answer) -> Sign {
     let text = |error: &Element| error.get_child("text", ns::STANZA_ERRORS).map(Element::text);
+    let is_unsent = |answer: &Answer| {
+        let Answer::Error(error) = answer else { return false };
+        Condition::of(error) == Some(Condition::ResourceConstraint)
+    };
     match (account, never) {
+        _ if is_unsent(account) || is_unsent(never) => Sign::Gone,
         (Answer::Error(_), _) => Sign::Refused,
         (_, Answer::Error(never)) if text(never) != text(error) => Sign::Refused,
         _ => Sign::Gone,
@@ -397,6 +402,7 @@ mod tests {
             Refusal::new(ErrorType::Cancel, Condition::ServiceUnavailable, text).to_element()
         };
         let (plain, gone) = (error(""), error("User session not found"));
+        let full = Refusal::resource_constraint("").to_element();
         let found = Answer::Result(None);
         let says = |error: &Element| Answer::Error(error.clone());
         for (case, error, account, never, expected) in [
@@ -404,6 +410,7 @@ mod tests {
             ("Prosody, blocked", &plain, &says(&plain), &says(&plain), Sign::Refused),
             ("ejabberd, gone", &gone, &found, &says(&gone), Sign::Gone),
             ("ejabberd, blocked", &plain, &found, &says(&gone), Sign::Refused),
+            ("questions that were not sent", &plain, &says(&full), &says(&full), Sign::Gone),
             (
                 "a server that gives no reason",
                 &plain,
