@@ -395,7 +395,7 @@ impl AsyncWrite for PathStream {
         true
     }
 
-    /// Waits until the kernel has taken everything.
+    /// Waits until the kernel has taken everything, or a direct connection has it in a frame.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.shared.lock();
         if state.machine.is_over() {

@@ -85,6 +85,9 @@ impl Renewer {
             }
             // The peer can lose one leg after the other, or say so.
             sleep_until(quota.take(Instant::now())).await;
+            if *need.borrow() == Need::Nothing {
+                continue;
+            }
             if self.renew().await {
                 continue;
             }
