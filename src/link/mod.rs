@@ -979,8 +979,10 @@ fn take_in(
             }
             Received::Element(element) => handler.stanza(element),
         }
-        // The queue is short, and the answer to the next stanza needs a place in it.
-        while let Ok(stanza) = outbound.try_recv() {
+        // The queue is short, and the answer to the next stanza needs a place in it. When much waits already, half of it stays
+        // filled: those who can wait see that there is no room.
+        while out.left() <= FULL.1 || outbound.len() > outbound.max_capacity() / 2 {
+            let Ok(stanza) = outbound.try_recv() else { break };
             out.push_queued(stanza, handler);
         }
         if out.left() > BATCH {
