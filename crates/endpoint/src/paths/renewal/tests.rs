@@ -121,23 +121,9 @@ async fn two_refused_reports_in_a_row_end_the_stream_and_others_do_not() {
     assert!(refused.elapsed() < Duration::from_secs(1), "{:?}", refused.elapsed());
 }
 
-/// A report while the connection to the server is lost would go nowhere.
-#[tokio::test]
-async fn a_responder_tells_of_the_loss_as_soon_as_its_server_is_back() {
-    let mut scene = Scene::new(false).await;
-    scene.status.send_replace(Status { over: 0, bound: None });
-    scene.lose_the_relay();
-    tokio::time::sleep(Duration::from_secs(8)).await;
-    assert!(scene.sent.try_recv().is_err());
-    scene.status.send_replace(bound());
-    let back = Instant::now();
-    scene.told().await;
-    assert!(back.elapsed() < Duration::from_secs(1), "{:?}", back.elapsed());
-}
-
-#[tokio::test]
-async fn an_initiator_offers_a_leg_as_soon_as_its_server_is_back() {
-    let mut scene = Scene::new(true).await;
+/// Returns the first request after the server is back, of an end that has lost the relay without it.
+async fn asked_when_the_server_is_back(is_initiator: bool) -> Element {
+    let mut scene = Scene::new(is_initiator).await;
     scene.status.send_replace(Status { over: 0, bound: None });
     scene.lose_the_relay();
     tokio::time::sleep(Duration::from_secs(8)).await;
@@ -145,7 +131,19 @@ async fn an_initiator_offers_a_leg_as_soon_as_its_server_is_back() {
     scene.status.send_replace(bound());
     let back = Instant::now();
     let asked = scene.asked().await;
-    let offered = asked.payload().unwrap();
-    assert_eq!(offered.attr("action"), Some("transport-replace"));
     assert!(back.elapsed() < Duration::from_secs(1), "{:?}", back.elapsed());
+    asked.payload().unwrap().clone()
+}
+
+/// A report while the connection to the server is lost would go nowhere.
+#[tokio::test]
+async fn a_responder_tells_of_the_loss_as_soon_as_its_server_is_back() {
+    let told = asked_when_the_server_is_back(false).await;
+    assert!(told.has_child("lost", ns::PATHS), "{told:?}");
+}
+
+#[tokio::test]
+async fn an_initiator_offers_a_leg_as_soon_as_its_server_is_back() {
+    let offered = asked_when_the_server_is_back(true).await;
+    assert_eq!(offered.attr("action"), Some("transport-replace"));
 }
