@@ -100,6 +100,7 @@ mod stream;
 mod streamhost;
 mod stun_servers;
 mod transport;
+mod unwritten;
 
 pub use fingerpost_wire::{jingle::Reason, stanza::RequestKind, transport_kind::TransportKind};
 

@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::frames::{FrameKeys, LONGEST, with_frame};
+use crate::unwritten::{Unwritten, poll_into};
 
 /// How many bytes are read at once, and how many are put into frames at once.
 const PIECE: usize = 4 * LONGEST;
@@ -29,9 +30,7 @@ pub(crate) struct DirectStream {
     incoming: Box<[u8]>,
     unread: Range<usize>,
     unopened: Range<usize>,
-    /// Frames, and how much of them is written.
-    out: Vec<u8>,
-    written: usize,
+    unwritten: Unwritten,
 }
 
 impl DirectStream {
@@ -43,8 +42,7 @@ impl DirectStream {
             incoming: vec![0; BUFFER].into_boxed_slice(),
             unread: 0..0,
             unopened: 0..0,
-            out: Vec::new(),
-            written: 0,
+            unwritten: Unwritten::default(),
         }
     }
 
@@ -104,25 +102,10 @@ impl DirectStream {
             self.incoming.copy_within(self.unopened.clone(), 0);
             self.unopened = 0..self.unopened.len();
         }
-        let mut buf = ReadBuf::new(&mut self.incoming[self.unopened.end..]);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
-        let read = buf.filled().len();
+        let free = &mut self.incoming[self.unopened.end..];
+        let read = ready!(poll_into(&mut self.stream, cx, free))?;
         self.unopened.end += read;
         Poll::Ready(Ok(read > 0))
-    }
-
-    /// Writes the frames that wait.
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.written < self.out.len() {
-            let written = Pin::new(&mut self.stream).poll_write(cx, &self.out[self.written..]);
-            match ready!(written)? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.written += written,
-            }
-        }
-        self.out.clear();
-        self.written = 0;
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -164,24 +147,24 @@ impl AsyncWrite for DirectStream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_drain(cx))?;
+        ready!(this.unwritten.poll_write(&mut this.stream, cx))?;
         let piece = &buf[..buf.len().min(PIECE)];
-        let sealed = this.keys.seal(piece, &mut this.out);
+        let sealed = this.keys.seal(piece, this.unwritten.frames());
         sealed.map_err(|_| io::Error::other("too many bytes for one direct connection"))?;
-        match this.poll_drain(cx) {
+        match this.unwritten.poll_write(&mut this.stream, cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(piece.len())),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().poll_drain(cx)
+        let this = self.get_mut();
+        this.unwritten.poll_write(&mut this.stream, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_drain(cx))?;
-        Pin::new(&mut this.stream).poll_shutdown(cx)
+        this.unwritten.poll_shutdown(&mut this.stream, cx)
     }
 }
 

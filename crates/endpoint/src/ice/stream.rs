@@ -21,6 +21,7 @@ use super::{
     frames::{Frames, HEADER, Next, framed},
     message::{Check, Class},
 };
+use crate::unwritten::{Unwritten, poll_into};
 
 /// The longest frame that is written, in bytes. A length has 16 bits, but some programs read frames into buffers of this size.
 const FRAME: usize = 8192;
@@ -41,9 +42,7 @@ pub(crate) struct IceStream {
     /// What the peer had sent before the connection was selected, and how much of it was read.
     early: Vec<u8>,
     taken: usize,
-    /// Frames that the kernel has not taken completely, and how many of these bytes it has.
-    pending: Vec<u8>,
-    written: usize,
+    unwritten: Unwritten,
 }
 
 impl fmt::Debug for IceStream {
@@ -60,8 +59,7 @@ impl IceStream {
         frames: Frames,
         early: Vec<u8>,
     ) -> Self {
-        let (pending, taken, written) = (Vec::new(), 0, 0);
-        Self { stream, remote, own, frames, early, taken, pending, written }
+        Self { stream, remote, own, frames, early, taken: 0, unwritten: Unwritten::default() }
     }
 
     /// Returns the peer's address.
@@ -79,48 +77,14 @@ impl IceStream {
         let Some(check) = Check::read(self.frames.bytes(range)) else { return false };
         if check.class == Class::Request && check.authenticate(&self.own).is_ok() {
             let answer = framed(&check.success(self.remote, &self.own));
-            if self.pending.len() - self.written + answer.len() <= MOST_ANSWERS {
-                self.pending.extend(answer);
+            if self.unwritten.waiting() + answer.len() <= MOST_ANSWERS {
+                self.unwritten.frames().extend(answer);
             }
             // Without a waker: the task that writes may be another one. What is left goes out with its next bytes.
-            if let Ok(count) = self.stream.try_write(&self.pending[self.written..]) {
-                self.wrote(count);
-            }
+            self.unwritten.try_write(&self.stream);
         }
         true
     }
-
-    fn wrote(&mut self, count: usize) {
-        self.written += count;
-        // A peer that reads slowly must not make what it has read already stay here.
-        if self.written == self.pending.len() || self.written >= MOST {
-            self.pending.drain(..self.written);
-            self.written = 0;
-        }
-    }
-
-    fn poll_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.written < self.pending.len() {
-            let rest = &self.pending[self.written..];
-            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.wrote(count);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// Reads into the free part of a buffer, at most so many bytes; returns how many.
-fn poll_into(
-    stream: &mut TcpStream,
-    cx: &mut Context<'_>,
-    free: &mut [u8],
-) -> Poll<io::Result<usize>> {
-    let mut free = ReadBuf::new(free);
-    ready!(Pin::new(stream).poll_read(cx, &mut free))?;
-    Poll::Ready(Ok(free.filled().len()))
 }
 
 impl AsyncRead for IceStream {
@@ -194,7 +158,8 @@ impl AsyncWrite for IceStream {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_pending(cx))?;
+        ready!(this.unwritten.poll_write(&mut this.stream, cx))?;
+        let frames = this.unwritten.frames();
         let all = bufs.iter().map(|buf| buf.len()).sum::<usize>().min(MOST);
         let mut bytes = bufs.iter().flat_map(|buf| buf.chunks(FRAME)).filter(|one| !one.is_empty());
         let mut chunk: &[u8] = &[];
@@ -203,18 +168,18 @@ impl AsyncWrite for IceStream {
             let mut length = left.min(FRAME);
             left -= length;
             // FRAME fits into 16 bits.
-            this.pending.extend(u16::try_from(length).unwrap_or_default().to_be_bytes());
+            frames.extend(u16::try_from(length).unwrap_or_default().to_be_bytes());
             while length > 0 {
                 if chunk.is_empty() {
                     chunk = bytes.next().unwrap_or_default();
                 }
                 let (now, later) = chunk.split_at(chunk.len().min(length));
-                this.pending.extend_from_slice(now);
+                frames.extend_from_slice(now);
                 (chunk, length) = (later, length - now.len());
             }
         }
-        debug_assert_eq!(this.pending.len(), all + all.div_ceil(FRAME) * HEADER);
-        if let Poll::Ready(Err(error)) = this.poll_pending(cx) {
+        debug_assert_eq!(frames.len(), all + all.div_ceil(FRAME) * HEADER);
+        if let Poll::Ready(Err(error)) = this.unwritten.poll_write(&mut this.stream, cx) {
             return Poll::Ready(Err(error));
         }
         Poll::Ready(Ok(all))
@@ -225,13 +190,13 @@ impl AsyncWrite for IceStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().poll_pending(cx)
+        let this = self.get_mut();
+        this.unwritten.poll_write(&mut this.stream, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_pending(cx))?;
-        Pin::new(&mut this.stream).poll_shutdown(cx)
+        this.unwritten.poll_shutdown(&mut this.stream, cx)
     }
 }
 
@@ -326,7 +291,7 @@ mod tests {
             accepted += count;
             assert!(count <= MOST && accepted < 64 << 20);
         }
-        assert!(stream.pending.len() <= MOST + 64);
+        assert!(stream.unwritten.frames().len() <= MOST + 64);
         // Nor do its checks.
         let good = framed(&request(&"alice".repeat(6)));
         for _ in 0..2000 {
@@ -334,20 +299,7 @@ mod tests {
             let reading = stream.read_u8();
             assert!(tokio::time::timeout(std::time::Duration::ZERO, reading).await.is_err());
         }
-        assert!(stream.pending.len() <= MOST_ANSWERS + MOST + 64);
-    }
-
-    #[tokio::test]
-    async fn a_peer_that_reads_slowly_and_checks_on_leaves_no_growing_buffer() {
-        let (mut stream, _far) = pair(b"").await;
-        // It never empties the buffer: as much comes as it reads.
-        stream.pending = vec![7; MOST];
-        for _ in 0..100 {
-            stream.pending.extend([7; 1 << 10]);
-            stream.wrote(1 << 10);
-            assert!(stream.pending.len() <= 2 * MOST, "{}", stream.pending.len());
-            assert_eq!(stream.pending.len() - stream.written, MOST);
-        }
+        assert!(stream.unwritten.frames().len() <= MOST_ANSWERS + MOST + 64);
     }
 
     /// Writes, unless the kernel takes nothing.
@@ -398,7 +350,7 @@ mod tests {
                             }
                         }
                         if check {
-                            a.pending.extend(framed(&request(&"alice".repeat(6))));
+                            a.unwritten.frames().extend(framed(&request(&"alice".repeat(6))));
                         }
                     }
                     a.shutdown().await.unwrap();
