@@ -609,6 +609,25 @@ mod tests {
         finding.abort();
     }
 
+    /// The server's candidates may be lost with the old leg.
+    #[tokio::test]
+    async fn a_client_waits_for_no_answer_of_before_a_new_leg_of_the_relay() {
+        let (_streams, [mut client, mut server]) = finders().await;
+        let mut sealed = server.paths.sealed().unwrap();
+        let paths = [client.paths.clone(), server.paths.clone()];
+        let finding = tokio::spawn(async move { client.run(consent(true)).await });
+        server.tell(&Message { attempt: 0, candidates: Vec::new() });
+        assert_eq!(server.told(&mut sealed).await.unwrap().attempt, 1);
+        paths.iter().for_each(Paths::renew);
+        let [a, b] = pair().await.map(TcpLeg::Socket);
+        assert!(paths[1].follow_leg(LATER, b, None));
+        assert!(paths[0].replace(a, None));
+        // Long before the answer is given up.
+        let next = timeout(ANSWER / 2, server.told(&mut sealed)).await;
+        assert_eq!(next.expect("it begins again").unwrap().attempt, 2);
+        finding.abort();
+    }
+
     /// Opens ports on this machine; returns them, and candidates of ports that are closed again, as if a NAT had mapped them.
     fn open_and_closed() -> (Listening, Vec<Candidate>) {
         let [open, closed] = [(); 2].map(|()| Listening::open_in(Scope::Loopback, None).unwrap());
