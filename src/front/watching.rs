@@ -113,7 +113,7 @@ impl Router {
         let day = day_of(OffsetDateTime::now_utc());
         if let Err(full) = self.watchers.watch(&watcher, &contact, day) {
             metrics::PRESENCES_DROPPED.count(&["watchers"]);
-            debug!(%full, "subscription not remembered: its user is told of no changes");
+            debug!(%full, "subscription not remembered: its user is shown nothing");
         }
         self.pass_watchers();
     }
@@ -173,7 +173,9 @@ impl Router {
     fn answer_probe(&mut self, pair: &WatchedPair, from: &Jid, to: &Jid, admitted: bool) {
         let WatchedPair { watcher, contact } = pair;
         let doors = &self.options.access;
-        let may_see = admitted && doors.admits(watcher) && !doors.blocks(contact);
+        // A watcher that could not be told that the contact went is not told that it is here.
+        let is_remembered = self.watchers.knows(watcher, contact);
+        let may_see = admitted && is_remembered && doors.admits(watcher) && !doors.blocks(contact);
         let now = Instant::now();
         let mut resources = Vec::new();
         if may_see {

@@ -2,8 +2,8 @@
 //!
 //! A server probes the contacts of its user at each login. Between two logins the component must tell the user of each
 //! change, and for that it remembers the pair of watcher and contact, also over a restart ([`super::reachable`]). A pair
-//! costs memory that a stranger could fill: each user, domain and contact has a limit. Beyond it a probe is still
-//! answered, but changes are not told.
+//! costs memory that a stranger could fill: each user, domain and contact has a limit. A watcher beyond it is shown
+//! nothing, because it could not be told that the contact went.
 //!
 //! A contact may have any number of resources that come and go. Changes within two seconds are told together, and the
 //! watchers of all contacts together are told at a bounded pace: a presence of a contact may cause thousands.
