@@ -355,9 +355,12 @@ impl Watchers {
         self.changes.push_back(WatchChange::Forget(Arc::clone(&watcher.pair)));
     }
 
-    /// Drops a contact that nobody watches.
+    /// Drops a contact that nobody watches, unless its settings are being read: who watches it next must not be told by
+    /// settings that have changed meanwhile.
     fn tidy(&mut self, contact: &BareJid) {
-        if self.contacts.get(contact).is_some_and(|known| known.watchers.is_empty())
+        let is_unused =
+            |known: &WatchedContact| known.watchers.is_empty() && known.turn != Turn::Reading;
+        if self.contacts.get(contact).is_some_and(is_unused)
             && let Some(known) = self.contacts.remove(contact)
             && let Turn::Due(due) = known.turn
         {
@@ -473,11 +476,7 @@ impl Watchers {
 
     /// Notes that anybody's visibility or access may have changed.
     pub fn all_changed(&mut self, now: Instant) {
-        let matters = |known: &WatchedContact| {
-            known.turn == Turn::Reading || known.slots.iter().any(Option::is_some)
-        };
-        let contacts = self.contacts.iter().filter(|(_, known)| matters(known));
-        for contact in contacts.map(|(contact, _)| contact.clone()).collect::<Vec<_>>() {
+        for contact in self.contacts.keys().cloned().collect::<Vec<_>>() {
             self.visibility_changed(&contact, now);
         }
     }
@@ -555,6 +554,7 @@ impl Watchers {
         {
             (known.turn, known.last) = (Turn::None, Some(now));
             self.changed(contact, now);
+            self.tidy(contact);
         }
     }
 
@@ -603,6 +603,7 @@ impl Watchers {
         if std::mem::take(&mut known.is_changed) || !has_slots {
             self.changed(contact, now);
         }
+        self.tidy(contact);
     }
 
     /// Returns a number of presences that were said, if it is time to find out when the server has worked them off. Give

@@ -313,6 +313,31 @@ fn no_more_is_said_than_the_server_works_off() {
     assert!(watchers.deadline().is_some());
 }
 
+/// The contact hides while a watcher goes and comes back.
+#[test]
+fn settings_that_were_read_before_a_watcher_came_back_are_read_again() {
+    let (mut watchers, alice, bob) = (Watchers::default(), bare("alice@a"), bare("bob@b"));
+    let (mut now, here) = (Instant::now(), [resource("bob@b/one")]);
+    watchers.watch(&alice, &bob, 1).unwrap();
+    watchers.changed(&bob, now);
+    assert_eq!(watchers.next(now).as_ref(), Some(&bob));
+    watchers.unwatch(&alice, &bob);
+    watchers.visibility_changed(&bob, now);
+    watchers.watch(&alice, &bob, 1).unwrap();
+    watchers.tell(&bob, &here, now, |_| true, |_, _| panic!("said by the old settings"));
+    assert!(
+        tell_with(&mut watchers, &bob, &here, &mut now, |_| false, || true).concat().is_empty()
+    );
+    // A contact that nobody watches any more is dropped when its settings are there.
+    now += GAP;
+    watchers.changed(&bob, now);
+    let next = watchers.next(now.max(watchers.deadline().unwrap())).unwrap();
+    watchers.unwatch(&alice, &bob);
+    assert!(watchers.has(&bob));
+    watchers.tell(&next, &here, now, |_| true, |_, _| panic!("nobody watches"));
+    assert!(!watchers.has(&bob) && watchers.is_idle());
+}
+
 #[test]
 fn no_more_contacts_are_read_at_once_than_allowed() {
     let (mut watchers, now) = (Watchers::default(), Instant::now());
