@@ -151,8 +151,13 @@ pub enum Report {
     PublishedKeys(BareJid),
     /// The settings of a user have been read, because its watchers must be told; `None` if that failed.
     Settings(BareJid, Option<Settings>),
-    /// The server has worked off so many presences to watchers.
-    WorkedOff(usize),
+    /// The server has worked off so many presences to watchers, or had the time to do so.
+    WorkedOff {
+        /// Which link it was asked on.
+        link: u64,
+        /// How many.
+        number: usize,
+    },
     /// Whether a watcher may know of its contact has been looked up; `None` if that failed.
     Probed(WatchedPair, Option<bool>),
 }
@@ -425,7 +430,9 @@ impl Router {
         if self.links > 1 {
             self.broker.link_is_back();
         }
-        self.presences.link_is_up(tokio::time::Instant::now());
+        let now = tokio::time::Instant::now();
+        self.watchers.link_is_up(now);
+        self.presences.link_is_up(now);
     }
 
     /// Handles the loss of the link.
@@ -458,7 +465,10 @@ impl Router {
             Report::Asked(asked) => self.handle_sign(*asked),
             Report::Unanswered(unanswered) => self.handle_unanswered(*unanswered),
             Report::Settings(user, settings) => self.handle_settings(&user, settings),
-            Report::WorkedOff(number) => self.watchers.worked_off(number),
+            Report::WorkedOff { link, number } if link == self.links => {
+                self.watchers.worked_off(number);
+            }
+            Report::WorkedOff { .. } => {}
             Report::Probed(pair, admitted) => self.handle_probed(&pair, admitted),
             Report::PublishedKeys(user) => {
                 if let Some(next) = self.readers.done(&user, Instant::now()) {

@@ -310,12 +310,12 @@ impl Router {
     /// Sends the component a ping through its server, which works off all earlier stanzas first.
     fn find_out_when_worked_off(&self, number: usize) {
         let (requests, reports) = (self.requests.clone(), self.back.reports.clone());
-        let own = Jid::from(self.options.jid.clone());
+        let (own, link) = (Jid::from(self.options.jid.clone()), self.links);
         self.tasks.spawn(async move {
             let ping = Element::bare("ping", ns::PING);
             // An error is as good as an answer. Without either, telling goes on when the time is over.
             let _answer = requests.request(RequestKind::Get, &own, &own, ping, WORKED_OFF).await;
-            let _ = reports.send(Report::WorkedOff(number)).await;
+            let _ = reports.send(Report::WorkedOff { link, number }).await;
         });
     }
 

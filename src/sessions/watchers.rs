@@ -127,7 +127,7 @@ impl Watcher {
         &mut self,
         slots: &[Option<Slot>],
         may_see: bool,
-        say: &mut impl FnMut(&BareJid, &Shown) -> bool,
+        say: &mut impl FnMut(&Arc<WatchedPair>, &Shown) -> bool,
     ) -> (usize, bool) {
         let mut said = 0;
         let with_bits = || {
@@ -137,7 +137,7 @@ impl Watcher {
         for (slot, bit) in with_bits().filter(|(slot, _)| !may_see || !slot.is_here) {
             // A watcher that may not know of the contact is told only that it hid.
             if self.told & bit != 0 || may_see && self.unsure & bit != 0 {
-                if !say(&self.pair.watcher, &Shown::Gone(Arc::clone(&slot.resource.jid))) {
+                if !say(&self.pair, &Shown::Gone(Arc::clone(&slot.resource.jid))) {
                     return (said, false);
                 }
                 said += 1;
@@ -148,7 +148,7 @@ impl Watcher {
         }
         for (slot, bit) in with_bits().filter(|(slot, _)| may_see && slot.is_here) {
             if self.told & self.fresh & bit == 0 {
-                if !say(&self.pair.watcher, &Shown::Here(slot.resource.clone())) {
+                if !say(&self.pair, &Shown::Here(slot.resource.clone())) {
                     return (said, false);
                 }
                 said += 1;
@@ -255,6 +255,14 @@ impl WatchedContact {
     }
 }
 
+/// A presence that the server may not have worked off yet.
+#[derive(Debug)]
+struct UnderWay {
+    pair: Arc<WatchedPair>,
+    jid: Arc<FullJid>,
+    is_here: bool,
+}
+
 /// The watchers of each contact.
 #[derive(Debug, Default)]
 pub struct Watchers {
@@ -269,8 +277,9 @@ pub struct Watchers {
     next_at: Option<Instant>,
     /// The contacts whose settings are being read, and how many presences each may say.
     reading: HashMap<BareJid, usize>,
-    /// The presences that the server may not have worked off yet, and those of them that came after the last mark.
-    under_way: usize,
+    /// The presences that the server may not have worked off yet, in their order.
+    under_way: VecDeque<UnderWay>,
+    /// Those of them that came after the last mark.
     unmarked: usize,
     changes: VecDeque<WatchChange>,
     /// The day when old pairs were last looked for.
@@ -490,7 +499,7 @@ impl Watchers {
     /// Returns when [`Watchers::next`] has a contact.
     pub fn deadline(&self) -> Option<Instant> {
         let reserved: usize = self.reading.values().sum();
-        if self.reading.len() >= AT_ONCE || self.under_way + reserved >= WINDOW {
+        if self.reading.len() >= AT_ONCE || self.under_way.len() + reserved >= WINDOW {
             return None;
         }
         if !self.turns.is_empty() {
@@ -573,6 +582,19 @@ impl Watchers {
         let known = self.contacts.get_mut(contact).filter(|known| known.turn == Turn::Reading);
         let Some(known) = known else { return };
         let (mut said, mut has_room) = (0, true);
+        let under_way = &mut self.under_way;
+        let mut say = |pair: &Arc<WatchedPair>, shown: &Shown| {
+            let has_room = say(&pair.watcher, shown);
+            if has_room {
+                let (jid, is_here) = match shown {
+                    Shown::Here(resource) => (&resource.jid, true),
+                    Shown::Gone(jid) => (jid, false),
+                };
+                let (pair, jid) = (Arc::clone(pair), Arc::clone(jid));
+                under_way.push_back(UnderWay { pair, jid, is_here });
+            }
+            has_room
+        };
         if !std::mem::take(&mut known.is_stale) {
             known.vers.retain(|(jid, _)| resources.iter().any(|one| one.jid == *jid));
             known.update(resources);
@@ -592,7 +614,6 @@ impl Watchers {
             false => BLOCKED,
         };
         self.next_at = Some(self.next_at.map_or(now, |next| next.max(now)) + pause);
-        self.under_way += said;
         self.unmarked += said;
         if known.at < known.watchers.len() {
             return self.queue(contact.clone(), now);
@@ -614,7 +635,24 @@ impl Watchers {
 
     /// Notes that the server has worked off so many presences.
     pub fn worked_off(&mut self, number: usize) {
-        self.under_way = self.under_way.saturating_sub(number);
+        self.under_way.drain(..number.min(self.under_way.len()));
+    }
+
+    /// Notes that the link to the server came up. What may have been lost with the last one is said again.
+    pub fn link_is_up(&mut self, now: Instant) {
+        self.unmarked = 0;
+        for UnderWay { pair, jid, is_here } in std::mem::take(&mut self.under_way) {
+            let Some(known) = self.contacts.get_mut(&pair.contact) else { continue };
+            let resource = || ShownResource { jid: Arc::clone(&jid), priority: 0, ver: None };
+            let slot = known.slot(&jid).or_else(|| known.take_slot(resource()));
+            let found = known.watchers.iter_mut().find(|one| one.pair.watcher == pair.watcher);
+            if let (Some(slot), Some(found)) = (slot, found) {
+                // It may believe that the resource is still here.
+                found.told |= u32::from(!is_here) << slot;
+                found.fresh &= !(1 << slot);
+            }
+            self.changed(&pair.contact, now);
+        }
     }
 
     /// Takes the resources that a contact has now, before one of its watchers is answered. Returns those that may be

@@ -313,6 +313,48 @@ fn no_more_is_said_than_the_server_works_off() {
     assert!(watchers.deadline().is_some());
 }
 
+#[test]
+fn what_was_lost_with_the_link_is_said_again_and_nothing_else() {
+    let (mut watchers, bob, mut now) = (Watchers::default(), bare("bob@b"), Instant::now());
+    for watcher in ["alice@a", "carol@a", "dave@a"] {
+        watchers.watch(&bare(watcher), &bob, 1).unwrap();
+    }
+    let (one, two) = (resource("bob@b/one"), resource("bob@b/two"));
+    let everybody = |_: &BareJid| true;
+    tell_with(&mut watchers, &bob, &[one], &mut now, everybody, || true);
+    // The server worked those off. The next ones are under way, except for Dave's, who finds no room.
+    let mut room = 4;
+    now += GAP;
+    watchers.changed(&bob, now);
+    let next = watchers.next(now).unwrap();
+    let here = std::slice::from_ref(&two);
+    watchers.tell(&next, here, now, everybody, |_, _| {
+        room -= 1;
+        room >= 0
+    });
+    watchers.link_is_up(now);
+    let told = |watchers: &mut Watchers, now: &mut Instant| {
+        let mut told = tell_with(watchers, &bob, here, now, everybody, || true).concat();
+        told.sort();
+        told
+    };
+    let again = told(&mut watchers, &mut now);
+    let expected = ["alice@a", "carol@a", "dave@a"]
+        .map(|name| [format!("{name} +bob@b/two"), format!("{name} -bob@b/one")]);
+    assert_eq!(again, expected.concat());
+    assert!(told(&mut watchers, &mut now).is_empty());
+    watchers.link_is_up(now);
+    assert!(watchers.deadline().is_none(), "all was worked off");
+    // A contact that hid is said to have gone again, and nothing more.
+    now += GAP;
+    watchers.changed(&bob, now);
+    let next = watchers.next(now).unwrap();
+    watchers.tell(&next, here, now, |_| false, |_, _| true);
+    watchers.link_is_up(now);
+    let gone = tell_with(&mut watchers, &bob, here, &mut now, |_| false, || true).concat();
+    assert_eq!(gone, ["alice@a", "carol@a", "dave@a"].map(|name| format!("{name} -bob@b/two")));
+}
+
 /// The contact hides while a watcher goes and comes back.
 #[test]
 fn settings_that_were_read_before_a_watcher_came_back_are_read_again() {
