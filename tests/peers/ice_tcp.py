@@ -344,7 +344,7 @@ class IceLeg(Leg):
         super().__init__(settings, peer, "ibb")
         peer.plugin["xep_0030"].add_feature(ICE)
         self.ice, self.path = Ice(settings), "ice"
-        self.accepted, self.replaced = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        self.accepted, self.replaced, self.over = [asyncio.get_running_loop().create_future() for _ in range(3)]
 
     async def _listen(self):
         while True:
@@ -356,6 +356,7 @@ class IceLeg(Leg):
                     if not future.done():
                         future.set_exception(error)
                 self.ended = jingle
+                self.over.set_result(None)
                 return
             transport = next((child for child in content if child.tag.endswith("}transport")), None)
             if action in ("transport-accept", "transport-replace"):
@@ -368,11 +369,17 @@ class IceLeg(Leg):
                 self.accepted.set_result(content)
 
     async def _tell(self, inside):
+        request = asyncio.ensure_future(self.peer.request(self.to, self._jingle("transport-info", inside)))
+        # A program that has ended the session may go without an answer.
+        await asyncio.wait([request, self.over], return_when=asyncio.FIRST_COMPLETED)
+        if self.over.done():
+            request.cancel()
+            return
         try:
-            await self.peer.request(self.to, self._jingle("transport-info", inside))
+            request.result()
         except IqError as error:
-            # The session may be over: then a session-terminate says why.
-            if error.condition != "item-not-found":
+            # The session may be over, and the program gone: a session-terminate says why.
+            if error.condition not in ("item-not-found", "service-unavailable"):
                 raise
 
     async def _trickle(self):
