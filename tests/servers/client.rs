@@ -90,6 +90,13 @@ fn a_broken_store_of_known_peers_is_told_and_left_as_it_is() {
         }
         assert_eq!(fs::read_to_string(account.trust()).unwrap(), text);
     }
+    // What cannot be read now may be whole.
+    fs::remove_file(account.trust()).unwrap();
+    fs::create_dir(account.trust()).unwrap();
+    let output = run(account.command(&["trust", "list"]), LONG);
+    assert_eq!(output.code, 1, "{output:?}");
+    assert!(output.stderr.contains("trust.toml: cannot be read: "), "{output:?}");
+    assert!(output.stderr.contains("keep it") && !output.stderr.contains("restore"), "{output:?}");
 }
 
 /// A file that a full disk or a crash has truncated is not a shorter list of peers.

@@ -139,7 +139,10 @@ pub(super) fn read(path: &Path) -> Result<PeerKeys, XtlsError> {
         {
             return Ok(PeerKeys::new());
         }
-        Err(error) => return Err(broken(path, &error.to_string())),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(broken(path, &error.to_string()));
+        }
+        Err(error) => return Err(unreadable(path, &error)),
     };
     refuse_writable(path)?;
     parse(&text).map_err(|what| broken(path, &what))
@@ -207,6 +210,13 @@ pub(super) fn write(peers: &PeerKeys) -> Result<String, toml::ser::Error> {
         }
     }
     Ok(format!("{HEADER}\n{}\n{END}\n", toml::to_string(&tables)?))
+}
+
+/// The file itself may be as it should be.
+fn unreadable(path: &Path, error: &io::Error) -> XtlsError {
+    let path = path.display();
+    XtlsError::failed(format!("{path}: cannot be read: {error}"))
+        .hint("it has the keys that you know: keep it, and run the same command again when it can be read")
 }
 
 fn broken(path: &Path, what: &str) -> XtlsError {
