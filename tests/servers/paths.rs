@@ -285,6 +285,22 @@ fn a_transfer_in_band_survives_a_crash_with_all_blocks_under_way() {
     world.arrived(sender, listener, "in-band");
 }
 
+/// The end of the session cannot come, and the receiver has confirmed everything inside TLS.
+#[test]
+fn a_direct_transfer_is_whole_when_the_component_stays_away() {
+    for signal in ["KILL", "TERM"] {
+        let world = World::start();
+        world.slow_down();
+        let (sender, listener) = world.send(["always", "always"]);
+        let is_direct = || sender.log().contains(r#""path":"direct""#);
+        wait_for("a direct path", PATIENCE, || world.logs(&sender, &listener), is_direct);
+        wait_for_bytes(&listener, 1 << 20, || world.logs(&sender, &listener));
+        world.component.signal(signal);
+        world.speed_up();
+        world.arrived(sender, listener, signal);
+    }
+}
+
 #[test]
 fn a_direct_transfer_survives_a_crash_of_the_component_and_can_still_return_to_the_relay() {
     let mut world = World::start();

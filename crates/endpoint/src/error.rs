@@ -64,6 +64,9 @@ pub enum Error {
     /// The connection to the XMPP server is lost.
     #[error("the connection to the XMPP server is lost")]
     Disconnected,
+    /// The session is gone, and nobody has said that it failed: the peer's program, the component or the way to them is lost.
+    #[error(transparent)]
+    Gone(Detail),
     /// Any other failure: network, protocol, timeout.
     #[error(transparent)]
     Failed(Detail),
@@ -72,6 +75,10 @@ pub enum Error {
 impl Error {
     pub(super) fn failed(text: impl Into<Detail>) -> Self {
         Self::Failed(text.into())
+    }
+
+    pub(super) fn gone(text: impl Into<Detail>) -> Self {
+        Self::Gone(text.into())
     }
 
     pub(super) fn refused(text: impl Into<Detail>) -> Self {

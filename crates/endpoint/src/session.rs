@@ -308,7 +308,8 @@ impl Session {
     /// Waits until the peer ends the session with success, which says that it has received everything.
     ///
     /// # Errors
-    /// If the session ends in another way, or is gone.
+    /// If the session ends in another way; [`Error::Gone`] or [`Error::Disconnected`] if the peer cannot say so any more. What the
+    /// stream itself has confirmed remains true then.
     pub async fn confirmed(&mut self) -> Result<(), Error> {
         if let Some(reason) = self.reason.take() {
             return Err(reason);
@@ -328,6 +329,7 @@ impl Session {
         match error {
             error if received == 0 => error,
             Error::Failed(text) => Error::Failed(more(text)),
+            Error::Gone(text) => Error::Gone(more(text)),
             Error::Refused(text) => Error::Refused(more(text)),
             error => error,
         }
@@ -356,7 +358,7 @@ impl Session {
                     if let Answer::Error(error) = hub.request(RequestKind::Get, broker, ping).await
                         && is_absent(Condition::of(&error))
                     {
-                        return Error::failed(format!("{broker} is gone, and the session with it"));
+                        return Error::gone(format!("{broker} is gone, and the session with it"));
                     }
                 }
                 // A peer that does not answer may be suspended. If it is gone, its server answers.
@@ -371,7 +373,7 @@ impl Session {
                 let sure = doubted || named != Some(Condition::RecipientUnavailable);
                 if absent && sure {
                     let said = condition(&error);
-                    return Error::failed(format!("the session with {peer} is gone: {said}"));
+                    return Error::gone(format!("the session with {peer} is gone: {said}"));
                 }
                 doubted = absent;
             }
@@ -451,7 +453,7 @@ impl Session {
         let text = format!("{ended_by} ended the session: {reason}{more}");
         match reason.known() {
             Some(known) if PARTED.contains(&known) => {
-                Error::failed(format!("the session with {peer} was ended: {reason}{more}"))
+                Error::gone(format!("the session with {peer} was ended: {reason}{more}"))
             }
             Some(Reason::UnsupportedTransports) => Error::Transport(text),
             Some(Reason::SecurityError) if component.is_some() => {

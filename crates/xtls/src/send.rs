@@ -391,14 +391,14 @@ async fn deliver(
     Ok(done)
 }
 
-/// Waits until the peer ends a session in which it has confirmed everything inside TLS. Without the connection to the XMPP server that
-/// end cannot come, and nothing is missing.
+/// Waits until the peer ends a session in which it has confirmed everything inside TLS. If the component, the peer's program or the
+/// connection to the XMPP server is gone, that end cannot come, and nothing is missing.
 async fn confirmed(session: &mut Session, output: Output) -> Result<(), XtlsError> {
     match session.confirmed().await {
-        Err(Error::Disconnected) => {
+        Err(error @ (Error::Disconnected | Error::Gone(_))) => {
             let peer = session.peer();
             output.warn(&format!(
-                "{peer} has confirmed everything inside TLS, then the connection to the XMPP server was lost"
+                "{peer} has confirmed everything inside TLS. Then the session was lost: {error}"
             ));
             Ok(())
         }
