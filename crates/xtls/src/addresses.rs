@@ -75,8 +75,8 @@ impl AskUser {
         let allowed = match answer {
             Ok(Ok(UserAnswer::Yes)) => true,
             Ok(Ok(UserAnswer::No)) => false,
-            // Nobody has answered.
-            Ok(Ok(UserAnswer::NoTerminal) | Err(_)) | Err(_) => return false,
+            // Nobody has answered, or something else.
+            Ok(Ok(UserAnswer::Unclear | UserAnswer::NoTerminal) | Err(_)) | Err(_) => return false,
         };
         self.keep(peer, allowed);
         allowed

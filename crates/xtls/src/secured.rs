@@ -134,7 +134,7 @@ impl Client {
         let answer = timeout(PATIENCE, turn.ask(question)).await.unwrap_or(Ok(UserAnswer::No))?;
         match answer {
             UserAnswer::Yes => trust.add(peer, device(further.learned, Verified::Asked)),
-            UserAnswer::No => {
+            UserAnswer::No | UserAnswer::Unclear => {
                 declined().insert(peer.clone());
                 Err(refused(&format!("the further key of {peer} was not accepted")))
             }
@@ -412,7 +412,20 @@ impl Drop for Wish {
 pub(super) enum UserAnswer {
     Yes,
     No,
+    /// Something else, or the end of the input: a terminal may have been closed.
+    Unclear,
     NoTerminal,
+}
+
+impl UserAnswer {
+    /// Reads a line, with its end.
+    fn read(line: &str) -> Self {
+        match line.strip_suffix('\n').map(str::trim) {
+            Some("y" | "Y" | "yes") => Self::Yes,
+            Some("" | "n" | "N" | "no") => Self::No,
+            _ => Self::Unclear,
+        }
+    }
 }
 
 /// The right to ask a question, or to read the terminal otherwise. One question is asked at a time.
@@ -465,7 +478,7 @@ pub(super) async fn confirm(peer: &BareJid, sas: &str) -> Result<(), XtlsError> 
     let question = format!("Does {peer} see {sas}? [y/N] ");
     match TerminalTurn::new().await.ask(question).await? {
         UserAnswer::Yes => Ok(()),
-        UserAnswer::No => Err(XtlsError::unverified(
+        UserAnswer::No | UserAnswer::Unclear => Err(XtlsError::unverified(
             "the short authentication string was not confirmed: nothing was sent",
         )),
         UserAnswer::NoTerminal => {
@@ -498,8 +511,7 @@ fn ask(question: &str, over: impl AsFd) -> UserAnswer {
         Ok(line)
     };
     match answer() {
-        Ok(Some(line)) if matches!(line.trim(), "y" | "Y" | "yes") => UserAnswer::Yes,
-        Ok(_) => UserAnswer::No,
+        Ok(line) => UserAnswer::read(line.as_deref().unwrap_or_default()),
         Err(_) => UserAnswer::NoTerminal,
     }
 }
@@ -546,6 +558,21 @@ mod tests {
         let name = ptsname(&keyboard, Vec::new()).unwrap();
         let program = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
         (keyboard.into(), program.into())
+    }
+
+    #[test]
+    fn an_end_of_input_and_other_texts_are_neither_yes_nor_no() {
+        for (line, answer) in [
+            ("y\n", UserAnswer::Yes),
+            (" yes \r\n", UserAnswer::Yes),
+            ("\n", UserAnswer::No),
+            ("no\n", UserAnswer::No),
+            ("maybe\n", UserAnswer::Unclear),
+            ("", UserAnswer::Unclear),
+            ("y", UserAnswer::Unclear),
+        ] {
+            assert_eq!(UserAnswer::read(line), answer, "{line:?}");
+        }
     }
 
     fn question() -> (OwnedFd, OwnedFd) {
