@@ -257,7 +257,9 @@ impl State {
             return io::Error::new(io::ErrorKind::InvalidData, fault);
         }
         match &self.broken {
-            Some((kind, text)) => io::Error::new(*kind, text.clone()),
+            Some((kind, text)) => {
+                io::Error::new(*kind, format!("no path to the other end is left: {text}"))
+            }
             None => io::Error::new(
                 io::ErrorKind::BrokenPipe,
                 "the stream was cut off: the other end closed its connection",
