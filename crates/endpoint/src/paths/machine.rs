@@ -314,10 +314,10 @@ impl Path {
         }
     }
 
-    /// Returns when the path is lost; `longest` is how long it may be silent at most.
-    fn lost_at(&self, longest: Duration) -> Option<Instant> {
+    /// Returns when the path is lost; `may_be_silent` is how long a direct one may be silent.
+    fn lost_at(&self, may_be_silent: impl Fn(&Self) -> Duration) -> Option<Instant> {
         let silent = self.silent_since.filter(|_| self.is_direct());
-        let patience = self.patience().min(longest);
+        let patience = may_be_silent(self);
         silent.map(|since| since + patience).into_iter().chain(self.doubted).min()
     }
 
@@ -885,21 +885,25 @@ impl Machine {
 
     /// Returns when [`handle_deadline`](Self::handle_deadline) has to be called.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let (is_parted, longest) = (self.is_parted(), self.longest_silence());
+        let (is_parted, may_be_silent) = (self.is_parted(), self.may_be_silent());
         let of_paths = self
             .paths
             .iter()
             .flat_map(|path| {
-                [path.ping_at(is_parted), path.lost_at(longest), path.echo_at(), path.repeats_at()]
+                let lost = path.lost_at(&may_be_silent);
+                [path.ping_at(is_parted), lost, path.echo_at(), path.repeats_at()]
             })
             .flatten();
         of_paths.chain(self.incoming.due()).chain(self.until).min()
     }
 
-    /// Returns how long a direct path may be silent at most.
-    fn longest_silence(&self) -> Duration {
+    /// Returns what tells how long a direct path may be silent. If it is the only path, its network may come back, and until then
+    /// nothing else would carry the stream either.
+    fn may_be_silent(&self) -> impl Fn(&Path) -> Duration + use<> {
+        let is_only = self.paths.len() == 1;
         let is_beside = self.paths.iter().any(|path| !path.is_direct() && !path.is_suspect);
-        if is_beside { LONGEST_BESIDE } else { LONGEST_SILENCE }
+        let longest = if is_beside { LONGEST_BESIDE } else { LONGEST_SILENCE };
+        move |path| if is_only { LONGEST_SILENCE } else { path.patience().min(longest) }
     }
 
     /// Does what is due.
@@ -908,8 +912,8 @@ impl Machine {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let mut left = self.paths.len();
         loop {
-            let longest = self.longest_silence();
-            let overdue = |path: &&mut Path| is_due(path.lost_at(longest));
+            let may_be_silent = self.may_be_silent();
+            let overdue = |path: &&mut Path| is_due(path.lost_at(&may_be_silent));
             // A direct connection first: then the relay's leg may be the only path.
             let overdue = self.paths.iter_mut().filter(overdue);
             let Some(path) = overdue.max_by_key(|path| path.is_direct()) else { break };
