@@ -121,6 +121,26 @@ impl World {
         run("ip", &[&in_network[..], &["delete", "table", "ip", "relay"]].concat());
     }
 
+    /// Lets the packets of the relay's connections to Bob vanish, as a NAT does that has forgotten them. New ones work.
+    fn forget_relay(&self) {
+        let (name, port) = (self.network.name(), self.component.socks5);
+        let filter = format!("dport = :{port}");
+        let found =
+            Command::new("ip").args(["netns", "exec", name, "ss", "-Htn", &filter]).output();
+        let found = String::from_utf8(found.unwrap().stdout).unwrap();
+        let own = |line: &str| Some(line.split_whitespace().nth(3)?.rsplit_once(':')?.1.to_owned());
+        let own: Vec<String> = found.lines().filter_map(own).collect();
+        assert!(!own.is_empty(), "{found:?}");
+        let own = format!("{{ {} }}", own.join(", "));
+        let rules = format!(
+            "add table ip forgotten; add chain ip forgotten in {{ type filter hook input priority 0; }}; \
+             add rule ip forgotten in tcp sport {port} tcp dport {own} drop; \
+             add chain ip forgotten out {{ type filter hook output priority 0; }}; \
+             add rule ip forgotten out tcp sport {own} tcp dport {port} drop"
+        );
+        run("ip", &["netns", "exec", name, "nft", &rules]);
+    }
+
     /// Makes the link slow, so that a transfer takes a while.
     fn slow_down(&self) {
         // The two ends of the link have the network's name.
@@ -198,6 +218,29 @@ fn a_transfer_goes_on_over_a_new_leg_when_the_relay_is_reset() {
     wait_for("new legs", PATIENCE, logs, || world.joined() >= 3);
     world.speed_up();
     world.arrived(sender, listener, "a broken relay");
+}
+
+/// The relay's connection was idle, and nobody has seen that it broke.
+#[test]
+fn a_stream_that_returns_to_a_relay_that_is_gone_gets_a_new_leg_long_before_the_kernel_gives_up() {
+    let world = World::start();
+    world.slow_down();
+    let (sender, listener) = world.send_over(["always", "always"], &["--transport", "s5b", "-vv"]);
+    let logs = || world.logs(&sender, &listener);
+    let is_direct = || sender.log().contains(r#""path":"direct""#);
+    wait_for("a direct path", PATIENCE, logs, is_direct);
+    wait_for_bytes(&listener, 1 << 20, logs);
+    let had = world.joined();
+    world.forget_relay();
+    world.cut("drop");
+    wait_for("new legs", PATIENCE, logs, || world.joined() > had);
+    // A better path is looked for, because the old one is in doubt. The kernel would have ended it.
+    let is_doubted = |log: String| {
+        log.lines().any(|line| line.contains("lacks something") && line.contains("Better"))
+    };
+    assert!(is_doubted(logs()), "{}", logs());
+    world.speed_up();
+    world.arrived(sender, listener, "a relay that is gone");
 }
 
 /// While the sender is silent, its server restarts, and the receiver's machine joins another network. Nobody can negotiate a

@@ -32,6 +32,11 @@ impl<S: LegEnd> Leg<S> {
         matches!(self.delivery(), Delivery::Tcp(Some(info)) if info.is_gone())
     }
 
+    /// Returns whether the next hop may have vanished: it has answered nothing for seconds although the kernel has asked repeatedly.
+    pub fn is_doubtful(&self) -> bool {
+        matches!(self.delivery(), Delivery::Tcp(Some(info)) if info.is_doubtful())
+    }
+
     /// Returns how many of all written bytes the next hop has acknowledged; `None` if that cannot be known. The next
     /// hop is the peer of the in-band bytestream or of the connection, which may be the component.
     pub fn delivered(&self) -> Option<u64> {

@@ -12,6 +12,9 @@ use tokio::net::TcpStream;
 /// A peer that is probed repeatedly and has not answered for this long is gone.
 const SILENCE: Duration = Duration::from_secs(40);
 
+/// A peer that has not answered for this long may be gone.
+const DOUBTED: Duration = Duration::from_secs(3);
+
 /// The least number of probes by then. They are 0.2, 0.4, 0.8 … s apart on a fast path, so a single lost answer on a
 /// slow path does not count.
 const ASKED: u8 = 4;
@@ -43,6 +46,11 @@ impl Info {
     /// Returns whether the peer's kernel has everything, including the end of the stream if it was sent.
     pub fn is_delivered(&self) -> bool {
         self.unacknowledged == 0 && self.unsent == 0
+    }
+
+    /// Returns whether the peer may have vanished: the network is interrupted, or has forgotten the connection.
+    pub fn is_doubtful(&self) -> bool {
+        self.retransmits.max(self.probes) >= ASKED && self.silence >= DOUBTED
     }
 
     /// Returns whether the peer has vanished. A peer that reads slowly, or not at all, still acknowledges every probe.
@@ -255,7 +263,10 @@ mod tests {
         let asked = Info { retransmits: 6, silence: SILENCE, ..Info::default() };
         assert!(asked.is_gone());
         assert!(Info { probes: 5, retransmits: 0, ..asked }.is_gone());
-        assert!(!Info { silence: SILENCE / 2, ..asked }.is_gone(), "it may come back");
+        let later = Info { silence: SILENCE / 2, ..asked };
+        assert!(!later.is_gone() && later.is_doubtful(), "it may come back");
+        assert!(!Info { silence: DOUBTED / 2, ..asked }.is_doubtful());
+        assert!(!Info { retransmits: 3, ..asked }.is_doubtful());
         let idle = Info { silence: Duration::from_secs(86_400), ..Info::default() };
         assert!(!idle.is_gone(), "nobody asked");
         assert!(!Info { probes: 1, ..idle }.is_gone(), "one lost answer");

@@ -30,7 +30,7 @@ use super::{
 };
 
 /// How often a stream that waits for the network checks that the other end is present.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(2);
 /// How long nothing may move until we send a sign of life, a new traffic key (RFC 8446, 4.6.3): every peer accepts it,
 /// and no application sees it. The component ends a stream on which nothing moves.
 const SILENCE: Duration = Duration::from_secs(240);

@@ -61,6 +61,11 @@ impl CarrierLeg {
         matches!(self, Self::Relay(leg) if leg.is_gone())
     }
 
+    /// Returns whether the next hop may have vanished.
+    fn is_doubtful(&self) -> bool {
+        matches!(self, Self::Relay(leg) if leg.is_doubtful())
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Relay(leg) => Pin::new(leg).poll_read(cx, buf),
@@ -222,6 +227,11 @@ impl Carriers {
                 state.machine.handle_loss(number, now());
             } else {
                 state.is_gone = vanished.is_some() && self.carriers.len() == 1;
+                if let Some(relay) = relay.filter(|relay| relay.leg.is_doubtful())
+                    && state.machine.renews()
+                {
+                    state.machine.handle_doubt(relay.number);
+                }
             }
         }
     }

@@ -517,7 +517,7 @@ impl Paths {
 
     /// Notes that the peer doubts the relay's leg with this number.
     pub(crate) fn told_doubt(&self, number: u32) {
-        self.with_machine(|machine| machine.handle_told_doubt(number));
+        self.with_machine(|machine| machine.handle_doubt(number));
     }
 
     /// Takes a new leg of the relay: the TLS client's part. Returns `false` if the stream is over.

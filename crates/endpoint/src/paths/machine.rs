@@ -773,9 +773,9 @@ impl Machine {
         }
     }
 
-    /// Notes that nothing comes to the other end on the relay's leg with this number, which may just be slow. The leg stays until there
-    /// is a new one, or something comes on it.
-    pub(super) fn handle_told_doubt(&mut self, number: u32) {
+    /// Notes that nothing comes to the other end on the relay's leg with this number, or that our own next hop does not answer. The leg
+    /// may just be slow: it stays until there is a new one, or something comes on it.
+    pub(super) fn handle_doubt(&mut self, number: u32) {
         if let Some(leg) = self.paths.iter_mut().find(|path| path.number == number) {
             leg.is_suspect |= !leg.is_direct();
         }
@@ -790,6 +790,7 @@ impl Machine {
         self.incoming.repeat();
         self.events.push_back(Event::Closed(number));
         let (kept, acknowledged) = (self.outgoing.kept(), self.outgoing.acknowledged());
+        let ping = self.next_ping.wrapping_add(1);
         let Some(other) = self.paths.first_mut() else {
             if self.renews && !self.is_done() {
                 let since = *self.stands_since.get_or_insert(now);
@@ -802,6 +803,10 @@ impl Machine {
         }
         if self.current == number || gone.sent > acknowledged {
             other.rewind(kept);
+        }
+        if gone.is_direct() {
+            // The relay's leg may have broken unseen while it was idle: the kernel finds it out if it has something to deliver.
+            (other.ping, self.next_ping) = (Some(ping), ping);
         }
         if self.current == number {
             let other = other.number;

@@ -925,16 +925,16 @@ fn a_stream_does_not_go_from_leg_to_leg_on_which_nothing_comes_for_ever() {
 fn a_leg_that_the_other_end_doubts_stays_until_there_is_a_new_one() {
     let (mut machine, now) = sent();
     machine.renew();
-    machine.handle_told_doubt(RELAY + 1);
+    machine.handle_doubt(RELAY + 1);
     assert_eq!(machine.need(), Need::Nothing);
-    machine.handle_told_doubt(RELAY);
+    machine.handle_doubt(RELAY);
     assert_eq!((machine.need(), machine.current()), (Need::Better, RELAY));
     machine.receive(RELAY, &[23, 3, 3, 0, 0], now).unwrap();
     assert_eq!(machine.need(), Need::Nothing);
-    machine.handle_told_doubt(RELAY);
+    machine.handle_doubt(RELAY);
     let mut last = Machine::new(Role::Chooses, now);
     last.renew();
-    last.handle_told_doubt(RELAY);
+    last.handle_doubt(RELAY);
     assert!(last.install(LATER, now));
     assert_eq!((last.need(), last.current()), (Need::Nothing, LATER));
 }
@@ -1030,6 +1030,21 @@ fn a_relay_that_is_silent_after_a_change_of_the_network_is_replaced_unless_it_an
     machine.renew();
     machine.handle_network(&[RELAY], now);
     assert!(machine.is_stranded());
+}
+
+/// A NAT may have forgotten the relay's connection while the direct one was in use. The kernel notices it if it has to deliver something.
+#[test]
+fn the_relay_is_asked_for_a_sign_of_life_when_the_stream_returns() {
+    let (mut machine, now) = sent();
+    assert!(machine.install(1, now));
+    machine.handle_loss(1, now);
+    let (mut out, mut ping) = (Vec::new(), Vec::new());
+    machine.transmit(RELAY, now, &mut out);
+    Control::Ping(2).put(&mut ping);
+    assert!(out.windows(ping.len()).any(|some| some == ping), "no ping: {out:?}");
+    // It is slow, or the other end sleeps.
+    machine.handle_deadline(now + RENEWAL);
+    assert_eq!((machine.need(), machine.current()), (Need::Nothing, RELAY));
 }
 
 /// The component may be away for a while, and a new path cannot be had without it.
