@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import secrets
@@ -12,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     import slixmpp
@@ -86,13 +87,38 @@ listen = ""
 """
 
 
+_reserved: list[IO[str]] = []
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing uses. All are held until all are known."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
+    """Free TCP ports below the range that the system uses for outgoing connections.
+
+    Each belongs to this process until it ends. As the tests in Rust do (tests/support), it locks a file for each, so that none takes a
+    port between this call and the moment when a server listens on it.
+    """
+    directory = Path(tempfile.gettempdir()) / "fingerpost-test-ports"
+    directory.mkdir(exist_ok=True)
+    first, number = 11_000, 20_000
+    ports: list[int] = []
+    for step in range(number):
+        # Each process starts elsewhere, which avoids checking taken ports.
+        port = first + (os.getpid() * 61 + step) % number
+        try:
+            # A file of another user cannot be opened: the port may belong to that user.
+            file = (directory / str(port)).open("a")
+        except OSError:
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            file.close()
+            continue
+        _reserved.append(file)
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise RuntimeError(f"no TCP port from {first} to {first + number - 1} is free")
 
 
 class Program:
