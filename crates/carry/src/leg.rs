@@ -29,12 +29,7 @@ impl<S: LegEnd> Leg<S> {
     /// Returns whether the other end has vanished: it answers nothing although the kernel has asked repeatedly. A peer
     /// that reads slowly, or not at all, has not vanished. In-band, the stream's acknowledgements decide.
     pub fn is_gone(&self) -> bool {
-        matches!(self.delivery(), Delivery::Tcp(Some(info)) if info.is_gone())
-    }
-
-    /// Returns whether the next hop may have vanished: it has answered nothing for seconds although the kernel has asked repeatedly.
-    pub fn is_doubtful(&self) -> bool {
-        matches!(self.delivery(), Delivery::Tcp(Some(info)) if info.is_doubtful())
+        self.delivery().is_gone()
     }
 
     /// Returns how many of all written bytes the next hop has acknowledged; `None` if that cannot be known. The next

@@ -45,6 +45,11 @@ impl Delivery {
         matches!(self, Self::Tcp(Some(info)) if info.is_gone())
     }
 
+    /// Returns whether the peer may have vanished: it has answered nothing for seconds although the kernel has asked repeatedly.
+    pub fn is_doubtful(self) -> bool {
+        matches!(self, Self::Tcp(Some(info)) if info.is_doubtful())
+    }
+
     /// Returns whether the peer's kernel has all bytes, as far as the kernel says anything, and the connection lives.
     pub fn is_complete(self) -> bool {
         match self {

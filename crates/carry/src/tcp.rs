@@ -50,12 +50,17 @@ impl Info {
 
     /// Returns whether the peer may have vanished: the network is interrupted, or has forgotten the connection.
     pub fn is_doubtful(&self) -> bool {
-        self.retransmits.max(self.probes) >= ASKED && self.silence >= DOUBTED
+        self.is_silent_for(DOUBTED)
     }
 
     /// Returns whether the peer has vanished. A peer that reads slowly, or not at all, still acknowledges every probe.
     pub fn is_gone(&self) -> bool {
-        self.retransmits.max(self.probes) >= ASKED && self.silence >= SILENCE
+        self.is_silent_for(SILENCE)
+    }
+
+    /// Returns whether the peer was asked repeatedly, and has answered nothing for this long.
+    fn is_silent_for(&self, time: Duration) -> bool {
+        self.retransmits.max(self.probes) >= ASKED && self.silence >= time
     }
 }
 

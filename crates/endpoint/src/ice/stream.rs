@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use fingerpost_carry::leg_end::{Delivery, LegEnd};
+use fingerpost_carry::leg_end::LegEnd;
 use fingerpost_wire::ice::Credentials;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -69,7 +69,7 @@ impl IceStream {
 
     /// Returns whether the other end has vanished, as a [`Leg`](fingerpost_carry::leg::Leg) does.
     pub(crate) fn is_gone(&self) -> bool {
-        matches!(self.stream.delivery(), Delivery::Tcp(Some(info)) if info.is_gone())
+        self.stream.delivery().is_gone()
     }
 
     /// Answers a frame that may be a check. Returns whether it is STUN.

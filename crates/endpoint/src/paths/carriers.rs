@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use fingerpost_carry::leg_end::LegEnd;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep},
@@ -54,16 +55,6 @@ impl CarrierLeg {
             Self::Relay(leg) => leg.local_addr(),
             Self::Direct(stream) => stream.local_addr().ok(),
         }
-    }
-
-    /// Returns whether the other end has vanished, as far as the kernel tells. A direct connection has its own signs of life.
-    fn is_gone(&self) -> bool {
-        matches!(self, Self::Relay(leg) if leg.is_gone())
-    }
-
-    /// Returns whether the next hop may have vanished.
-    fn is_doubtful(&self) -> bool {
-        matches!(self, Self::Relay(leg) if leg.is_doubtful())
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -220,18 +211,25 @@ impl Carriers {
             state.machine.handle_network(&lost, now());
         }
         if mem::take(&mut state.is_looked_at) {
-            let relay = self.carriers.iter().find(|one| !is_direct(one.number));
-            let vanished = relay.filter(|relay| relay.leg.is_gone()).map(|relay| relay.number);
-            if let Some(number) = vanished.filter(|_| state.machine.renews()) {
-                state.broken = Some((io::ErrorKind::TimedOut, VANISHED.to_owned()));
-                state.machine.handle_loss(number, now());
-            } else {
-                state.is_gone = vanished.is_some() && self.carriers.len() == 1;
-                if let Some(relay) = relay.filter(|relay| relay.leg.is_doubtful())
-                    && state.machine.renews()
-                {
-                    state.machine.handle_doubt(relay.number);
+            // A direct connection has its own signs of life.
+            let relay = self.carriers.iter().find_map(|one| match &one.leg {
+                CarrierLeg::Relay(leg) => Some((one.number, leg.delivery())),
+                CarrierLeg::Direct(_) => None,
+            });
+            state.is_gone = false;
+            match relay {
+                Some((number, next_hop)) if state.machine.renews() => {
+                    if next_hop.is_gone() {
+                        state.broken = Some((io::ErrorKind::TimedOut, VANISHED.to_owned()));
+                        state.machine.handle_loss(number, now());
+                    } else if next_hop.is_doubtful() {
+                        state.machine.handle_doubt(number);
+                    }
                 }
+                Some((_, next_hop)) => {
+                    state.is_gone = next_hop.is_gone() && self.carriers.len() == 1
+                }
+                None => {}
             }
         }
     }

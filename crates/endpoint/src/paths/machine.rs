@@ -314,13 +314,6 @@ impl Path {
         }
     }
 
-    /// Returns when the path is lost; `may_be_silent` is how long a direct one may be silent.
-    fn lost_at(&self, may_be_silent: impl Fn(&Self) -> Duration) -> Option<Instant> {
-        let silent = self.silent_since.filter(|_| self.is_direct());
-        let patience = may_be_silent(self);
-        silent.map(|since| since + patience).into_iter().chain(self.doubted).min()
-    }
-
     /// Takes a measured round trip. A shorter one counts at once. A longer one may have spent its time in an outage, or in our own queue:
     /// only several of them count.
     fn measure(&mut self, time: Duration) {
@@ -790,7 +783,8 @@ impl Machine {
         self.incoming.repeat();
         self.events.push_back(Event::Closed(number));
         let (kept, acknowledged) = (self.outgoing.kept(), self.outgoing.acknowledged());
-        let ping = self.next_ping.wrapping_add(1);
+        // The relay's leg may have broken unseen while it was idle: the kernel finds it out if it has something to deliver.
+        let ping = gone.is_direct().then(|| self.fresh_ping());
         let Some(other) = self.paths.first_mut() else {
             if self.renews && !self.is_done() {
                 let since = *self.stands_since.get_or_insert(now);
@@ -804,10 +798,7 @@ impl Machine {
         if self.current == number || gone.sent > acknowledged {
             other.rewind(kept);
         }
-        if gone.is_direct() {
-            // The relay's leg may have broken unseen while it was idle: the kernel finds it out if it has something to deliver.
-            (other.ping, self.next_ping) = (Some(ping), ping);
-        }
+        other.ping = ping.or(other.ping);
         if self.current == number {
             let other = other.number;
             self.go_on(other);
@@ -890,25 +881,31 @@ impl Machine {
 
     /// Returns when [`handle_deadline`](Self::handle_deadline) has to be called.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let (is_parted, may_be_silent) = (self.is_parted(), self.may_be_silent());
+        let is_parted = self.is_parted();
         let of_paths = self
             .paths
             .iter()
             .flat_map(|path| {
-                let lost = path.lost_at(&may_be_silent);
-                [path.ping_at(is_parted), lost, path.echo_at(), path.repeats_at()]
+                [path.ping_at(is_parted), self.lost_at(path), path.echo_at(), path.repeats_at()]
             })
             .flatten();
         of_paths.chain(self.incoming.due()).chain(self.until).min()
     }
 
-    /// Returns what tells how long a direct path may be silent. If it is the only path, its network may come back, and until then
+    /// Returns when a path is lost.
+    fn lost_at(&self, path: &Path) -> Option<Instant> {
+        let silent = path.silent_since.filter(|_| path.is_direct());
+        silent.map(|since| since + self.may_be_silent(path)).into_iter().chain(path.doubted).min()
+    }
+
+    /// Returns how long a direct path may be silent. If it is the only path, its network may come back, and until then
     /// nothing else would carry the stream either.
-    fn may_be_silent(&self) -> impl Fn(&Path) -> Duration + use<> {
-        let is_only = self.paths.len() == 1;
+    fn may_be_silent(&self, path: &Path) -> Duration {
+        if self.paths.len() == 1 {
+            return LONGEST_SILENCE;
+        }
         let is_beside = self.paths.iter().any(|path| !path.is_direct() && !path.is_suspect);
-        let longest = if is_beside { LONGEST_BESIDE } else { LONGEST_SILENCE };
-        move |path| if is_only { LONGEST_SILENCE } else { path.patience().min(longest) }
+        path.patience().min(if is_beside { LONGEST_BESIDE } else { LONGEST_SILENCE })
     }
 
     /// Does what is due.
@@ -917,11 +914,13 @@ impl Machine {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let mut left = self.paths.len();
         loop {
-            let may_be_silent = self.may_be_silent();
-            let overdue = |path: &&mut Path| is_due(path.lost_at(&may_be_silent));
+            let overdue = |path: &usize| is_due(self.lost_at(&self.paths[*path]));
             // A direct connection first: then the relay's leg may be the only path.
-            let overdue = self.paths.iter_mut().filter(overdue);
-            let Some(path) = overdue.max_by_key(|path| path.is_direct()) else { break };
+            let overdue = (0..self.paths.len()).filter(overdue);
+            let Some(path) = overdue.max_by_key(|path| self.paths[*path].is_direct()) else {
+                break;
+            };
+            let path = &mut self.paths[path];
             if path.is_direct() || left > 1 {
                 let number = path.number;
                 self.lose(number, true, now);
@@ -934,14 +933,16 @@ impl Machine {
             self.give_up();
         }
         let is_parted = self.is_parted();
-        let ping = self.next_ping.wrapping_add(1);
-        for path in &mut self.paths {
-            path.repeat(&self.outgoing, now);
-            if is_due(path.ping_at(is_parted)) {
-                (path.ping, self.next_ping) = (Some(ping), ping);
+        for index in 0..self.paths.len() {
+            self.paths[index].repeat(&self.outgoing, now);
+            if is_due(self.paths[index].ping_at(is_parted)) {
+                let ping = self.fresh_ping();
+                let path = &mut self.paths[index];
+                path.ping = Some(ping);
                 // Also if the connection takes nothing any more, not even this.
                 path.silent_since.get_or_insert(now);
             }
+            let path = &mut self.paths[index];
             path.echoes |= is_due(path.echo_at());
         }
     }

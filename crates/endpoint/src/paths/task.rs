@@ -592,6 +592,14 @@ mod tests {
         }
     }
 
+    /// Gives the leg of the relay up for a new one.
+    async fn take_new_leg(paths: &[Paths; 2]) {
+        paths.iter().for_each(Paths::renew);
+        let [a, b] = pair().await.map(TcpLeg::Socket);
+        assert!(paths[1].follow_leg(LATER, b, None));
+        assert!(paths[0].replace(a, None));
+    }
+
     /// The client has given the old leg up, and the server learns it by the new one.
     #[tokio::test]
     async fn a_server_says_again_on_a_new_leg_of_the_relay_that_it_agrees() {
@@ -600,10 +608,7 @@ mod tests {
         let paths = [client.paths.clone(), server.paths.clone()];
         let finding = tokio::spawn(async move { server.run(consent(true)).await });
         assert_eq!(client.told(&mut sealed).await.unwrap().attempt, 0);
-        paths.iter().for_each(Paths::renew);
-        let [a, b] = pair().await.map(TcpLeg::Socket);
-        assert!(paths[1].follow_leg(LATER, b, None));
-        assert!(paths[0].replace(a, None));
+        take_new_leg(&paths).await;
         let again = timeout(Duration::from_secs(60), client.told(&mut sealed)).await;
         assert_eq!(again.expect("it says so again").unwrap().attempt, 0);
         finding.abort();
@@ -618,10 +623,7 @@ mod tests {
         let finding = tokio::spawn(async move { client.run(consent(true)).await });
         server.tell(&Message { attempt: 0, candidates: Vec::new() });
         assert_eq!(server.told(&mut sealed).await.unwrap().attempt, 1);
-        paths.iter().for_each(Paths::renew);
-        let [a, b] = pair().await.map(TcpLeg::Socket);
-        assert!(paths[1].follow_leg(LATER, b, None));
-        assert!(paths[0].replace(a, None));
+        take_new_leg(&paths).await;
         // Long before the answer is given up.
         let next = timeout(ANSWER / 2, server.told(&mut sealed)).await;
         assert_eq!(next.expect("it begins again").unwrap().attempt, 2);
