@@ -230,6 +230,10 @@ impl WatchedContact {
         is_changed
     }
 
+    fn watcher(&mut self, jid: &BareJid) -> Option<&mut Watcher> {
+        self.watchers.iter_mut().find(|watcher| watcher.pair.watcher == *jid)
+    }
+
     /// Returns the slot of a resource.
     fn slot(&self, jid: &FullJid) -> Option<usize> {
         let is_of =
@@ -416,8 +420,7 @@ impl Watchers {
     }
 
     fn find(&mut self, watcher: &BareJid, contact: &BareJid) -> Option<&mut Watcher> {
-        let known = self.contacts.get_mut(contact)?;
-        known.watchers.iter_mut().find(|known| known.pair.watcher == *watcher)
+        self.contacts.get_mut(contact)?.watcher(watcher)
     }
 
     /// Returns the capabilities of a watched contact's resource; `None` also if they are not known.
@@ -645,8 +648,7 @@ impl Watchers {
             let Some(known) = self.contacts.get_mut(&pair.contact) else { continue };
             let resource = || ShownResource { jid: Arc::clone(&jid), priority: 0, ver: None };
             let slot = known.slot(&jid).or_else(|| known.take_slot(resource()));
-            let found = known.watchers.iter_mut().find(|one| one.pair.watcher == pair.watcher);
-            if let (Some(slot), Some(found)) = (slot, found) {
+            if let (Some(slot), Some(found)) = (slot, known.watcher(&pair.watcher)) {
                 // It may believe that the resource is still here.
                 found.told |= u32::from(!is_here) << slot;
                 found.fresh &= !(1 << slot);
@@ -678,8 +680,7 @@ impl Watchers {
         let Some(known) = self.contacts.get_mut(contact) else { return };
         let slot = known.slot(jid);
         let is_due = known.turn != Turn::None;
-        let found = known.watchers.iter_mut().find(|known| known.pair.watcher == *watcher);
-        if let (Some(found), Some(slot)) = (found, slot) {
+        if let (Some(found), Some(slot)) = (known.watcher(watcher), slot) {
             let bit = 1 << slot;
             let was_fresh = found.told & found.fresh & bit != 0;
             found.knows(bit);
