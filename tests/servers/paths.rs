@@ -100,25 +100,31 @@ impl World {
     fn cut(&self, verdict: &str) {
         let ports = format!("{{ {}, {} }}", self.server.client_port(), self.component.socks5);
         let rule = format!("tcp sport != {ports} tcp dport != {ports} {verdict}");
-        let rules = format!(
-            "add table ip cut; add chain ip cut in {{ type filter hook input priority 0; }}; \
-             add rule ip cut in {rule}; add chain ip cut out {{ type filter hook output priority 0; }}; \
-             add rule ip cut out {rule}"
-        );
-        run("ip", &["netns", "exec", self.network.name(), "nft", &rules]);
+        self.filter("cut", [&rule, &rule]);
+    }
+
+    /// Adds a table with a rule for the packets that come in and one for those that go out.
+    fn filter(&self, table: &str, [incoming, outgoing]: [&str; 2]) {
+        self.nft(&format!(
+            "add table ip {table}; add chain ip {table} in {{ type filter hook input priority 0; }}; \
+             add rule ip {table} in {incoming}; add chain ip {table} out {{ type filter hook output priority 0; }}; \
+             add rule ip {table} out {outgoing}"
+        ));
+    }
+
+    fn nft(&self, rules: &str) {
+        run("ip", &["netns", "exec", self.network.name(), "nft", rules]);
     }
 
     /// Resets all connections of the relay, and refuses new ones, until `mended` returns.
     fn reset_relay(&self, mended: impl FnOnce()) {
         let port = self.component.socks5;
-        let rules = format!(
+        self.nft(&format!(
             "add table ip relay; add chain ip relay in {{ type filter hook input priority 0; }}; \
              add rule ip relay in tcp sport {port} tcp flags & rst == 0 reject with tcp reset"
-        );
-        let in_network = ["netns", "exec", self.network.name(), "nft"];
-        run("ip", &[&in_network[..], &[&rules]].concat());
+        ));
         mended();
-        run("ip", &[&in_network[..], &["delete", "table", "ip", "relay"]].concat());
+        self.nft("delete table ip relay");
     }
 
     /// Lets the packets of the relay's connections to Bob vanish, as a NAT does that has forgotten them. New ones work.
@@ -132,13 +138,9 @@ impl World {
         let own: Vec<String> = found.lines().filter_map(own).collect();
         assert!(!own.is_empty(), "{found:?}");
         let own = format!("{{ {} }}", own.join(", "));
-        let rules = format!(
-            "add table ip forgotten; add chain ip forgotten in {{ type filter hook input priority 0; }}; \
-             add rule ip forgotten in tcp sport {port} tcp dport {own} drop; \
-             add chain ip forgotten out {{ type filter hook output priority 0; }}; \
-             add rule ip forgotten out tcp sport {own} tcp dport {port} drop"
-        );
-        run("ip", &["netns", "exec", name, "nft", &rules]);
+        let incoming = format!("tcp sport {port} tcp dport {own} drop");
+        let outgoing = format!("tcp sport {own} tcp dport {port} drop");
+        self.filter("forgotten", [&incoming, &outgoing]);
     }
 
     /// Makes the link slow, so that a transfer takes a while.
@@ -158,7 +160,13 @@ impl World {
     }
 
     fn mend(&self) {
-        run("ip", &["netns", "exec", self.network.name(), "nft", "delete", "table", "ip", "cut"]);
+        self.nft("delete table ip cut");
+    }
+
+    /// Waits until the sender's stream is on a direct path.
+    fn wait_until_direct(&self, sender: &Process, listener: &Listener) {
+        let is_direct = || sender.log().contains(r#""path":"direct""#);
+        wait_for("a direct path", PATIENCE, || self.logs(sender, listener), is_direct);
     }
 
     fn arrived(&self, mut sender: Process, mut listener: Listener, case: &str) {
@@ -227,8 +235,7 @@ fn a_stream_that_returns_to_a_relay_that_is_gone_gets_a_new_leg_long_before_the_
     world.slow_down();
     let (sender, listener) = world.send_over(["always", "always"], &["--transport", "s5b", "-vv"]);
     let logs = || world.logs(&sender, &listener);
-    let is_direct = || sender.log().contains(r#""path":"direct""#);
-    wait_for("a direct path", PATIENCE, logs, is_direct);
+    world.wait_until_direct(&sender, &listener);
     wait_for_bytes(&listener, 1 << 20, logs);
     let had = world.joined();
     world.forget_relay();
@@ -335,8 +342,7 @@ fn a_direct_transfer_is_whole_when_the_component_stays_away() {
         let world = World::start();
         world.slow_down();
         let (sender, listener) = world.send(["always", "always"]);
-        let is_direct = || sender.log().contains(r#""path":"direct""#);
-        wait_for("a direct path", PATIENCE, || world.logs(&sender, &listener), is_direct);
+        world.wait_until_direct(&sender, &listener);
         wait_for_bytes(&listener, 1 << 20, || world.logs(&sender, &listener));
         world.component.signal(signal);
         world.speed_up();
@@ -349,8 +355,7 @@ fn a_direct_transfer_survives_a_crash_of_the_component_and_can_still_return_to_t
     let mut world = World::start();
     world.slow_down();
     let (sender, listener) = world.send(["always", "always"]);
-    let is_direct = || sender.log().contains(r#""path":"direct""#);
-    wait_for("a direct path", PATIENCE, || world.logs(&sender, &listener), is_direct);
+    world.wait_until_direct(&sender, &listener);
     let had = world.joined();
     world.component.kill_and_restart();
     let logs = || world.logs(&sender, &listener);
