@@ -4,32 +4,52 @@
 //! send(2). It has no handshakes, limits, timers or counters, and loses bytes if a socket takes fewer than it is given,
 //! so it serves single bytes and idle pairs only.
 //!
+//! For throughput there is a relay that only calls epoll_wait(2) and splice(2), with a thread for each core and a pipe of 1 MiB
+//! for each pair. It moves bytes in one direction only.
+//!
 //! For in-band bytestreams there is a component that does nothing but read, find the ends of stanzas, and write them
 //! again, many in one call. So it moves as many stanzas and bytes in either direction as one that brokers a stream. It
 //! may wait before each read, so that several blocks have come.
 
 use std::io::{BufRead, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use base64::{Engine, engine};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
 /// Names the ports of the listener and of the sink for a process that is to be this relay.
 const PORTS: &str = "FINGERPOST_BENCH_BOUND";
+/// Names these ports for a process that is to be the relay that only splices.
+const SPLICE_PORTS: &str = "FINGERPOST_BENCH_BOUND_SPLICE";
 /// Names the port of the server and the work for a process that is to be this component.
 const SERVER: &str = "FINGERPOST_BENCH_BOUND_IN_BAND";
 /// How long a component waits until several blocks have come.
 const WAIT: Duration = Duration::from_micros(200);
+/// The size of a pipe.
+const PIPE: usize = 1 << 20;
 /// The name of the listener among events.
 const LISTENER: u64 = u64::MAX;
 
-/// Returns a command that runs this program as the relay.
+/// Returns a command that runs this program as the relay for single bytes.
 pub(crate) fn command(port: u16, sink: u16) -> Command {
+    relay(PORTS, port, sink)
+}
+
+/// Returns a command that runs this program as the relay that only splices.
+pub(crate) fn splice_command(port: u16, sink: u16) -> Command {
+    relay(SPLICE_PORTS, port, sink)
+}
+
+fn relay(variable: &str, port: u16, sink: u16) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.env(PORTS, format!("{port} {sink}"));
+    command.env(variable, format!("{port} {sink}"));
     command
 }
 
@@ -59,9 +79,15 @@ pub(crate) fn run_if_asked() {
         let work = works.into_iter().find(|known| format!("{known:?}") == work).unwrap();
         run_component(port.parse().unwrap(), work);
     }
-    let Ok(ports) = std::env::var(PORTS) else { return };
-    let (port, sink) = ports.split_once(' ').unwrap();
-    let [port, sink] = [port, sink].map(|port| port.parse::<u16>().unwrap());
+    let ports = |variable| {
+        let ports = std::env::var(variable).ok()?;
+        let (port, sink) = ports.split_once(' ').unwrap();
+        Some([port, sink].map(|port| port.parse::<u16>().unwrap()))
+    };
+    if let Some(ports) = ports(SPLICE_PORTS) {
+        run_splices(ports);
+    }
+    let Some([port, sink]) = ports(PORTS) else { return };
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     listener.set_nonblocking(true).unwrap();
     let poller = epoll::create(CreateFlags::CLOEXEC).unwrap();
@@ -101,6 +127,87 @@ pub(crate) fn run_if_asked() {
             if !moved || flags.intersects(EventFlags::RDHUP | EventFlags::HUP) {
                 pairs[index] = None;
                 free.push(index);
+            }
+        }
+    }
+}
+
+/// A pair of which the bytes of one direction are spliced.
+struct Spliced {
+    from: TcpStream,
+    to: TcpStream,
+    pipe: (OwnedFd, OwnedFd),
+    /// The bytes in the pipe.
+    held: usize,
+}
+
+impl Spliced {
+    /// Moves bytes until one of the sockets is not ready. Returns `false` when the stream is over.
+    fn go_on(&mut self) -> bool {
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        loop {
+            if self.held == 0 {
+                match splice(&self.from, None, &self.pipe.1, None, PIPE, flags) {
+                    Ok(n) if n > 0 => self.held = n,
+                    Err(rustix::io::Errno::AGAIN) => return true,
+                    _ => return false,
+                }
+            }
+            match splice(&self.pipe.0, None, &self.to, None, self.held, flags) {
+                Ok(n) if n > 0 => self.held -= n,
+                Err(rustix::io::Errno::AGAIN) => return true,
+                _ => return false,
+            }
+        }
+    }
+}
+
+/// Splices, with the pairs shared out among a thread for each core.
+fn run_splices([port, sink]: [u16; 2]) -> ! {
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let threads: Vec<_> = (0..cores)
+        .map(|_| {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let poller = Arc::new(epoll::create(CreateFlags::CLOEXEC).unwrap());
+            let polled = Arc::clone(&poller);
+            std::thread::spawn(move || splice_pairs(&polled, &receiver));
+            (poller, sender)
+        })
+        .collect();
+    for number in 0.. {
+        let from = listener.accept().unwrap().0;
+        let to = TcpStream::connect(("127.0.0.1", sink)).unwrap();
+        for stream in [&from, &to] {
+            stream.set_nodelay(true).unwrap();
+            stream.set_nonblocking(true).unwrap();
+        }
+        let pipe = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        // An unprivileged user gets 64 of that size.
+        let _smaller = fcntl_setpipe_size(&pipe.1, PIPE);
+        let (poller, sender) = &threads[number % cores];
+        let name = EventData::new_u64((number / cores) as u64);
+        let sockets = [from.try_clone().unwrap(), to.try_clone().unwrap()];
+        sender.send(Spliced { from, to, pipe, held: 0 }).unwrap();
+        let [from, to] = sockets;
+        let flags = EventFlags::RDHUP | EventFlags::ET;
+        epoll::add(poller, from, name, flags | EventFlags::IN).unwrap();
+        epoll::add(poller, to, name, flags | EventFlags::OUT).unwrap();
+    }
+    unreachable!("the numbers do not end")
+}
+
+fn splice_pairs(poller: &OwnedFd, new: &Receiver<Spliced>) {
+    let mut pairs: Vec<Option<Spliced>> = Vec::new();
+    let mut events: Vec<Event> = Vec::with_capacity(256);
+    loop {
+        events.clear();
+        epoll::wait(poller, spare_capacity(&mut events), None).unwrap();
+        pairs.extend(new.try_iter().map(Some));
+        for event in events.drain(..) {
+            let pair = &mut pairs[event.data.u64() as usize];
+            if pair.as_mut().is_some_and(|pair| !pair.go_on()) {
+                *pair = None;
             }
         }
     }

@@ -74,6 +74,11 @@ impl Relay {
         Self::forward(super::BOUND, |port, sink, _| super::bound::command(port, sink))
     }
 
+    /// The least that a relay of many bytes can do.
+    pub(crate) fn splice_bound() -> Self {
+        Self::forward(super::BOUND, |port, sink, _| super::bound::splice_command(port, sink))
+    }
+
     /// The least that a component can do with an in-band bytestream.
     pub(crate) fn in_band_bound(name: &'static str, work: Work) -> Self {
         let server = TcpListener::bind(("127.0.0.1", 0)).unwrap();
