@@ -24,6 +24,7 @@ use crate::{
         self, features,
         hints::{Policies, VerdictPolicy},
         journal::Journal,
+        reachable::day_of,
     },
 };
 
@@ -285,6 +286,24 @@ async fn a_probe_is_answered_truthfully_and_of_a_guest_not_at_all() {
     assert_eq!(world.router.watchers.count(), 1);
     assert_eq!(world.presence(alice, MASK, "unsubscribe", 1).await, ["unavailable"]);
     assert_eq!(world.router.watchers.count(), 0);
+}
+
+/// It could not be told that the contact went.
+#[tokio::test]
+async fn a_watcher_beyond_the_limits_is_shown_nothing() {
+    let mut world = World::new().await;
+    let bob = BareJid::new("bob@example.test").unwrap();
+    let watcher = |number| BareJid::new(&format!("w{number}@example.test")).unwrap();
+    let (mut number, day) = (0, day_of(OffsetDateTime::now_utc()));
+    while world.router.watchers.watch(&watcher(number), &bob, day).is_ok() {
+        number += 1;
+    }
+    assert!(number > 0);
+    world.come("bob@example.test/one");
+    let alice = "alice@example.test";
+    assert_eq!(world.presence(alice, MASK, "subscribe", 2).await, ["subscribed", "unavailable"]);
+    assert_eq!(world.presence(alice, MASK, "probe", 1).await, ["unavailable"]);
+    assert_eq!(world.presence("w0@example.test", MASK, "probe", 1).await, ["available one"]);
 }
 
 impl World {

@@ -380,6 +380,20 @@ fn settings_that_were_read_before_a_watcher_came_back_are_read_again() {
     assert!(!watchers.has(&bob) && watchers.is_idle());
 }
 
+/// Its settings may let its watchers see it now.
+#[test]
+fn a_contact_that_was_shown_to_nobody_is_read_when_anything_may_have_changed() {
+    let (mut watchers, alice, bob) = (Watchers::default(), bare("alice@a"), bare("bob@b"));
+    let (mut now, here) = (Instant::now(), [resource("bob@b/one")]);
+    watchers.watch(&alice, &bob, 1).unwrap();
+    assert!(watchers.is_idle());
+    watchers.all_changed(now);
+    assert_eq!(watchers.next(now).as_ref(), Some(&bob));
+    watchers.not_read(&bob, now);
+    let told = tell_with(&mut watchers, &bob, &here, &mut now, |_| true, || true).concat();
+    assert_eq!(told, ["alice@a +bob@b/one"]);
+}
+
 #[test]
 fn no_more_contacts_are_read_at_once_than_allowed() {
     let (mut watchers, now) = (Watchers::default(), Instant::now());
