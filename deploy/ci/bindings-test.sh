@@ -10,6 +10,8 @@ cd "$(dirname "$0")/../../bindings"
 # Without the Python crate, which maturin builds with settings of its own.
 cargo test --locked -p fingerpost-bindings -p fingerpost-c --no-run --message-format=json >"$CARGO_TARGET_DIR/bindings-tests.json"
 cargo test --locked -p fingerpost-bindings -p fingerpost-c
+# A test alone leaves the C library among the dependencies. With the tests among the targets nothing is built twice.
+cargo build --locked -p fingerpost-bindings -p fingerpost-c --lib --tests
 FINGERPOST_RANDOM_CALLS=$(python3 - "$CARGO_TARGET_DIR/bindings-tests.json" <<'PY'
 import json, sys
 for line in open(sys.argv[1]):
