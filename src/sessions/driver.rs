@@ -93,6 +93,10 @@ pub(super) struct SessionDriver {
     waits: PerSide<Option<bool>>,
     /// What ends the stream between the legs.
     relaying: Option<AbortHandle>,
+    /// Whether the service has ended the session: no byte flows any more.
+    is_cut: bool,
+    /// When the service stops.
+    stops_at: Option<Instant>,
     /// How often the legs were parted, to be replaced.
     parted: u32,
     /// What waits for the connections of the present legs.
@@ -129,6 +133,8 @@ impl SessionDriver {
             receiver: None,
             waits: PerSide::default(),
             relaying: None,
+            is_cut: false,
+            stops_at: None,
             parted: 0,
             expected: Vec::new(),
             registrations: Vec::new(),
@@ -202,7 +208,12 @@ impl SessionDriver {
                 }
                 () = until(self.session.deadline()) => SessionInput::Timeout,
             };
+            let is_end = matches!(input, SessionInput::End(..) | SessionInput::EndInBand);
+            if let SessionInput::Drain(until) = input {
+                self.stops_at = Some(until);
+            }
             self.session.handle(input, Instant::now());
+            self.is_cut |= is_end && self.session.is_over();
         }
         let legs = self.facts.legs.get();
         let legs = legs.map_or(PerSide::both("none"), |legs| legs.map(|leg| leg.as_str()));
@@ -226,7 +237,7 @@ impl SessionDriver {
                 self.send(stanza.refuse(SessionRefusal::Over)).await;
             }
         }
-        if self.relaying.is_some() {
+        if self.relaying.is_some() && !self.is_cut {
             self.linger().await;
         }
     }
@@ -244,9 +255,11 @@ impl SessionDriver {
         let progress = &self.facts.progress;
         // A slow reader gets everything, in bounded time: it keeps a place that no user and no admin can see.
         let until = Instant::now() + self.shared.options().idle_timeout;
+        let until = self.stops_at.map_or(until, |stop| until.min(stop));
         loop {
             let before = progress.bytes();
-            let over = timeout(LINGER, &mut rest).await.is_ok() || Instant::now() >= until;
+            let pause = LINGER.min(until.saturating_duration_since(Instant::now()));
+            let over = timeout(pause, &mut rest).await.is_ok() || Instant::now() >= until;
             if over || progress.bytes() == before && !progress.holds() {
                 break;
             }
