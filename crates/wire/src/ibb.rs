@@ -512,7 +512,8 @@ impl IbbMachine {
             return self.refuse(id, refusal, IbbError::TooLong, now);
         }
         let held = self.held_bytes + payload.len();
-        let entries = MAX_ENTRIES + self.room / BYTES_PER_ENTRY;
+        let lead = self.room / BYTES_PER_ENTRY;
+        let entries = MAX_ENTRIES + lead;
         if held > self.room + TRIALS * TRIAL
             || self.held.len() >= entries
             || self.actions.len() >= MAX_ENTRIES
@@ -532,7 +533,8 @@ impl IbbMachine {
         self.came_since += payload.len();
         self.block_at = now;
         let mut id = id.map(str::to_owned);
-        if held <= self.lead() {
+        // However small its blocks are, a peer may have MAX_ENTRIES of them on their way.
+        if held <= self.lead() && self.held.len() < lead {
             self.actions.extend(id.take().map(|id| IbbAction::Ack { id }));
         }
         self.held.push_back(Block { id, payload });

@@ -475,6 +475,25 @@ fn a_window_is_as_many_bytes_as_the_other_side_holds() {
 }
 
 #[test]
+fn a_slow_reader_stops_a_sender_whose_blocks_are_small() {
+    let (mut machine, now) = machine(Options::default());
+    let mut sent = 0;
+    let mut send = |machine: &mut IbbMachine| {
+        machine.handle_data(Some("x"), sent, "eA==", now);
+        sent += 1;
+        acks(machine).len()
+    };
+    while send(&mut machine) == 1 {}
+    // A sender that does not wait for each answer may have more on their way.
+    for _ in 1..MAX_BLOCKS {
+        assert_eq!(send(&mut machine), 0);
+    }
+    assert_eq!(machine.end(), None);
+    assert_eq!(drain(&mut machine).len(), usize::from(sent));
+    assert_eq!(acks(&mut machine).len(), MAX_BLOCKS);
+}
+
+#[test]
 fn a_flood_of_empty_blocks_is_bounded() {
     let (mut machine, now) = machine(Options::default());
     for seq in 0..10_000 {
