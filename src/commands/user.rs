@@ -1,7 +1,10 @@
 //! The commands of users, each a sequence of pages.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use fingerpost_secure::material::{Material, is_pem};
+use fingerpost_secure::{
+    material::{Material, is_pem},
+    material_error::MaterialError,
+};
 use fingerpost_wire::{
     jid::canonical_bare,
     key::{KeyId, State, stamp},
@@ -199,7 +202,11 @@ impl Commands {
                 "" => NONE,
                 id => id,
             };
-            let material = values.lines("material");
+            // A private key goes no further, not even back to its owner: others may keep what is sent.
+            let material = match holds_private_key(values) {
+                true => String::new(),
+                false => values.lines("material"),
+            };
             let form = Form::new(language, Text::Add)
                 .text(NOTE, Text::PleaseNote, Text::AddNote)
                 .choice("method", Text::KindOfKey, method, methods)
@@ -417,6 +424,23 @@ impl Commands {
     }
 }
 
+/// Returns the bytes that were given as a certificate; `None` if they are not base64.
+fn given_material(values: &Values) -> Option<Vec<u8>> {
+    let material = values.lines("material");
+    let text = material.trim();
+    if is_pem(text.as_bytes()) {
+        return Some(text.as_bytes().to_vec());
+    }
+    let text: String = text.split_whitespace().collect();
+    STANDARD.decode(text).ok()
+}
+
+fn holds_private_key(values: &Values) -> bool {
+    let is_private =
+        |bytes: Vec<u8>| Material::parse(Method::X509, &bytes) == Err(MaterialError::PrivateKey);
+    given_material(values).is_some_and(is_private)
+}
+
 fn read_new(values: &Values) -> Result<NewKey, NoPage> {
     let method: Method = values.one("method").parse().map_err(mistake)?;
     if method == Method::Srp {
@@ -433,13 +457,7 @@ fn read_new(values: &Values) -> Result<NewKey, NoPage> {
     let new = if material.trim().is_empty() {
         NewKey::of_prints(method, prints, label, Source::Self_)
     } else {
-        let text = material.trim();
-        let bytes = if is_pem(text.as_bytes()) {
-            text.as_bytes().to_vec()
-        } else {
-            let text: String = text.split_whitespace().collect();
-            STANDARD.decode(text).map_err(|_| input(Text::BadCertificate))?
-        };
+        let bytes = given_material(values).ok_or_else(|| input(Text::BadCertificate))?;
         let material = Material::parse(method, &bytes).map_err(mistake)?;
         NewKey::of_material(material, &prints, label, Source::Self_)
     };
@@ -540,4 +558,32 @@ pub(super) fn described(
     let seconds = language.fill(Text::Seconds, &[&seconds]);
     lines.extend([legs, seconds, language.fill(Text::Bytes, &[&bytes])]);
     DescribedOption { name, value: session.id.clone(), lines }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(material: &str) -> Values {
+        let lines = material.lines().map(|line| format!("<value>{line}</value>"));
+        let form = format!(
+            "<x xmlns='jabber:x:data' type='submit'><field var='material'>{}</field></x>",
+            lines.collect::<String>()
+        );
+        let mut values = Values::default();
+        values.submit(&form.parse().unwrap()).unwrap();
+        values
+    }
+
+    #[test]
+    fn a_private_key_is_known_in_every_form_in_which_it_may_be_given() {
+        let pem = |kind: &str| format!("-----BEGIN {kind}-----\nAA==\n-----END {kind}-----\n");
+        let private = pem(concat!("PRIVATE ", "KEY"));
+        for given in [private.clone(), STANDARD.encode(&private), pem("CERTIFICATE") + &private] {
+            assert!(holds_private_key(&values(&given)), "{given}");
+        }
+        for given in [pem("CERTIFICATE"), "no base64".to_owned(), String::new()] {
+            assert!(!holds_private_key(&values(&given)), "{given}");
+        }
+    }
 }
