@@ -197,6 +197,11 @@ impl Page {
         if self.at < self.fields.len() { Answer::Ask } else { Answer::Done(self.forth) }
     }
 
+    /// Goes back to the question before, if there is one on this page.
+    pub(super) fn step_back(&mut self) {
+        self.at = self.at.saturating_sub(1);
+    }
+
     /// Returns the request for the next page.
     pub(super) fn request(&self, id: &str, action: &str) -> Element {
         let mut request =

@@ -257,6 +257,9 @@ impl Chats {
                 "cancel"
             } else if words::is(words::BACK, &word) && conversation.page.has_previous {
                 "prev"
+            } else if words::is(words::BACK, &word) {
+                conversation.page.step_back();
+                return self.ask(from, conversation, words, "");
             } else {
                 match conversation.page.take(text) {
                     Answer::Ask => return self.ask(from, conversation, words, ""),

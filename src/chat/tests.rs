@@ -117,6 +117,9 @@ fn a_form_is_asked_field_by_field() {
     assert_eq!(page.question(words), "Sure (2/4)\nAnswer with yes or no.");
     assert_eq!(page.take("perhaps"), Answer::NotUnderstood);
     assert_eq!(page.take("Ja"), Answer::Ask);
+    page.step_back();
+    assert_eq!(page.question(words), "Sure (2/4)\nAnswer with yes or no. Now: yes.");
+    assert_eq!(page.take("-"), Answer::Ask);
     let question = page.question(words);
     assert!(question.ends_with("Now: a@b. Write - to keep it."), "{question}");
     assert_eq!(page.take("-"), Answer::Ask);
