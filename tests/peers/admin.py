@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 from forms import NODE, Run, with_forms
+from jingle_leg import Leg, client_hello, method_x509
 from peer import TIMEOUT, Peer, main, proxied, reason
 from raw_stanzas import initiate
 from slixmpp.exceptions import IqError
@@ -213,6 +214,32 @@ async def sessions(world):
     await mine.go("complete", id=list(shown)[1])
     report["ended by it"] = await ended(ends)
     return report
+
+
+async def flowing(world):
+    """A brokered stream that an admin ends while its initiator writes: whether writing and both connections broke."""
+    users = [await Peer(world.settings, name, "flowing").login() for name in ("alice", "bob")]
+    one, two = [Leg(world.settings, peer, "s5b") for peer in users]
+    to = proxied(users[1].boundjid, world.component)
+    method = [method_x509(fingerprint) for fingerprint in PRINTS]
+    a, b = await asyncio.gather(one.initiate(to, method[0]), two.respond(lambda _: method[1]))
+
+    async def write():
+        await a.sendall(client_hello(), TIMEOUT)
+        while True:
+            await a.sendall(bytes(4096), TIMEOUT)
+
+    writing = asyncio.ensure_future(write())
+    await asyncio.wait_for(b.recv_queue.get(), TIMEOUT)
+    run = await world.run("sessions").go()
+    await run.go("next", jid=world.bob.boundjid.bare)
+    await run.go("complete", id=list(options(run, "id"))[2:])
+    ends = asyncio.gather(writing, a.task, b.task, return_exceptions=True)
+    broken = [isinstance(end, ConnectionError) for end in await asyncio.wait_for(ends, TIMEOUT)]
+    for peer in users:
+        await peer.next_jingle("session-terminate")
+        await peer.disconnect()
+    return [run.status, broken]
 
 
 async def blocks(world):

@@ -4,23 +4,13 @@ Settings: header (what a load balancer would send before each connection; may be
 """
 
 import asyncio
-import ssl
 
-from jingle_leg import Leg, method_x509
+from jingle_leg import Leg, client_hello, method_x509
 from peer import TIMEOUT, Peer, main, proxied
 from slixmpp.exceptions import IqError
 
 PATHS = "urn:fingerpost:paths:0"
 PRINT = "72:72:DF:06:3A:4D:7D:80:97:0E:53:77:0A:8F:CD:A9:80:A3:CB:38"
-
-
-def client_hello():
-    outgoing = ssl.MemoryBIO()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="x").do_handshake()
-    except ssl.SSLWantReadError:
-        return outgoing.read()
 
 
 async def observed(peer, to, sid):

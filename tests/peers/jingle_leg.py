@@ -5,6 +5,7 @@
 
 import asyncio
 import os
+import ssl
 
 from peer import TIMEOUT, hints
 from slixmpp.xmlstream import ET
@@ -31,6 +32,15 @@ class SocketStream:
     async def sendall(self, data, timeout):
         self.writer.write(data)
         await self.writer.drain()
+
+
+def client_hello():
+    outgoing = ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="x").do_handshake()
+    except ssl.SSLWantReadError:
+        return outgoing.read()
 
 
 def method_x509(fingerprint):

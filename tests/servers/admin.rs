@@ -36,7 +36,7 @@ fn every_command(kind: Kind) {
         });
         script("admin.py", &server, settings)
     };
-    let report = run(&component, &["outsiders", "keys", "sessions", "blocks"]);
+    let report = run(&component, &["outsiders", "keys", "sessions", "flowing", "blocks"]);
     assert_eq!(report, expected_before(), "{}", component.log());
     // A block survives a restart, and is in the audit log.
     component.restart();
@@ -99,6 +99,7 @@ fn expected_before() -> Value {
             "not another's": "completed",
             "ended by it": true,
         },
+        "flowing": ["completed", [true, true, true]],
         "blocks": {
             "mistake": ["error"],
             "oneself": ["error"],
